@@ -1,0 +1,103 @@
+"""From a loss function to one number for a batch: the default loss, shape checks, weights, the mean."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from illia_fn._checks import concrete, describe
+from illia_fn._numerics import at_least_float32
+from illia_fn.likelihoods import gaussian_nll
+
+LossFn = Callable[[Any, Any], jax.Array]
+
+
+def check_weights(caller: str, weights: ArrayLike | None) -> None:
+    """Weights are finite, not negative and not all zero, as far as that can be known before tracing."""
+    value = None if weights is None else concrete(weights)
+    if value is not None and not (np.all(value >= 0) and 0 < np.sum(value) < np.inf):
+        raise ValueError(
+            f"{caller}: weights must be finite, not negative and not all zero, got {weights}. Skip empty batches."
+        )
+
+
+def mean_loss(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights: ArrayLike | None) -> jax.Array:
+    """sum_i weights_i loss_i / sum_i weights_i; a scalar loss is taken to be that mean already."""
+    batch_size = _batch_size(caller, outputs, y)
+    outputs, y = jax.tree.map(_widen, (outputs, y))
+    values = jnp.asarray((loss_fn or _default_loss(caller, outputs, y))(outputs, y))
+    if weights is not None and jnp.shape(weights) != (batch_size,):
+        raise ValueError(
+            f"{caller}: weights must have shape ({batch_size},), one per example, got {jnp.shape(weights)}."
+        )
+    if values.ndim == 0:
+        if weights is not None:
+            raise ValueError(
+                f"{caller}: weights need a loss_fn with one value per example, but it returned a scalar. Drop its mean."
+            )
+        return at_least_float32(values)
+    _check_values(caller, values, outputs, y)
+    values = jnp.sum(at_least_float32(values).reshape(batch_size, -1), axis=1)
+    if weights is None:
+        return jnp.mean(values)
+    weights = jnp.asarray(weights, values.dtype)
+    # A padded row may have a loss that is not finite (a label out of range, say); it is left out, not multiplied by 0.
+    return jnp.sum(jnp.where(weights == 0, 0.0, weights * values)) / jnp.sum(weights)
+
+
+def _widen(x: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    return at_least_float32(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _batch_size(caller: str, outputs: Any, y: Any) -> int:
+    output_shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(outputs)]
+    target_shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(y)]
+    if not target_shapes or not all(target_shapes):
+        raise ValueError(f"{caller}: targets y must be arrays with a leading batch axis, got {describe(y)}.")
+    batch_sizes = {shape[0] for shape in output_shapes + target_shapes if shape}
+    if not output_shapes or len(batch_sizes) != 1 or batch_sizes == {0}:
+        raise ValueError(
+            f"{caller}: outputs and targets must have the same batch size, at least 1, got outputs of shape "
+            f"{_join(output_shapes)} and targets of shape {_join(target_shapes)}. The batch axis comes first."
+        )
+    if len(output_shapes) == len(target_shapes) == 1:
+        (output,), (target,) = output_shapes, target_shapes
+        if output == (*target, 1) or target == (*output, 1):
+            raise ValueError(
+                f"{caller}: outputs of shape {output} and targets of shape {target} would broadcast against each "
+                "other. Drop the trailing axis of size 1, for example with outputs[..., 0] in apply_fn."
+            )
+    return batch_sizes.pop()
+
+
+def _check_values(caller: str, values: jax.Array, outputs: Any, y: Any) -> None:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((outputs, y))]
+    if not any(values.shape == shape[: values.ndim] for shape in shapes):
+        raise ValueError(
+            f"{caller}: loss_fn must return a scalar, one value per example, or values with trailing axes that outputs "
+            f"or targets also have, got shape {values.shape} from {_join(shapes)}. Did it broadcast them?"
+        )
+
+
+def _default_loss(caller: str, outputs: Any, y: Any) -> LossFn:
+    """Integer targets are class labels, floating-point targets have a Gaussian likelihood of unit scale."""
+    dtype = getattr(y, "dtype", np.dtype(object))
+    if jnp.issubdtype(dtype, jnp.integer):
+        if getattr(outputs, "shape", ())[:-1] != y.shape:
+            raise ValueError(
+                f"{caller}: integer targets of shape {y.shape} are class labels and need logits with one more axis, "
+                f"got outputs {describe(outputs)}. Pass loss_fn for another likelihood."
+            )
+        return optax.softmax_cross_entropy_with_integer_labels
+    if jnp.issubdtype(dtype, jnp.floating):
+        return gaussian_nll
+    raise ValueError(f"{caller}: there is no default loss for targets {describe(y)}. Pass loss_fn(outputs, y).")
+
+
+def _join(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes)) or "none"

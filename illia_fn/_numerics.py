@@ -1,0 +1,44 @@
+"""Scalar functions that stay right at both ends of the floating-point range."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+HALF_LOG_2PI = 0.9189385332046727
+
+
+def at_least_float32(x: ArrayLike) -> jax.Array:
+    """`x` as an array of float32 or wider: half precision is for storage, not for sums and logarithms."""
+    x = jnp.asarray(float(x) if isinstance(x, int) else x)
+    wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+    return x if wide else x.astype(jnp.float32)
+
+
+def total(terms: Sequence[jax.Array]) -> jax.Array:
+    """Sum all elements of all `terms`, in the widest of their dtypes and at least in float32; 0 if there are none."""
+    sums = [jnp.sum(at_least_float32(term)) for term in terms]
+    dtype = max((term.dtype for term in sums), key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
+    return sum((term.astype(dtype) for term in sums), start=jnp.zeros((), dtype))
+
+
+def log_softplus(rho: jax.Array) -> jax.Array:
+    """log(log(1 + exp(rho))), with gradient sigmoid(rho) / softplus(rho) -> 1 as rho -> -inf."""
+    # Below -40 softplus(rho) = exp(rho) (1 - exp(rho) / 2 + ...) is exp(rho) to the last bit of a float64,
+    # and further down it underflows.
+    return jnp.where(rho < -40.0, rho, jnp.log(jax.nn.softplus(jnp.maximum(rho, -40.0))))
+
+
+def softplus_inverse(scale: jax.Array) -> jax.Array:
+    """rho with softplus(rho) = scale, for scale > 0."""
+    # log(expm1(scale)) overflows for a large scale; this form does not, and is as good for a small one.
+    return scale + jnp.log(-jnp.expm1(-scale))
+
+
+def normal_log_prob(x: jax.Array, loc: jax.Array, log_scale: jax.Array) -> jax.Array:
+    """log N(x; loc, exp(log_scale)^2), element-wise, in nats."""
+    # Multiplying by exp(-log_scale) keeps the gradients finite where dividing by a scale of 1e-30 would square it;
+    # the floor keeps x = loc at a finite density when the scale itself underflows.
+    z = (x - loc) * jnp.exp(-jnp.maximum(log_scale, jnp.log(jnp.finfo(log_scale.dtype).tiny)))
+    return -0.5 * jnp.square(z) - log_scale - HALF_LOG_2PI

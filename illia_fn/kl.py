@@ -1,0 +1,248 @@
+"""KL(q || p): one table of closed forms, and the loss made of it."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from illia_fn._checks import check_key, check_num_samples, describe
+from illia_fn._numerics import at_least_float32, total
+from illia_fn._trees import PyTree, broadcast_prefix, leaves_with_path
+from illia_fn.posteriors import Gaussian, is_posterior, num_params
+from illia_fn.priors import Normal
+
+_CLOSED_FORMS: dict[tuple[type, type], Callable[[Any, Any], jax.Array]] = {}
+
+
+def register_kl(q_type: type, p_type: type) -> Callable[[Callable], Callable]:
+    """Decorate a closed form, f(q, p) -> element-wise KL in nats, to add it to the table of `kl_divergence`.
+
+    The table goes by the exact types of q and p.
+
+    >>> class Flat:
+    ...     '''The improper prior p(w) = 1.'''
+    >>> @register_kl(Gaussian, Flat)
+    ... def _(q, p):
+    ...     return -q.entropy()
+    >>> print(kl_divergence(Gaussian(jnp.zeros(1), jnp.zeros(1)), Flat()).round(3))
+    [-1.052]
+    """
+
+    def register(f: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
+        _CLOSED_FORMS[q_type, p_type] = f
+        return f
+
+    return register
+
+
+def kl_divergence(q: Any, p: Any, *, key: jax.Array | None = None, num_samples: int = 1) -> jax.Array:
+    """KL(q || p) = E_q[log q(w) - log p(w)] of one posterior node, element-wise, in nats.
+
+    Exact where the pair has a closed form (`Gaussian` or `Normal` against either). For any other prior with an
+    element-wise `log_prob` it is -H(q) - mean_s log p(w_s): exact entropy, reparameterised draws w_s ~ q for the rest
+    (unbiased).
+
+    Args:
+        q: a posterior node, or a `Normal`.
+        p: a prior; its parameters are numbers or have the rank of q, with axes that equal q's or are 1.
+        key: a PRNG key, required where there is no closed form.
+        num_samples: draws for the Monte Carlo estimate; not used by a closed form.
+
+    Returns:
+        An array of the shape of q, float32 or wider.
+
+    Raises:
+        ValueError: without a `key` where one is needed, or if the shapes of q and p do not go together.
+        TypeError: if `p` has no `log_prob`.
+
+    >>> q, p = Normal(1.0, 1.0), Normal(0.0, 1.0)
+    >>> print(kl_divergence(q, p))  # (1 - 0)^2 / 2
+    0.5
+    """
+    return _kl_divergence("kl_divergence", q, p, key, num_samples)
+
+
+def kl_tree(
+    params: PyTree, prior: PyTree = Normal(0.0, 0.1), *, key: jax.Array | None = None, num_samples: int = 1
+) -> dict[str, jax.Array]:
+    """KL(q_l || p_l) of every posterior node l, by its path: where the information sits, in nats.
+
+    Args and errors are those of `kl_loss`.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"b": jnp.zeros(3), "w": jnp.ones((2, 3))}, scale=1.0)
+    >>> print({path: round(float(kl), 3) for path, kl in kl_tree(q, Normal(0.0, 1.0)).items()})
+    {"['b']": 0.0, "['w']": 3.0}
+    """
+    return dict(_kl_terms("kl_tree", params, prior, key, num_samples))
+
+
+def kl_loss(
+    params: PyTree,
+    prior: PyTree = Normal(0.0, 0.1),
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    weight: ArrayLike = 1.0,
+    key: jax.Array | None = None,
+    num_samples: int = 1,
+) -> jax.Array:
+    """KL loss, weight * sum_l KL(q_l || p_l) over the posterior nodes l of a tree, in nats.
+
+    With reduction="mean" it is divided by the number of variational parameters, `num_params(params)`: all of them.
+
+    Args:
+        params: a posterior tree; deterministic leaves add no KL.
+        prior: a `Normal`, any object with an element-wise `log_prob`, a prefix tree of these, or a posterior tree of
+            the structure of `params` (yesterday's posterior as today's prior).
+        reduction: "mean" per variational parameter, or "sum".
+        weight: a factor.
+        key: a PRNG key, required if some prior has no closed form (see `kl_divergence`).
+        num_samples: Monte Carlo draws for those.
+
+    Returns:
+        A scalar, float32 or wider. A tree without posterior nodes gives exactly 0 for "sum".
+
+    Raises:
+        ValueError: for an unknown reduction, "mean" of a tree without posterior nodes, a prior that does not match the
+            tree, a missing key.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.ones((2, 3))}, scale=1.0)
+    >>> print(kl_loss(q, Normal(0.0, 1.0)), kl_loss(q, Normal(0.0, 1.0), reduction="sum"))
+    0.5 3.0
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'kl_loss: reduction must be "mean" or "sum", got {reduction!r}.')
+    count = num_params(params)
+    if reduction == "mean" and count == 0:
+        raise ValueError(
+            "kl_loss: params has no posterior node, so there is no mean per variational parameter. Make some leaves "
+            'Bayesian with mean_field, or use reduction="sum", which is 0.'
+        )
+    kl = total_kl("kl_loss", params, prior, key, num_samples)
+    return jnp.asarray(weight, kl.dtype) * (kl / count if reduction == "mean" else kl)
+
+
+def total_kl(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
+    """KL(q || prior) of the whole tree in nats; errors name the caller."""
+    return total([kl for _, kl in _kl_terms(caller, params, prior, key, num_samples)])
+
+
+def _kl_terms(
+    caller: str, params: PyTree, prior: PyTree, key: jax.Array | None, num_samples: int
+) -> list[tuple[str, jax.Array]]:
+    leaves = leaves_with_path(params, is_posterior)
+    priors = broadcast_prefix(caller, "prior", prior, params, is_posterior, _is_prior_leaf)
+    terms = []
+    for index, ((path, q), p) in enumerate(zip(leaves, priors, strict=True)):
+        if is_posterior(q):
+            leaf_key = None if key is None else jax.random.fold_in(key, index)
+            terms.append((path, jnp.sum(_kl_divergence(f"{caller} at params{path}", q, p, leaf_key, num_samples))))
+    return terms
+
+
+def _is_prior_leaf(node: Any) -> bool:
+    return node is None or hasattr(node, "log_prob")
+
+
+def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_samples: int) -> jax.Array:
+    closed_form = _CLOSED_FORMS.get((type(q), type(p)))
+    if closed_form is not None:
+        _check_shapes(caller, q, p)
+        return closed_form(q, p)
+    if not hasattr(p, "log_prob"):
+        raise TypeError(
+            f"{caller}: the prior must have an element-wise log_prob, such as illia_fn.Normal, got {describe(p)}."
+        )
+    if not is_posterior(q):
+        raise TypeError(
+            f"{caller}: q must be a posterior node, such as illia_fn.Gaussian, or a Normal, got {describe(q)}."
+        )
+    if key is None:
+        raise ValueError(
+            f"{caller}: KL({type(q).__name__} || {type(p).__name__}) has no closed form here and is estimated from "
+            "samples: pass key=jax.random.key(...) and num_samples, or use a prior with a closed form, such as Normal."
+        )
+    check_num_samples(caller, num_samples)
+    check_key(caller, key)
+
+    def log_prior(key: jax.Array) -> jax.Array:
+        w = q.sample(key)
+        log_p = p.log_prob(at_least_float32(w))
+        if log_p.shape != w.shape:
+            raise ValueError(
+                f"{caller}: the prior's log_prob must be element-wise: it has shape {log_p.shape} for w of shape "
+                f"{w.shape}."
+            )
+        return log_p
+
+    return -q.entropy() - jnp.mean(jax.vmap(log_prior)(jax.random.split(key, num_samples)), axis=0)
+
+
+def _check_shapes(caller: str, q: Any, p: Any) -> None:
+    shape = np.broadcast_shapes(*map(np.shape, jax.tree.leaves(q)))
+    for sizes in map(np.shape, jax.tree.leaves(p)):
+        if sizes and (
+            len(sizes) != len(shape) or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True))
+        ):
+            raise ValueError(
+                f"{caller}: a prior parameter of shape {sizes} does not go with a posterior of shape {shape}. It must "
+                "be a number, or have as many axes as the posterior, each of the same size or 1."
+            )
+
+
+@register_kl(Gaussian, Normal)
+@register_kl(Gaussian, Gaussian)
+@register_kl(Normal, Normal)
+@register_kl(Normal, Gaussian)
+def _kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
+    """KL = log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
+    q_loc, q_scale, p_loc, p_scale = map(at_least_float32, (q.loc, q.scale, p.loc, p.scale))
+    return _kl_from_scales(q_loc - p_loc, q_scale, q.log_scale, p_scale, p.log_scale)
+
+
+@jax.custom_jvp
+def _kl_from_scales(
+    delta: jax.Array, q_scale: jax.Array, q_log_scale: jax.Array, p_scale: jax.Array, p_log_scale: jax.Array
+) -> jax.Array:
+    """(z^2 + t (t + 2)) / 2 - log(1 + t), with z = delta / s_p and t = s_q / s_p - 1."""
+    z, t = _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale)
+    # Near q = p the terms in t cancel to order t^2; there t - log(1 + t) is summed as a series in u = t / (t + 2):
+    # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u), so t - log(1 + t) = u t - 2 u^3 (1/3 + u^2/5 + u^4/7 + ...).
+    near = jnp.where(jnp.abs(t) < 0.1, t, 0.0)
+    u = near / (near + 2.0)
+    series = jnp.polyval(jnp.asarray([1 / 15, 1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3], t.dtype), jnp.square(u))
+    near_kl = 0.5 * jnp.square(near) + u * near - 2.0 * u**3 * series
+    far_kl = 0.5 * t * (t + 2.0) - (q_log_scale - p_log_scale)
+    return 0.5 * jnp.square(z) + jnp.where(jnp.abs(t) < 0.1, near_kl, far_kl)
+
+
+def _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale):
+    tiny = jnp.finfo(p_scale.dtype).tiny
+    underflows = p_scale < tiny  # then only the logarithms still tell the two scales apart
+    log_ratio = jnp.where(underflows, q_log_scale - p_log_scale, 0.0)
+    t = jnp.where(underflows, jnp.expm1(log_ratio), (q_scale - p_scale) / jnp.where(underflows, 1.0, p_scale))
+    return delta / jnp.maximum(p_scale, tiny), t
+
+
+def _d_delta(tangent, _, *primals):
+    z, _ = _standardise(*primals)
+    return z / jnp.maximum(primals[3], jnp.finfo(z.dtype).tiny) * tangent
+
+
+def _d_q_log_scale(tangent, _, *primals):
+    _, t = _standardise(*primals)
+    return t * (t + 2.0) * tangent
+
+
+def _d_p_log_scale(tangent, _, *primals):
+    z, t = _standardise(*primals)
+    return -(jnp.square(z) + t * (t + 2.0)) * tangent
+
+
+# The scales are functions of their logarithms, so all of their gradient goes through the logarithms: nothing is divided
+# by s^2 or s^3, which underflow, and the gradient at q = p is exactly 0.
+_kl_from_scales.defjvps(_d_delta, None, _d_q_log_scale, None, _d_p_log_scale)

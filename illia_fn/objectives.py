@@ -1,0 +1,167 @@
+"""L(q): what to minimise."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from illia_fn._batch import LossFn, check_weights, mean_loss
+from illia_fn._checks import check_key, check_num_data, check_num_samples
+from illia_fn._trees import PyTree
+from illia_fn.expectation import expectation
+from illia_fn.kl import total_kl
+from illia_fn.posteriors import num_params
+from illia_fn.priors import Normal
+
+
+class ELBOTerms(NamedTuple):
+    """What an ELBO loss is made of: loss = nll + weight * kl, to the last bit.
+
+    Attributes:
+        nll: mean negative log-likelihood per example, averaged over the Monte Carlo samples, in nats.
+        kl: KL(q || prior) of the whole tree, in nats.
+        weight: the factor of the KL: kl_weight / num_data, or kl_weight / num_params(params) without `num_data`.
+    """
+
+    nll: jax.Array
+    kl: jax.Array
+    weight: jax.Array
+
+    @property
+    def loss(self) -> jax.Array:
+        """nll + weight * kl."""
+        weighted = self.weight * self.kl
+        # Under jit XLA contracts a product and a sum into one operation that rounds once. A select between them
+        # prevents that, so that the terms give the same loss outside of jit.
+        return self.nll + jnp.where(jnp.isnan(weighted), jnp.nan, weighted)
+
+
+def elbo_loss(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    x: Any,
+    y: Any,
+    key: jax.Array,
+    num_samples: int = 1,
+    *,
+    loss_fn: LossFn | None = None,
+    prior: PyTree = Normal(0.0, 0.1),
+    num_data: int | None = None,
+    kl_weight: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    needs_key: bool = False,
+    has_aux: bool = False,
+    return_terms: bool = False,
+) -> Any:
+    """Negative evidence lower bound of a model with weights w ~ q: the loss of Bayes by backprop.
+
+    Blundell et al. 2015, Weight uncertainty in neural networks, https://arxiv.org/abs/1505.05424.
+
+    With `num_data=N`, exactly the negative ELBO per training example, in nats:
+
+        L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / N,    kl_weight = 1
+
+    so -N * L bounds the log evidence from below, and the expectation of L is the same for any batch size and any
+    padding. Without `num_data`, the KL is averaged over the P = `num_params(params)` variational parameters, as in
+    illia's ELBOLoss:
+
+        L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / P,    kl_weight = 1e-3
+
+    The expectation is a mean over reparameterised draws, one w for the whole batch; the KL is exact where it has a
+    closed form, and otherwise an unbiased estimate from `num_samples` draws of its own (see `kl_divergence`).
+
+    Args:
+        apply_fn: the model, apply_fn(params, x) -> outputs. With `needs_key=True` (dropout), apply_fn(params, x, key)
+            with a key of its own for each Monte Carlo sample; with `has_aux=True` (batch statistics), it returns
+            (outputs, aux).
+        params: a posterior tree, such as `mean_field` makes; its plain leaves are deterministic parameters.
+        x: inputs, as the model takes them.
+        y: targets, an array or a pytree of arrays with a leading batch axis of size B.
+        key: a PRNG key; a fresh one for each step.
+        num_samples: Monte Carlo samples, a static int of at least 1.
+        loss_fn: loss_fn(outputs, y), a negative log-likelihood in nats: values per example (B,), values with trailing
+            axes (B, ...), which are summed, or a scalar, which is taken to be the mean over examples. None goes by the
+            targets: integers are class labels (`optax.softmax_cross_entropy_with_integer_labels`), floats have a
+            Gaussian likelihood of unit scale (`gaussian_nll`). Half-precision outputs reach it as float32.
+        prior: as in `kl_loss`.
+        num_data: N, the size of the training set.
+        kl_weight: a factor of the KL; may be traced (a schedule).
+        weights: weights of the examples, (B,), for a weighted mean; 0 for padding. If all are 0 under jit, the loss is
+            NaN.
+        needs_key: whether apply_fn takes a key.
+        has_aux: whether apply_fn returns (outputs, aux).
+        return_terms: whether to return the terms of the loss as well.
+
+    Returns:
+        The loss, a scalar of float32 or wider; with `return_terms=True` (loss, terms), an `ELBOTerms`; with
+        `has_aux=True` (loss, aux), every leaf of aux with a leading axis of size `num_samples`; with both (loss,
+        (terms, aux)).
+
+    Raises:
+        ValueError: if batch sizes or shapes of outputs, targets and weights do not match (nothing is broadcast); for
+            num_samples < 1, num_data < 1, a prior that does not match, or, without `num_data`, a tree without posterior
+            nodes.
+        TypeError: if `key` is not a PRNG key.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.zeros((3, 2))}, scale=0.1)
+    >>> x, y = jnp.ones((5, 3)), jnp.array([0, 1, 0, 1, 1])
+    >>> loss, terms = elbo_loss(lambda w, x: x @ w["w"], q, x, y, jax.random.key(0), 8, num_data=100, return_terms=True)
+    >>> print(terms.kl.round(6), loss == terms.nll + terms.weight * terms.kl)
+    0.0 True
+    """
+    _check_arguments("elbo_loss", params, key, num_samples, num_data, weights)
+    draw_key, kl_key = jax.random.split(key)
+
+    def mean_nll(w: PyTree, *apply_key: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, aux = _split_aux("elbo_loss", apply_fn(w, x, *apply_key), has_aux)
+        return mean_loss("elbo_loss", loss_fn, outputs, y, weights), aux
+
+    nll, aux = expectation(mean_nll, params, draw_key, num_samples, needs_key=needs_key, has_aux=True)
+    kl = total_kl("elbo_loss", params, prior, kl_key, num_samples)
+    terms = ELBOTerms(nll, kl, _weight_of_kl("elbo_loss", params, num_data, kl_weight, kl.dtype))
+    return _with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
+
+
+def _check_arguments(caller: str, params: PyTree, key: Any, num_samples: Any, num_data: Any, weights: Any) -> None:
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"{caller}: params has no leaves, got {params!r}. Pass a posterior tree, such as mean_field makes."
+        )
+    check_key(caller, key)
+    check_num_samples(caller, num_samples)
+    check_num_data(caller, num_data)
+    check_weights(caller, weights)
+
+
+def _split_aux(caller: str, result: Any, has_aux: bool) -> tuple[Any, Any]:  # noqa: FBT001
+    if not has_aux:
+        return result, None
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            f"{caller}: with has_aux=True apply_fn must return a pair (outputs, aux), got a {type(result).__name__}."
+        )
+    return result
+
+
+def _weight_of_kl(
+    caller: str, params: PyTree, num_data: int | None, kl_weight: ArrayLike | None, dtype: Any
+) -> jax.Array:
+    if num_data is not None:
+        return jnp.asarray(1.0 if kl_weight is None else kl_weight, dtype) / num_data
+    count = num_params(params)
+    if count == 0:
+        raise ValueError(
+            f"{caller}: params has no posterior node, so there is no KL per variational parameter. Make some leaves "
+            "Bayesian with "
+            "mean_field, or pass num_data, with which the loss of a deterministic tree is its mean negative "
+            "log-likelihood."
+        )
+    return jnp.asarray(1e-3 if kl_weight is None else kl_weight, dtype) / count
+
+
+def _with_extras(loss: jax.Array, *extras: Any) -> Any:
+    """The loss alone, (loss, extra) or (loss, (extra, extra)): what `jax.value_and_grad(has_aux=True)` takes."""
+    return loss if not extras else (loss, extras[0] if len(extras) == 1 else extras)

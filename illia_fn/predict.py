@@ -1,0 +1,45 @@
+"""Predictions after training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from illia_fn._trees import PyTree
+from illia_fn.expectation import map_samples
+
+
+def predict(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    x: Any,
+    key: jax.Array,
+    num_samples: int = 1,
+    *,
+    needs_key: bool = False,
+) -> Any:
+    """Outputs f(x, w_s) of networks w_s ~ q: draws from the posterior predictive, before the likelihood.
+
+    Average probabilities over the leading axis, not logits: p(y | x) = (1 / S) sum_s p(y | f(x, w_s)).
+
+    Args:
+        apply_fn: the model, apply_fn(params, x) -> outputs; with `needs_key=True`, apply_fn(params, x, key).
+        params: a posterior tree.
+        x: inputs, as the model takes them.
+        key: a PRNG key.
+        num_samples: S, a static int of at least 1.
+
+    Returns:
+        The outputs, every leaf with a leading axis of size S.
+
+    Raises:
+        ValueError: if `num_samples` is not an int of at least 1.
+        TypeError: if `key` is not a PRNG key.
+
+    >>> import jax.numpy as jnp
+    >>> from illia_fn import mean_field
+    >>> q = mean_field(jnp.ones((3, 2)), scale=0.1)
+    >>> predict(lambda w, x: x @ w, q, jnp.ones((5, 3)), jax.random.key(0), 4).shape
+    (4, 5, 2)
+    """
+    return map_samples("predict", lambda w, *keys: apply_fn(w, x, *keys), params, key, num_samples, needs_key=needs_key)
