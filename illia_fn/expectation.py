@@ -46,25 +46,26 @@ def expectation(
     >>> print(expectation(jnp.square, q, jax.random.key(0), 10_000).round(1))  # 3^2 + 0.1^2
     9.0
     """
-    result = map_samples("expectation", f, q, key, num_samples, needs_key=needs_key)
+    at_key, keys = at_samples("expectation", f, q, key, num_samples, needs_key=needs_key)
+    if num_samples == 1:  # a vmap of one would still turn every convolution into a grouped one
+        result = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], at_key(keys[0]))
+    else:
+        result = jax.vmap(at_key)(keys)
     values, aux = result if has_aux else (result, None)
     value = jax.tree.map(lambda leaf: jnp.mean(at_least_float32(leaf), axis=0), values)
     return (value, aux) if has_aux else value
 
 
-def map_samples(
+def at_samples(
     caller: str, f: Callable[..., Any], q: PyTree, key: jax.Array, num_samples: int, *, needs_key: bool
-) -> Any:
-    """f(w_s) or f(w_s, key_s) for `num_samples` draws w_s ~ q, stacked along a new leading axis."""
+) -> tuple[Callable[[jax.Array], Any], jax.Array]:
+    """The function key_s -> f(w_s) or f(w_s, key), w_s ~ q, and `num_samples` keys to map it over."""
     check_num_samples(caller, num_samples)
     check_key(caller, key)
 
-    def at_sample(key: jax.Array) -> Any:
+    def at_key(key: jax.Array) -> Any:
         sample_key, f_key = jax.random.split(key)
         w = sample(sample_key, q)
         return f(w, f_key) if needs_key else f(w)
 
-    keys = jax.random.split(key, num_samples)
-    if num_samples == 1:  # a vmap of one would still turn every convolution into a grouped one
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], at_sample(keys[0]))
-    return jax.vmap(at_sample)(keys)
+    return at_key, jax.random.split(key, num_samples)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from illia_fn._trees import PyTree
-from illia_fn.expectation import map_samples
+from illia_fn.expectation import at_samples
 
 
 def predict(
@@ -20,7 +20,8 @@ def predict(
 ) -> Any:
     """Outputs f(x, w_s) of networks w_s ~ q: draws from the posterior predictive, before the likelihood.
 
-    Average probabilities over the leading axis, not logits: p(y | x) = (1 / S) sum_s p(y | f(x, w_s)).
+    The networks run one after another, in the memory of one. Average their probabilities, not their logits:
+    p(y | x) = (1 / S) sum_s p(y | f(x, w_s)).
 
     Args:
         apply_fn: the model, apply_fn(params, x) -> outputs; with `needs_key=True`, apply_fn(params, x, key).
@@ -42,4 +43,9 @@ def predict(
     >>> predict(lambda w, x: x @ w, q, jnp.ones((5, 3)), jax.random.key(0), 4).shape
     (4, 5, 2)
     """
-    return map_samples("predict", lambda w, *keys: apply_fn(w, x, *keys), params, key, num_samples, needs_key=needs_key)
+
+    def outputs(w: PyTree, *apply_key: jax.Array) -> Any:
+        return apply_fn(w, x, *apply_key)
+
+    at_key, keys = at_samples("predict", outputs, params, key, num_samples, needs_key=needs_key)
+    return jax.lax.map(at_key, keys)

@@ -1,0 +1,141 @@
+"""The demo: a Bayesian network next to the same network trained deterministically, on real data.
+
+python -m illia_fn                                  the handwritten digits that come with scikit-learn
+python -m illia_fn --data diabetes                  a regression with predictive intervals
+python -m illia_fn --csv FILE --target COLUMN       your own table: classification or regression
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import illia_fn
+
+try:
+    from flax import nnx
+    from rich.console import Console
+    from rich.progress import track
+
+    from illia_fn._demo import data, models
+    from illia_fn._demo.report import report
+except ModuleNotFoundError as error:
+    sys.exit(f"python -m illia_fn needs {error.name}: pip install 'illia_fn[demo]'")
+
+
+def fit(loss, q, x, y, keys, optimizer, batch_size):
+    """Minimise loss(q, x, y, key) on random minibatches, one step for each key."""
+
+    @jax.jit
+    def step(q, opt_state, key):
+        batch_key, loss_key = jax.random.split(key)
+        batch = jax.random.choice(batch_key, len(x), (batch_size,), replace=False)
+        value, grads = jax.value_and_grad(loss)(q, x[batch], y[batch], loss_key)
+        updates, opt_state = optimizer.update(grads, opt_state, q)
+        return optax.apply_updates(q, updates), opt_state, value
+
+    opt_state, values = optimizer.init(q), []
+    for key in keys:
+        q, opt_state, value = step(q, opt_state, key)
+        values.append(value)
+    return q, jnp.stack(values)
+
+
+def train(dataset, args):
+    """Train the Bayesian network and its deterministic twin; return apply_fn and the parameters of both."""
+    rngs = nnx.Rngs(args.seed)
+    if dataset.classes is None:
+        model = models.Regressor(dataset.x_train.shape[1], rngs)
+    elif dataset.x_train.ndim == 3:
+        model = models.ConvNet(len(dataset.classes), rngs)
+    else:
+        model = models.Classifier(dataset.x_train.shape[1], len(dataset.classes), rngs)
+    graphdef, params = nnx.split(model)
+
+    def apply_fn(params, x):
+        return nnx.merge(graphdef, params)(x)
+
+    def is_weight(params):  # the noise scale of a regression is learned, but not uncertain
+        return jax.tree.map_with_path(lambda path, _: "noise_rho" not in jax.tree_util.keystr(path), params)
+
+    q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
+    x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
+    batch_size = min(128, len(x))
+    keys = jax.random.split(jax.random.key(args.seed), args.epochs * -(-len(x) // batch_size))
+    loss = partial(illia_fn.elbo_loss, apply_fn, num_data=len(x), prior=illia_fn.Normal(0.0, 0.5))
+    if dataset.classes is None:
+        loss = partial(loss, loss_fn=illia_fn.gaussian_nll)
+
+    def run(name, tree, num_samples, learning_rate):
+        progress = track(keys, f"{name:>13}", console=Console(stderr=True))
+        optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, len(keys)))
+        return fit(partial(loss, num_samples=num_samples), tree, x, y, progress, optimizer, batch_size)[0]
+
+    return apply_fn, {
+        "Bayesian": run("Bayesian", q, args.num_samples, 1e-2),
+        "deterministic": run(
+            "deterministic", params, 1, 1e-3
+        ),  # with no posterior in the tree the loss is the mean NLL
+    }
+
+
+def parse(argv):
+    """Read the command line and the data it names; a mistake in either ends the program with a sentence and code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m illia_fn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", choices=data.SOURCES, default="digits", help="comes with scikit-learn [digits]")
+    source.add_argument("--csv", metavar="FILE", help="your own table of numbers, with a line of column names on top")
+    parser.add_argument("--target", metavar="COLUMN", help="the column of --csv to predict")
+    tasks = ("classification", "regression")
+    parser.add_argument("--task", choices=tasks, help="[text, and few whole numbers, are classes]")
+    parser.add_argument("--seed", type=int, default=0, help="of the networks and their training [0]")
+    parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the data [100]")
+    parser.add_argument(
+        "--num-samples", type=positive_int, default=1, help="Monte Carlo samples in a training step [1]"
+    )
+    parser.add_argument("--output", metavar="PNG", type=Path, help="where the picture goes [illia_fn_DATA.png]")
+    args = parser.parse_args(argv)
+    if (args.csv is None) != (args.target is None) or (args.task and not args.csv):
+        parser.error("--csv FILE and --target COLUMN go together, and --task goes with them")
+    try:
+        dataset = data.table(args.csv, args.target, args.task) if args.csv else data.SOURCES[args.data]()
+    except data.DataError as error:
+        parser.error(str(error))
+    args.output = args.output or Path(f"illia_fn_{dataset.name}.png")
+    if not args.output.parent.is_dir():
+        parser.error(f"--output {args.output}: there is no folder {args.output.parent}")
+    return dataset, args
+
+
+def positive_int(text):
+    """Parse a count."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def main(argv=None):
+    """Train, compare, and save the picture."""
+    dataset, args = parse(argv)
+    console = Console()
+    start = time.perf_counter()
+    task = f"{len(dataset.classes)} classes" if dataset.classes else f"regression on {dataset.target}"
+    sizes = f"{len(dataset.x_train)} examples to train on, {len(dataset.x_test)} held out"
+    console.print(f"{dataset.name}: {sizes}, {task}")
+    apply_fn, networks = train(dataset, args)
+    table, figure = report(dataset, apply_fn, networks, args.seed)
+    figure.savefig(args.output, dpi=130)
+    console.print(table)
+    console.print(f"picture: {args.output}   ({time.perf_counter() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

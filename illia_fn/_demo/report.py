@@ -1,0 +1,96 @@
+"""What the trained networks know and how well they know it: a table for the terminal and a figure."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import illia_fn
+from illia_fn import plots
+from illia_fn._demo.data import Dataset
+from illia_fn.metrics import expected_calibration_error, predictive_entropy
+
+NUM_NETWORKS = 32  # draws from the posterior
+Networks = dict[str, Any]  # name -> parameters, variational or not
+
+
+def report(data: Dataset, apply_fn: Callable, networks: Networks, seed: int) -> tuple[Table, Figure]:
+    """Compare the networks on held-out data."""
+    if data.classes is None:
+        return _report_values(data, apply_fn, networks, seed)
+    return _report_classes(data, data.classes, apply_fn, networks, seed)
+
+
+def _predict(apply_fn: Callable, params: Any, x: np.ndarray, seed: int) -> Any:
+    """Outputs of networks drawn from the posterior, (networks, examples, ...), the same networks for all examples."""
+    num_samples = NUM_NETWORKS if illia_fn.num_params(params) else 1
+    predict = jax.jit(lambda x: illia_fn.predict(apply_fn, params, x, jax.random.key(seed + 1), num_samples))
+    chunks = [predict(jnp.asarray(x[i : i + 1000])) for i in range(0, len(x), 1000)]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *chunks)
+
+
+def _report_classes(
+    data: Dataset, classes: list[str], apply_fn: Callable, networks: Networks, seed: int
+) -> tuple[Table, Figure]:
+    inputs = {"held out": data.x_test, **data.shifted, "noise": data.noise}
+    predictions = {
+        name: {
+            kind: np.asarray(jax.nn.softmax(_predict(apply_fn, params, x, seed)).mean(axis=0))
+            for kind, x in inputs.items()
+        }
+        for name, params in networks.items()
+    }
+    table = Table("inputs", "", *networks)
+    for kind in inputs:
+        labels = None if kind == "noise" else data.y_test
+        columns = [_class_metrics(predictions[name][kind], labels) for name in networks]
+        for metric in columns[0]:
+            table.add_row(kind, metric, *[column[metric] for column in columns])
+        table.add_section()
+    images = data.x_test if data.x_test.ndim == 3 else None
+    return table, plots.classification_figure(predictions, data.y_test, classes, images)
+
+
+def _class_metrics(probs: np.ndarray, labels: np.ndarray | None) -> dict[str, str]:
+    metrics = {}
+    if labels is not None:
+        log_probs = np.log(np.maximum(probs[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
+        metrics["accuracy"] = f"{100 * np.mean(probs.argmax(axis=1) == labels):.1f} %"
+        metrics["negative log-likelihood (nats)"] = f"{-np.mean(log_probs):.3f}"
+        metrics["expected calibration error"] = f"{expected_calibration_error(probs, labels):.3f}"
+    metrics["predictive entropy (nats)"] = f"{np.mean(predictive_entropy(probs)):.3f}"
+    return metrics
+
+
+def _report_values(data: Dataset, apply_fn: Callable, networks: Networks, seed: int) -> tuple[Table, Figure]:
+    mean, scale = data.unit
+    targets = mean + scale * data.y_test
+    outputs = {name: _predict(apply_fn, params, data.x_test, seed) for name, params in networks.items()}
+    draws = {name: mean + scale * _draw(*output, seed) for name, output in outputs.items()}
+    columns = []
+    for name, (loc, rho) in outputs.items():
+        nll = jax.vmap(illia_fn.gaussian_nll, (0, None))((loc, rho), jnp.asarray(data.y_test))
+        log_prob = jax.nn.logsumexp(-nll, axis=0) - np.log(len(loc)) - np.log(scale)  # of the mixture, in nats
+        low, high = np.quantile(draws[name], (0.05, 0.95), axis=0)
+        columns.append(
+            {
+                "root mean squared error": f"{np.sqrt(np.mean((mean + scale * loc.mean(axis=0) - targets) ** 2)):.4g}",
+                "negative log-likelihood (nats)": f"{-np.mean(log_prob):.3f}",
+                "coverage of 90 % intervals": f"{100 * plots.coverage(draws[name], targets, 0.9):.0f} %",
+                "width of 90 % intervals": f"{np.mean(high - low):.4g}",
+            }
+        )
+    table = Table("held out", *networks)
+    for metric in columns[0]:
+        table.add_row(metric, *[column[metric] for column in columns])
+    return table, plots.regression_figure(draws, targets, data.target)
+
+
+def _draw(loc: np.ndarray, rho: np.ndarray, seed: int) -> np.ndarray:
+    """Draws from the predictive distribution, (draws, examples)."""
+    noise = np.random.default_rng(seed).normal(size=(4096 // len(loc), *loc.shape))
+    return (loc + np.asarray(jax.nn.softplus(rho)) * noise).reshape(-1, loc.shape[1])
