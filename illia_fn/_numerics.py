@@ -27,7 +27,8 @@ def log_softplus(rho: jax.Array) -> jax.Array:
     """log(log(1 + exp(rho))), with gradient sigmoid(rho) / softplus(rho) -> 1 as rho -> -inf."""
     # Below -40 softplus(rho) = exp(rho) (1 - exp(rho) / 2 + ...) is exp(rho) to the last bit of a float64,
     # and further down it underflows.
-    return jnp.where(rho < -40.0, rho, jnp.log(jax.nn.softplus(jnp.maximum(rho, -40.0))))
+    low = rho < -40.0
+    return jnp.where(low, rho, jnp.log(jax.nn.softplus(jnp.where(low, 0.0, rho))))
 
 
 def softplus_inverse(scale: jax.Array) -> jax.Array:

@@ -208,38 +208,42 @@ def _kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
 def _kl_from_scales(
     delta: jax.Array, q_scale: jax.Array, q_log_scale: jax.Array, p_scale: jax.Array, p_log_scale: jax.Array
 ) -> jax.Array:
-    """(z^2 + t (t + 2)) / 2 - log(1 + t), with z = delta / s_p and t = s_q / s_p - 1."""
-    z, t = _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale)
+    """KL = (z^2 + t (t + 2)) / 2 - log(1 + t), with z = delta / s_p and t = s_q / s_p - 1."""
+    z, t, log_ratio = _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale)
     # Near q = p the terms in t cancel to order t^2; there t - log(1 + t) is summed as a series in u = t / (t + 2):
     # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u), so t - log(1 + t) = u t - 2 u^3 (1/3 + u^2/5 + u^4/7 + ...).
     near = jnp.where(jnp.abs(t) < 0.1, t, 0.0)
     u = near / (near + 2.0)
     series = jnp.polyval(jnp.asarray([1 / 15, 1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3], t.dtype), jnp.square(u))
     near_kl = 0.5 * jnp.square(near) + u * near - 2.0 * u**3 * series
-    far_kl = 0.5 * t * (t + 2.0) - (q_log_scale - p_log_scale)
+    far_kl = 0.5 * t * (t + 2.0) - log_ratio
     return 0.5 * jnp.square(z) + jnp.where(jnp.abs(t) < 0.1, near_kl, far_kl)
 
 
 def _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale):
+    """z, t and log(s_q / s_p), each to a few units in the last place."""
     tiny = jnp.finfo(p_scale.dtype).tiny
     underflows = p_scale < tiny  # then only the logarithms still tell the two scales apart
-    log_ratio = jnp.where(underflows, q_log_scale - p_log_scale, 0.0)
-    t = jnp.where(underflows, jnp.expm1(log_ratio), (q_scale - p_scale) / jnp.where(underflows, 1.0, p_scale))
-    return delta / jnp.maximum(p_scale, tiny), t
+    divisor = jnp.where(underflows, 1.0, p_scale)
+    ratio = q_scale / divisor
+    moderate = ~underflows & (ratio > 1e-4) & (ratio < 1e4)  # elsewhere the difference of logarithms does not cancel
+    log_ratio = jnp.where(moderate, jnp.log(jnp.where(moderate, ratio, 1.0)), q_log_scale - p_log_scale)
+    t = jnp.where(underflows, jnp.expm1(jnp.where(underflows, log_ratio, 0.0)), (q_scale - p_scale) / divisor)
+    return delta / jnp.maximum(p_scale, tiny), t, log_ratio
 
 
 def _d_delta(tangent, _, *primals):
-    z, _ = _standardise(*primals)
+    z, _, _ = _standardise(*primals)
     return z / jnp.maximum(primals[3], jnp.finfo(z.dtype).tiny) * tangent
 
 
 def _d_q_log_scale(tangent, _, *primals):
-    _, t = _standardise(*primals)
+    _, t, _ = _standardise(*primals)
     return t * (t + 2.0) * tangent
 
 
 def _d_p_log_scale(tangent, _, *primals):
-    z, t = _standardise(*primals)
+    z, t, _ = _standardise(*primals)
     return -(jnp.square(z) + t * (t + 2.0)) * tangent
 
 

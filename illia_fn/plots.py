@@ -32,7 +32,7 @@ def classification_figure(
     figure = Figure(figsize=(13, 4.4 if images is None else 7.6), layout="constrained")
     top = bottom = figure
     if images is not None:
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1))  # ty: ignore[not-iterable]
         _draw_least_sure(bottom, next(iter(predictions.items())), labels, classes, images)
     left, *rest = np.ravel(top.subplots(1, 1 + len(predictions), width_ratios=(1.2, *[1] * len(predictions))))
     for name, inputs in predictions.items():

@@ -2,11 +2,14 @@ import jax
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _strict():
-    """No silent promotion of dtypes or ranks anywhere in the library."""
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+@pytest.fixture(autouse=True)
+def _strict(request):
+    """No silent promotion of dtypes or ranks; `promotes` marks tests of other libraries that do promote."""
+    if request.node.get_closest_marker("promotes"):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,164 @@
+"""elbo_loss and kl_loss on models whose evidence, optima and ELBO are known exactly."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from linear_regression import NOISE_VARIANCE, problem
+
+import illia_fn
+from illia_fn import Gaussian, Normal, elbo_loss, gaussian_nll, kl_loss
+
+NLL = partial(gaussian_nll, scale=NOISE_VARIANCE**0.5)
+PRIOR = Normal(0.0, 1.0)
+
+# log evidence, ELBO and KL of the mean-field optimum
+ORACLE = {"yacht": (-303.6921, -305.7293, 21.7469), "energy": (-331.5067, -338.9230, 32.2896)}
+
+
+def linear(w, x):
+    return x @ w
+
+
+def gaussian(loc, scale):
+    return Gaussian(jnp.asarray(loc, jnp.float32), jnp.asarray(np.log(np.expm1(scale)), jnp.float32))
+
+
+def data(p):
+    return jnp.asarray(p.x, jnp.float32), jnp.asarray(p.y, jnp.float32)
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_the_oracle_agrees_with_itself(name):
+    p = problem(name)
+    log_evidence, elbo, kl = ORACLE[name]
+    np.testing.assert_allclose(p.log_evidence, log_evidence, atol=1e-4)
+    np.testing.assert_allclose(p.elbo(p.loc, p.scale), elbo, atol=1e-4)
+    np.testing.assert_allclose(p.kl(p.loc, p.scale), kl, atol=1e-4)
+    # the evidence again, as likelihood times prior over posterior, at the posterior mean
+    n, d = p.x.shape
+    log_joint = -0.5 * (np.sum((p.y - p.x @ p.loc) ** 2) / NOISE_VARIANCE + n * np.log(2 * np.pi * NOISE_VARIANCE))
+    log_joint += -0.5 * (p.loc @ p.loc + d * np.log(2 * np.pi))
+    log_posterior = 0.5 * (np.linalg.slogdet(p.precision)[1] - d * np.log(2 * np.pi))
+    np.testing.assert_allclose(log_joint - log_posterior, p.log_evidence, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_kl_of_the_optimum(name):
+    p = problem(name)
+    np.testing.assert_allclose(kl_loss(gaussian(p.loc, p.scale), PRIOR, reduction="sum"), ORACLE[name][2], rtol=1e-5)
+
+
+def losses(p, q, num_draws, indices, weights=None):
+    """elbo_loss of many keys, one sample each, on rows `indices[i]` at the i-th key."""
+    x, y = data(p)
+
+    def one(key, rows):
+        return elbo_loss(linear, q, x[rows], y[rows], key, loss_fn=NLL, prior=PRIOR, num_data=len(y), weights=weights)
+
+    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num_draws), indices), np.float64)
+
+
+def assert_mean(values, expected):
+    standard_error = values.std() / np.sqrt(len(values))
+    assert abs(values.mean() - expected) < 5 * standard_error, (values.mean(), expected, standard_error)
+
+
+@pytest.mark.parametrize("name", ORACLE)
+@pytest.mark.parametrize("batch_size", [1, 10, 77, None])
+def test_the_elbo_of_the_optimum_for_any_batch_size(name, batch_size):
+    p = problem(name)
+    n = len(p.y)
+    num_draws = 4000
+    rng = np.random.default_rng(0)
+    if batch_size is None:
+        indices = np.tile(np.arange(n), (num_draws, 1))
+    else:
+        indices = np.stack([rng.choice(n, batch_size, replace=False) for _ in range(num_draws)])
+    values = losses(p, gaussian(p.loc, p.scale), num_draws, indices)
+    assert_mean(-n * values, ORACLE[name][1])
+
+
+def test_padding_does_not_change_the_expectation():
+    p = problem("yacht")
+    n = len(p.y)
+    rng = np.random.default_rng(1)
+    indices = np.stack([np.append(rng.choice(n, 10, replace=False), [0, 0, 0]) for _ in range(4000)])
+    values = losses(p, gaussian(p.loc, p.scale), 4000, indices, weights=jnp.array([1.0] * 10 + [0.0] * 3))
+    assert_mean(-n * values, ORACLE["yacht"][1])
+
+
+def test_padding_changes_no_single_value():
+    p = problem("yacht")
+    q = gaussian(p.loc, p.scale)
+    rows = np.arange(20)[None]
+    padded = np.append(rows, [[5, 5, 5, 5]], axis=1)
+    weights = jnp.array([1.0] * 20 + [0.0] * 4)
+    np.testing.assert_allclose(losses(p, q, 1, padded, weights), losses(p, q, 1, rows), rtol=1e-6)
+
+
+def test_more_samples_same_expectation_less_variance():
+    p = problem("yacht")
+    x, y = data(p)
+    q = gaussian(p.loc, p.scale)
+    loss = partial(elbo_loss, linear, q, x, y, loss_fn=NLL, prior=PRIOR, num_data=len(y))
+    keys = jax.random.split(jax.random.key(3), 1000)
+    one = np.asarray(jax.jit(jax.vmap(loss))(keys), np.float64)
+    sixteen = np.asarray(jax.jit(jax.vmap(partial(loss, num_samples=16)))(keys), np.float64)
+    assert_mean(-len(y) * sixteen, ORACLE["yacht"][1])
+    # a ratio of two variances of 1000 draws: relative standard error about sqrt(2 kurtosis / 1000) < 0.15
+    assert 0.5 < 16 * sixteen.var() / one.var() < 2.0
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_the_gradient_vanishes_at_the_optimum(name):
+    p = problem(name)
+    x, y = data(p)
+    grad = jax.grad(partial(elbo_loss, linear, loss_fn=NLL, prior=PRIOR, num_data=len(y)))
+    keys = jax.random.split(jax.random.key(1), 4000)
+    grads = jax.jit(jax.vmap(lambda key: grad(gaussian(p.loc, p.scale), x, y, key)))(keys)
+    for leaf in jax.tree.leaves(grads):
+        standard_error = leaf.std(axis=0) / np.sqrt(len(keys))
+        np.testing.assert_array_less(np.abs(leaf.mean(axis=0)), 5 * standard_error)
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("name", ORACLE)
+def test_training_from_a_cold_start_reaches_the_optimum(name):
+    p = problem(name)
+    x, y = data(p)
+    q = illia_fn.mean_field(jnp.zeros(x.shape[1]), scale=0.5)
+    num_steps = 4000
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, num_steps))
+    loss = partial(elbo_loss, linear, num_samples=4, loss_fn=NLL, prior=PRIOR, num_data=len(y))
+
+    def step(carry, key):
+        q, state = carry
+        batch_key, key = jax.random.split(key)
+        rows = jax.random.choice(batch_key, len(y), (64,), replace=False)
+        grads = jax.grad(loss)(q, x[rows], y[rows], key)
+        updates, state = optimizer.update(grads, state, q)
+        return (optax.apply_updates(q, updates), state), None
+
+    keys = jax.random.split(jax.random.key(0), num_steps)
+    (q, _), _ = jax.jit(partial(jax.lax.scan, step))((q, optimizer.init(q)), keys)
+    reached = p.elbo(np.asarray(q.loc, np.float64), np.asarray(q.scale, np.float64))
+    assert ORACLE[name][1] - 0.25 < reached < ORACLE[name][1] + 1e-3
+
+
+def test_scalar_case():
+    """Prior N(0, 1), y = 5, unit noise: at the posterior N(5/2, 1/2) every draw of log p(y, w) - log q(w) is log Z."""
+    q = gaussian(np.array([2.5]), np.array([0.5**0.5]))
+    log_evidence = -0.5 * (25 / 2 + np.log(2 * np.pi * 2))
+    np.testing.assert_allclose(log_evidence, -7.5155, atol=1e-4)
+    x, y = jnp.ones((1, 1)), jnp.array([5.0])
+    for seed in range(5):
+        w = illia_fn.sample(jax.random.key(seed), q)
+        log_weight = -gaussian_nll(x @ w, y)[0] + PRIOR.log_prob(w)[0] - illia_fn.log_prob(q, w)
+        np.testing.assert_allclose(log_weight, log_evidence, atol=2e-6)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    values = jax.vmap(lambda key: elbo_loss(linear, q, x, y, key, prior=PRIOR, num_data=1))(keys)
+    assert_mean(-np.asarray(values, np.float64), log_evidence)

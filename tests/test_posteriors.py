@@ -1,0 +1,186 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import illia_fn
+from illia_fn import Gaussian, is_posterior, mean_field
+
+PARAMS = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}, "steps": jnp.int32(7), "flag": jnp.array([True])}
+
+
+@pytest.fixture
+def q():
+    return mean_field(PARAMS, scale=0.05)
+
+
+def test_mean_field_replaces_floating_leaves_only(q):
+    assert is_posterior(q["dense"]["kernel"])
+    assert is_posterior(q["dense"]["bias"])
+    assert q["steps"] is PARAMS["steps"]
+    assert q["flag"] is PARAMS["flag"]
+    chex.assert_trees_all_equal(illia_fn.mean(q), PARAMS)
+    np.testing.assert_allclose(q["dense"]["kernel"].stddev, 0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"dense": {"kernel": True, "bias": False}, "steps": False, "flag": False},
+        lambda params: jax.tree.map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params),
+    ],
+)
+def test_mask_is_a_prefix_tree_or_a_callable(mask):
+    q = mean_field(PARAMS, scale=0.05, mask=mask)
+    assert is_posterior(q["dense"]["kernel"])
+    assert q["dense"]["bias"] is PARAMS["dense"]["bias"]
+    assert illia_fn.num_params(q) == 12
+
+
+def test_mask_for_a_whole_subtree():
+    assert illia_fn.num_params(mean_field(PARAMS, scale=0.1, mask={"dense": True, "steps": False, "flag": False})) == 15
+
+
+def test_scale_is_a_number_or_a_prefix_tree():
+    scale = {"dense": {"kernel": jnp.linspace(0.1, 1.2, 12).reshape(4, 3), "bias": 0.5}, "steps": None, "flag": None}
+    q = mean_field(PARAMS, scale=scale)
+    np.testing.assert_allclose(q["dense"]["kernel"].stddev, scale["dense"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(q["dense"]["bias"].stddev, 0.5, rtol=1e-6)
+
+
+def test_sample_has_the_moments_of_q():
+    q = mean_field({"a": jnp.full(200, 2.0), "b": {"c": jnp.full(200, -1.0)}}, scale={"a": 0.5, "b": 0.1})
+    w = jax.vmap(illia_fn.sample, (0, None))(jax.random.split(jax.random.key(0), 1000), q)
+    for draws, loc, scale in ((w["a"], 2.0, 0.5), (w["b"]["c"], -1.0, 0.1)):
+        n = draws.size
+        assert abs(draws.mean() - loc) < 5 * scale / np.sqrt(n)
+        assert abs(draws.std() / scale - 1) < 5 / np.sqrt(2 * n)
+    correlation = np.mean((w["a"] - 2.0) * (w["b"]["c"] + 1.0)) / (0.5 * 0.1)  # leaves are independent
+    assert abs(correlation) < 5 / np.sqrt(w["a"].size)
+
+
+def test_a_half_precision_sample_is_drawn_in_float32():
+    q = Gaussian(jnp.zeros(100_000, jnp.bfloat16), jnp.full(100_000, 0.5413, jnp.bfloat16))  # scale 1
+    w = q.sample(jax.random.key(0))
+    assert w.dtype == jnp.bfloat16
+    # a bfloat16 draw never exceeds 2.7 and takes 127 values; of 100 000 float32 draws some 270 lie beyond 3
+    assert 200 < np.sum(np.abs(w.astype(np.float32)) > 3) < 350
+    assert abs(w.astype(np.float32).std() - 1) < 5 / np.sqrt(2 * w.size)
+
+
+def test_sample_is_reparameterised(q):
+    key = jax.random.key(0)
+    w, tangents = jax.jvp(lambda loc: illia_fn.sample(key, Gaussian(loc, jnp.zeros(3))), (jnp.zeros(3),), (jnp.ones(3),))
+    np.testing.assert_array_equal(tangents, 1.0)
+    drho = jax.grad(lambda rho: illia_fn.sample(key, Gaussian(jnp.zeros(3), rho)).sum())(jnp.zeros(3))
+    np.testing.assert_allclose(drho, 0.5 * w / np.log(2), rtol=1e-6)  # sigmoid(0) * noise
+
+
+def test_log_prob_sums_over_posterior_nodes(q):
+    w = illia_fn.sample(jax.random.key(1), q)
+    expected = sum(
+        jax.scipy.stats.norm.logpdf(w["dense"][name], q["dense"][name].loc, q["dense"][name].scale).sum()
+        for name in ("kernel", "bias")
+    )
+    np.testing.assert_allclose(illia_fn.log_prob(q, w), expected, rtol=1e-6)
+
+
+def test_entropy_is_minus_the_expected_log_prob():
+    q = Gaussian(jnp.zeros(10_000), jnp.full(10_000, -2.0))
+    negative_log_probs = -q.log_prob(q.sample(jax.random.key(0)))
+    standard_error = np.std(negative_log_probs) / np.sqrt(10_000)
+    assert abs(np.mean(negative_log_probs) - q.entropy()[0]) < 5 * standard_error
+
+
+def test_stddev_of_a_deterministic_leaf_is_zero(q):
+    stddev = illia_fn.stddev({"w": q["dense"]["bias"], "b": jnp.ones(2), "n": 3})
+    np.testing.assert_allclose(stddev["w"], 0.05, rtol=1e-6)
+    np.testing.assert_array_equal(stddev["b"], 0.0)
+    assert stddev["n"] == 0
+
+
+def loss(q):
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(illia_fn.sample(jax.random.key(0), q)))
+
+
+@pytest.fixture
+def floats(q):
+    return q["dense"]
+
+
+def test_survives_jit_grad_vmap_and_donation(floats):
+    grads = jax.jit(jax.grad(loss))(floats)
+    assert jax.tree.structure(grads) == jax.tree.structure(floats)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), floats)
+    np.testing.assert_allclose(jax.vmap(loss)(stacked), loss(floats), rtol=1e-6)
+    doubled = jax.jit(lambda q: jax.tree.map(lambda leaf: 2 * leaf, q), donate_argnums=0)(stacked)
+    assert is_posterior(doubled["kernel"])
+    assert stacked["kernel"].loc.is_deleted()
+
+
+def by_field(params):
+    return jax.tree.map_with_path(lambda path, _: path[-1].name, params)
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(1e-2),
+        optax.masked(optax.adam(1e-2), {"kernel": True, "bias": False}),
+        optax.multi_transform({"loc": optax.adam(1e-2), "rho": optax.sgd(1e-1)}, by_field),
+    ],
+)
+def test_optax_steps(floats, optimizer):
+    @jax.jit
+    def step(q, state):
+        value, grads = jax.value_and_grad(loss)(q)
+        updates, state = optimizer.update(grads, state, q)
+        return optax.apply_updates(q, updates), state, value
+
+    state = optimizer.init(floats)
+    q, state, first = step(floats, state)
+    q, state, second = step(q, state)
+    assert second < first
+    assert is_posterior(q["kernel"])
+
+
+@pytest.mark.promotes
+def test_multi_transform_freezes_by_path(floats):
+    optimizer = optax.multi_transform({"loc": optax.sgd(0.1), "rho": optax.set_to_zero()}, by_field)
+    updates, _ = optimizer.update(jax.grad(loss)(floats), optimizer.init(floats), floats)
+    q = optax.apply_updates(floats, updates)
+    np.testing.assert_array_equal(q["kernel"].rho, floats["kernel"].rho)
+    assert not np.array_equal(q["kernel"].loc, floats["kernel"].loc)
+
+
+def test_nodes_carry_anything_through_jax_tree(floats):
+    shapes = jax.tree.map(jnp.shape, floats)
+    assert shapes["kernel"].loc == (4, 3)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(floats)]
+    assert paths == ["['bias'].loc", "['bias'].rho", "['kernel'].loc", "['kernel'].rho"]
+    assert jax.eval_shape(lambda q: q, floats)["bias"].rho.shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtype_is_kept(dtype):
+    q = mean_field(jnp.ones(3, dtype), scale=0.1)
+    for leaf in (q.loc, q.rho, illia_fn.sample(jax.random.key(0), q), illia_fn.stddev(q)):
+        assert leaf.dtype == dtype
+    assert illia_fn.log_prob(q, q.loc).dtype == jnp.float32
+
+
+def test_float64(x64):
+    q = mean_field(jnp.ones(3), scale=0.1)
+    assert illia_fn.sample(jax.random.key(0), q).dtype == jnp.float64
+    np.testing.assert_allclose(q.stddev, 0.1, rtol=1e-15)
+
+
+def test_a_new_family_must_be_complete():
+    class Delta(illia_fn.Posterior):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Delta()
