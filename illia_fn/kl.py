@@ -212,12 +212,13 @@ def _kl_from_scales(
     z, t, log_ratio = _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale)
     # Near q = p the terms in t cancel to order t^2; there t - log(1 + t) is summed as a series in u = t / (t + 2):
     # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u), so t - log(1 + t) = u t - 2 u^3 (1/3 + u^2/5 + u^4/7 + ...).
-    near = jnp.where(jnp.abs(t) < 0.1, t, 0.0)
+    is_near = jnp.abs(t) < 0.3
+    near = jnp.where(is_near, t, 0.0)
     u = near / (near + 2.0)
-    series = jnp.polyval(jnp.asarray([1 / 15, 1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3], t.dtype), jnp.square(u))
+    series = jnp.polyval(jnp.asarray([1 / k for k in range(23, 1, -2)], t.dtype), jnp.square(u))
     near_kl = 0.5 * jnp.square(near) + u * near - 2.0 * u**3 * series
     far_kl = 0.5 * t * (t + 2.0) - log_ratio
-    return 0.5 * jnp.square(z) + jnp.where(jnp.abs(t) < 0.1, near_kl, far_kl)
+    return 0.5 * jnp.square(z) + jnp.where(is_near, near_kl, far_kl)
 
 
 def _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale):

@@ -32,10 +32,9 @@ class ELBOTerms(NamedTuple):
     @property
     def loss(self) -> jax.Array:
         """nll + weight * kl."""
-        weighted = self.weight * self.kl
-        # Under jit XLA contracts a product and a sum into one operation that rounds once. A select between them
-        # prevents that, so that the terms give the same loss outside of jit.
-        return self.nll + jnp.where(jnp.isnan(weighted), jnp.nan, weighted)
+        # Under jit XLA contracts a product and a sum into one operation that rounds once. A select between the two keeps
+        # them apart, so that the terms make up the loss outside of jit as well.
+        return self.nll + jnp.where(jnp.isfinite(self.kl), self.weight * self.kl, self.kl)
 
 
 def elbo_loss(

@@ -19,7 +19,9 @@ def exact_log_softplus(rho):
 def test_log_softplus_value_and_gradient_at_both_ends(transform):
     rho = jnp.asarray(RHO, jnp.float32)
     np.testing.assert_allclose(transform(log_softplus)(rho), exact_log_softplus(RHO).astype(float), rtol=3e-7)
-    exact_gradient = np.where(RHO < -100, 1.0, 1 / (1 + np.exp(np.clip(-RHO, -700, 700))) / np.exp(exact_log_softplus(RHO)))
+    exact_gradient = np.where(
+        RHO < -100, 1.0, 1 / (1 + np.exp(np.clip(-RHO, -700, 700))) / np.exp(exact_log_softplus(RHO))
+    )
     np.testing.assert_allclose(jax.vmap(jax.grad(log_softplus))(rho), exact_gradient.astype(float), rtol=1e-6)
 
 

@@ -72,7 +72,9 @@ def test_a_half_precision_sample_is_drawn_in_float32():
 
 def test_sample_is_reparameterised(q):
     key = jax.random.key(0)
-    w, tangents = jax.jvp(lambda loc: illia_fn.sample(key, Gaussian(loc, jnp.zeros(3))), (jnp.zeros(3),), (jnp.ones(3),))
+    w, tangents = jax.jvp(
+        lambda loc: illia_fn.sample(key, Gaussian(loc, jnp.zeros(3))), (jnp.zeros(3),), (jnp.ones(3),)
+    )
     np.testing.assert_array_equal(tangents, 1.0)
     drho = jax.grad(lambda rho: illia_fn.sample(key, Gaussian(jnp.zeros(3), rho)).sum())(jnp.zeros(3))
     np.testing.assert_allclose(drho, 0.5 * w / np.log(2), rtol=1e-6)  # sigmoid(0) * noise

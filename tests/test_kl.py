@@ -1,0 +1,306 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpyro.distributions.kl import kl_divergence as numpyro_kl
+
+import illia_fn
+from illia_fn import Gaussian, Normal, kl_divergence, kl_loss, kl_tree, mean_field
+
+F32_MAX = float(np.finfo(np.float32).max)
+log_scales = st.floats(-30.0, 30.0)  # scales from 1e-30 to 1e30
+locs = st.floats(-1e3, 1e3, width=32)
+rhos = st.floats(-1e4, 1e4, width=32)
+relative = st.sampled_from([0.0, 1e-7, 3e-4, 0.05, 0.299, 0.301, 0.5, -3e-4, -0.05, -0.2999, -0.3001, -0.9])
+
+
+def exact_kl(q_loc, q_scale, p_loc, p_scale):
+    """The textbook formula in long double, from the float32 (or float64) numbers that the function is given."""
+    q_loc, q_scale, p_loc, p_scale = (np.longdouble(float(x)) for x in (q_loc, q_scale, p_loc, p_scale))
+    ratio = q_scale / p_scale
+    return ((ratio**2 - 1) / 2 - np.log(ratio)) + ((q_loc - p_loc) / p_scale) ** 2 / 2
+
+
+def assert_close_or_overflows(value, exact, rtol):
+    if exact < F32_MAX * 0.99:
+        np.testing.assert_allclose(value, float(exact), rtol=rtol, atol=1e-19)
+    elif exact > F32_MAX * 1.01:
+        assert value == np.inf  # the KL itself is beyond float32
+
+
+@settings(deadline=None, max_examples=300)
+@given(locs, log_scales, locs, log_scales)
+@example(0.0, 0.0, 0.0, 0.0)
+@example(1e3, -30.0, -1e3, 30.0)
+@example(0.0, 30.0, 0.0, -30.0)
+def test_normal_to_normal_in_float32(q_loc, q_log10, p_loc, p_log10):
+    q_scale, p_scale = np.float32(10.0**q_log10), np.float32(10.0**p_log10)
+    q_loc, p_loc = np.float32(q_loc), np.float32(p_loc)
+    delta_exact = np.float32(q_loc - p_loc)  # the difference of two float32 numbers is rounded once
+    value = kl_divergence(Normal(q_loc, q_scale), Normal(p_loc, p_scale))
+    assert_close_or_overflows(value, exact_kl(delta_exact, q_scale, 0.0, p_scale), 3e-6)
+
+
+@settings(deadline=None, max_examples=300)
+@given(log_scales, relative)
+@example(0.0, 3e-4)
+def test_close_scales_do_not_cancel(log10, change):
+    p_scale = np.float32(10.0**log10)
+    q_scale = np.float32(p_scale * (1 + change))
+    value = kl_divergence(Normal(0.0, q_scale), Normal(0.0, p_scale))
+    np.testing.assert_allclose(value, float(exact_kl(0.0, q_scale, 0.0, p_scale)), rtol=2e-6, atol=2e-19)
+
+
+def test_the_figure_of_the_design():
+    value = kl_divergence(Normal(0.0, np.float32(1.0003)), Normal(0.0, np.float32(1.0)))
+    np.testing.assert_allclose(value, 9.0e-8, rtol=2e-3)
+
+
+@settings(deadline=None, max_examples=200)
+@given(locs, rhos, locs, log_scales)
+@example(0.0, -1e4, 0.0, -30.0)
+@example(0.0, 1e4, 0.0, 30.0)
+@example(0.0, -90.0, 0.0, 0.0)
+@example(0.0, 89.0, 0.0, 0.0)
+def test_gaussian_against_numpyro_in_float64(q_loc, rho, p_loc, p_log10):
+    with jax.enable_x64(True):
+        q = Gaussian(jnp.float64(q_loc), jnp.float64(rho))
+        p_scale = 10.0**p_log10
+        value, grads = jax.value_and_grad(lambda q: kl_divergence(q, Normal(p_loc, p_scale)))(q)
+        assert np.isfinite(value)
+        assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(grads))
+        if q.scale > 1e-150 * p_scale:  # numpyro squares the ratio, which underflows further down
+            with jax.numpy_dtype_promotion("standard"):
+                oracle = numpyro_kl(dist.Normal(q.loc, q.scale), dist.Normal(p_loc, p_scale))
+            np.testing.assert_allclose(value, oracle, rtol=1e-13, atol=1e-13)
+
+
+@settings(deadline=None, max_examples=200)
+@given(locs, rhos, locs, log_scales)
+@example(0.0, -1e4, 0.0, 0.0)
+@example(1.0, -90.0, 1.0, 0.0)
+@example(1.0, 89.0, 0.0, 0.0)
+@example(1.0, 1e4, 0.0, -30.0)
+def test_gradients_in_float32(q_loc, rho, p_loc, p_log10):
+    """Against float64: equal where float32 can hold them, infinite where it cannot, never NaN."""
+
+    def gradient(dtype):
+        def kl(loc, rho, p_loc, p_scale):
+            return kl_divergence(Gaussian(loc, rho), Normal(p_loc, p_scale))
+
+        p_scale = np.float32(10.0**p_log10)
+        return jax.grad(kl, (0, 1, 2, 3))(*(jnp.asarray(x, dtype) for x in (q_loc, rho, p_loc, p_scale)))
+
+    single = gradient(jnp.float32)
+    with jax.enable_x64(True):
+        double = gradient(jnp.float64)
+    for value, exact in zip(map(float, single), map(float, double), strict=True):
+        assert not np.isnan(value)
+        if abs(exact) < 1e-3 * F32_MAX**0.5 and p_log10 > -18:  # no intermediate overflows
+            np.testing.assert_allclose(value, exact, rtol=1e-4, atol=1e-4 * max(1.0, 1 / 10.0**p_log10))
+        elif abs(exact) < F32_MAX / 10:
+            assert np.isfinite(value) or abs(exact) > F32_MAX**0.5
+
+
+@settings(deadline=None, max_examples=100)
+@given(locs, rhos)
+@example(0.0, -1e4)
+@example(0.0, 1e4)
+@example(0.0, -40.0)
+def test_q_equal_p_is_exactly_zero_with_zero_gradient(loc, rho):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        q = Gaussian(jnp.asarray([loc], dtype), jnp.asarray([rho], dtype))
+        value, grads = jax.value_and_grad(lambda q, p: kl_loss(q, p), (0, 1))(q, q)
+        assert value == 0.0
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
+
+
+@settings(deadline=None, max_examples=100)
+@given(locs, log_scales)
+def test_equal_normals_have_zero_kl_and_gradient(loc, log10):
+    p = Normal(jnp.float32(loc), jnp.float32(10.0**log10))
+    value, grads = jax.value_and_grad(kl_divergence, (0, 1))(p, p)
+    assert value == 0.0
+    assert all(leaf == 0 for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("q_log_scale", [-3.0, -0.05, 0.0, 0.02, 1.0])
+def test_second_derivatives(x64, q_log_scale):
+    """Near and far from q = p: the Hessian of the textbook formula."""
+
+    def kl(theta):
+        return kl_divergence(Normal(theta[0], jnp.exp(theta[1])), Normal(theta[2], jnp.exp(theta[3])))
+
+    def textbook(theta):
+        q_loc, q_log, p_loc, p_log = theta
+        return p_log - q_log + (jnp.exp(2 * q_log) + (q_loc - p_loc) ** 2) / (2 * jnp.exp(2 * p_log)) - 0.5
+
+    theta = jnp.array([0.3, q_log_scale, 0.3, 0.0])
+    np.testing.assert_allclose(jax.hessian(kl)(theta), jax.hessian(textbook)(theta), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(jax.jacfwd(kl)(theta), jax.grad(textbook)(theta), rtol=1e-9, atol=1e-12)
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+SEED_NETWORK = {
+    "layer1": {"kernel": (64, 128), "bias": (128,)},
+    "layer2": {"kernel": (128, 10), "bias": (10,)},
+}
+
+
+def seed_posterior():
+    """The seed library's defaults: loc ~ 0.1 N(0, 1), rho = -7 + 0.1 N(0, 1)."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda shape: Gaussian(
+            jnp.asarray(0.1 * rng.normal(size=shape), jnp.float32),
+            jnp.asarray(-7 + 0.1 * rng.normal(size=shape), jnp.float32),
+        ),
+        SEED_NETWORK,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def test_mean_is_over_all_variational_parameters():
+    q = seed_posterior()
+    assert illia_fn.num_params(q) == 9610
+    # E[log(0.1 / scale)] = log(0.1) + 7 and E[loc^2] / (2 * 0.1^2) = 1/2; the mean of 9610 draws has a standard error of
+    # sqrt(1/2 + 0.1^2) / sqrt(9610)
+    expected = np.log(0.1) + 7 + 0.5 - 0.5
+    assert abs(kl_loss(q) - expected) < 5 * np.sqrt(0.51 / 9610)
+    np.testing.assert_allclose(kl_loss(q), 4.71, atol=0.02)
+    np.testing.assert_allclose(kl_loss(q, reduction="sum"), 9610 * kl_loss(q), rtol=1e-6)
+    np.testing.assert_allclose(kl_loss(q, weight=0.25), 0.25 * kl_loss(q), rtol=1e-6)
+
+
+def test_kl_tree_breaks_the_sum_down_by_path():
+    q = seed_posterior()
+    tree = kl_tree(q)
+    assert list(tree) == [f"['layer{i}']['{name}']" for i in (1, 2) for name in ("bias", "kernel")]
+    np.testing.assert_allclose(sum(tree.values()), kl_loss(q, reduction="sum"), rtol=1e-6)
+    np.testing.assert_allclose(tree["['layer2']['bias']"], kl_divergence(q["layer2"]["bias"], Normal(0.0, 0.1)).sum())
+
+
+def test_deterministic_leaves_add_nothing():
+    q = mean_field({"a": jnp.ones(3), "b": jnp.ones(5)}, scale=0.1, mask={"a": True, "b": False})
+    np.testing.assert_allclose(kl_loss(q), kl_loss(q["a"]), rtol=1e-6)
+    assert list(kl_tree(q)) == ["['a']"]
+
+
+def test_a_tree_without_posteriors():
+    assert kl_loss({"w": jnp.ones(3)}, reduction="sum") == 0.0
+    assert kl_tree({"w": jnp.ones(3)}) == {}
+
+
+def test_prior_prefix_tree():
+    q = seed_posterior()
+    prior = {"layer1": Normal(0.0, 1.0), "layer2": {"kernel": Normal(0.0, 0.1), "bias": Normal(1.0, 2.0)}}
+    expected = sum(
+        kl_loss(node, p, reduction="sum")
+        for node, p in (
+            (q["layer1"], Normal(0.0, 1.0)),
+            (q["layer2"]["kernel"], Normal(0.0, 0.1)),
+            (q["layer2"]["bias"], Normal(1.0, 2.0)),
+        )
+    )
+    np.testing.assert_allclose(kl_loss(q, prior, reduction="sum"), expected, rtol=1e-6)
+
+
+def test_a_posterior_tree_as_prior():
+    q = seed_posterior()
+    yesterday = mean_field(illia_fn.mean(q), scale=0.3)
+    as_normal = jax.tree.map(lambda node: Normal(node.loc, node.scale), yesterday, is_leaf=illia_fn.is_posterior)
+    np.testing.assert_allclose(kl_loss(q, yesterday), kl_loss(q, as_normal), rtol=1e-6)
+    assert kl_loss(q, q) == 0.0
+
+
+def test_a_partly_bayesian_posterior_as_prior():
+    q = mean_field({"a": jnp.ones(3), "b": jnp.ones(5)}, scale=0.1, mask={"a": True, "b": False})
+    assert kl_loss(q, q) == 0.0
+    np.testing.assert_allclose(kl_loss(q, {"a": Normal(0.0, 1.0), "b": None}), kl_loss(q["a"], Normal(0.0, 1.0)))
+
+
+def test_a_prior_per_input_row():
+    """Axes of size 1 are explicit; automatic relevance determination has one scale for each row of a kernel."""
+    q = mean_field(jnp.ones((4, 3)), scale=0.1)
+    scale = jnp.array([[0.1], [0.2], [0.3], [0.4]])
+    full = jnp.tile(scale, (1, 3))
+    np.testing.assert_allclose(kl_loss(q, Normal(0.0, scale)), kl_loss(q, Normal(0.0, full)), rtol=1e-6)
+
+
+def test_empirical_bayes():
+    """The gradient with respect to the prior vanishes at the scale that fits best: s^2 = mean(loc^2 + scale^2)."""
+    q = seed_posterior()
+    nodes = jax.tree.leaves(q, is_leaf=illia_fn.is_posterior)
+    squares = [np.mean(np.square(node.loc) + np.square(node.scale)) for node in nodes]
+    sizes = [node.loc.size for node in nodes]
+    best = np.sqrt(np.average(squares, weights=sizes))
+    loc_grad, scale_grad = jax.grad(lambda loc, scale: kl_loss(q, Normal(loc, scale)), (0, 1))(0.0, jnp.float32(best))
+    np.testing.assert_allclose(scale_grad, 0.0, atol=1e-4)
+    other = jax.grad(lambda scale: kl_loss(q, Normal(0.0, scale)))(jnp.float32(0.2))
+    np.testing.assert_allclose(other, 1 / 0.2 - best**2 / 0.2**3, rtol=1e-4)
+    assert np.isfinite(loc_grad)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_dtypes_accumulate_in_float32(dtype, transform):
+    q = Gaussian(jnp.full(5000, 0.5, dtype), jnp.full(5000, -1.0, dtype))
+    value = transform(kl_loss)(q, Normal(0.0, 1.0))
+    assert value.dtype == jnp.float32
+    scale = np.log1p(np.exp(-1.0))
+    np.testing.assert_allclose(value, 0.5 * (scale**2 + 0.25 - 1) - np.log(scale), rtol=1e-5)
+
+
+def test_many_parameters_in_float32():
+    q = Gaussian(jnp.full(5_000_000, 0.1), jnp.full(5_000_000, -7.0))
+    exact = float(kl_divergence(Gaussian(q.loc[:1], q.rho[:1]), Normal(0.0, 0.1))[0])
+    np.testing.assert_allclose(kl_loss(q, reduction="sum"), 5_000_000 * exact, rtol=1e-6)
+
+
+def test_vmap_over_posteriors():
+    q = mean_field(jnp.arange(6.0).reshape(2, 3), scale=0.1)
+    each = [kl_loss(Gaussian(loc, rho)) for loc, rho in zip(q.loc, q.rho, strict=True)]
+    np.testing.assert_allclose(jax.vmap(kl_loss)(q), each, rtol=1e-6)
+
+
+# --- priors without a closed form ------------------------------------------------------------------------------------
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("prior", [dist.Laplace(0.0, 0.5), dist.StudentT(4.0, 0.0, 0.5)])
+def test_monte_carlo_kl_against_quadrature(prior):
+    q = Gaussian(jnp.float32([0.3]), jnp.float32([-1.0]))
+    grid = np.linspace(-8, 8, 200_001) * float(q.scale[0]) + 0.3
+    log_q = np.asarray(q.log_prob(jnp.asarray(grid, jnp.float32)), np.float64)
+    exact = np.trapezoid(np.exp(log_q) * (log_q - np.asarray(prior.log_prob(grid), np.float64)), grid)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    values = np.asarray(jax.vmap(lambda key: kl_divergence(q, prior, key=key, num_samples=10)[0])(keys), np.float64)
+    standard_error = values.std() / np.sqrt(len(values))
+    assert abs(values.mean() - exact) < 5 * standard_error
+    assert standard_error < 0.01 * exact  # the test is sharp
+
+
+@pytest.mark.promotes
+def test_monte_carlo_kl_of_a_tree():
+    q = seed_posterior()
+    laplace = dist.Laplace(0.0, 0.1)
+    prior = {"layer1": Normal(0.0, 0.1), "layer2": laplace}
+    key = jax.random.key(0)
+    tree = kl_tree(q, prior, key=key, num_samples=3)
+    np.testing.assert_allclose(
+        sum(tree.values()), kl_loss(q, prior, reduction="sum", key=key, num_samples=3), rtol=1e-6
+    )
+    np.testing.assert_allclose(tree["['layer1']['bias']"], kl_tree(q)["['layer1']['bias']"], rtol=1e-6)
+    grads = jax.jit(jax.grad(lambda q: kl_loss(q, prior, key=key)))(q)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.promotes
+def test_leaves_have_noise_of_their_own():
+    q = mean_field({"a": jnp.zeros(4), "b": jnp.zeros(4)}, scale=0.1)
+    tree = kl_tree(q, dist.Laplace(0.0, 0.1), key=jax.random.key(0))
+    assert tree["['a']"] != tree["['b']"]

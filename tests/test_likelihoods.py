@@ -1,0 +1,59 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from illia_fn import gaussian_nll
+
+RNG = np.random.default_rng(0)
+LOC = RNG.normal(size=5).astype(np.float32)
+Y = RNG.normal(size=5).astype(np.float32)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("scale", [None, 1e-3, 0.5, 20.0])
+def test_fixed_scale(scale, wrap):
+    expected = -stats.norm.logpdf(Y, LOC, 1.0 if scale is None else scale)
+    np.testing.assert_allclose(wrap(partial(gaussian_nll, scale=scale))(LOC, Y), expected, rtol=1e-5)
+
+
+def test_an_array_of_fixed_scales():
+    scale = np.linspace(0.1, 2, 5).astype(np.float32)
+    np.testing.assert_allclose(gaussian_nll(LOC, Y, scale=scale), -stats.norm.logpdf(Y, LOC, scale), rtol=1e-5)
+
+
+def test_learned_scale():
+    expected = -stats.norm.logpdf(Y, LOC, np.log1p(np.exp(0.3)))
+    np.testing.assert_allclose(gaussian_nll((LOC, jnp.float32(0.3)), Y), expected, rtol=1e-5)
+
+
+def test_predicted_scale():
+    rho = np.linspace(-5, 5, 5).astype(np.float32)
+    expected = -stats.norm.logpdf(Y, LOC, np.log1p(np.exp(rho.astype(float))))
+    np.testing.assert_allclose(gaussian_nll((LOC, rho), Y), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rho", [-1e4, -90.0, 89.0, 1e4])
+def test_finite_with_finite_gradients_at_both_ends(rho):
+    value, grads = jax.value_and_grad(lambda loc, rho: gaussian_nll((loc, rho), jnp.ones(1))[0], (0, 1))(
+        jnp.ones(1), jnp.full(1, rho)
+    )
+    scale = rho if rho > 0 else None
+    np.testing.assert_allclose(value, (np.log(scale) if scale else rho) + 0.5 * np.log(2 * np.pi), rtol=1e-6)
+    np.testing.assert_allclose(grads[1], 1 / scale if scale else 1.0, rtol=1e-6)
+    assert grads[0] == 0
+
+
+def test_trailing_axes_are_summed_per_example():
+    loc, y = RNG.normal(size=(2, 4, 3, 2)).astype(np.float32)
+    expected = -stats.norm.logpdf(y, loc, 0.3).sum(axis=(1, 2))
+    np.testing.assert_allclose(gaussian_nll(loc, y, scale=0.3), expected, rtol=1e-5)
+
+
+def test_half_precision_is_computed_in_float32():
+    value = gaussian_nll(jnp.zeros(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16))
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, 0.5 + 0.5 * np.log(2 * np.pi), rtol=1e-6)

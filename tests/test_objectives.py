@@ -1,0 +1,281 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import illia_fn
+from illia_fn import Normal, elbo_loss, kl_loss, mean_field
+
+KEY = jax.random.key(0)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+LABELS = jnp.array([0, 1, 2, 1, 0, 2])
+VALUES = jnp.linspace(-1.0, 1.0, 6)
+
+
+def linear(w, x):
+    return x @ w["kernel"] + w["bias"]
+
+
+def vector(w, x):
+    return linear(w, x)[:, 0]
+
+
+@pytest.fixture
+def params():
+    return {"kernel": jnp.arange(9.0).reshape(3, 3) / 9, "bias": jnp.zeros((1, 3))}
+
+
+@pytest.fixture
+def q(params):
+    return mean_field(params, scale=0.05)
+
+
+@pytest.fixture
+def sharp(params):
+    """A posterior so narrow that every draw is the mean: the Monte Carlo term is exact."""
+    return mean_field(params, scale=1e-20)
+
+
+def test_the_six_argument_call(q):
+    loss = elbo_loss(linear, q, X, LABELS, KEY, 2)
+    assert loss.shape == ()
+    assert jnp.isfinite(loss)
+
+
+def test_without_num_data_it_is_the_convention_of_illia(sharp, params):
+    nll = optax.softmax_cross_entropy_with_integer_labels(linear(params, X), LABELS).mean()
+    expected = nll + 1e-3 * kl_loss(sharp, reduction="sum") / 12
+    np.testing.assert_allclose(elbo_loss(linear, sharp, X, LABELS, KEY), expected, rtol=1e-6)
+
+
+def test_with_num_data_it_is_the_negative_elbo_per_example(sharp, params):
+    nll = optax.softmax_cross_entropy_with_integer_labels(linear(params, X), LABELS).mean()
+    expected = nll + kl_loss(sharp, Normal(0.0, 1.0), reduction="sum") / 50
+    loss = elbo_loss(linear, sharp, X, LABELS, KEY, num_data=50, prior=Normal(0.0, 1.0))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_floats_have_a_gaussian_likelihood_of_unit_scale(sharp, params):
+    nll = np.mean(0.5 * np.square(vector(params, X) - VALUES) + 0.5 * np.log(2 * np.pi))
+    _, terms = elbo_loss(vector, sharp, X, VALUES, KEY, num_data=6, return_terms=True)
+    np.testing.assert_allclose(terms.nll, nll, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("kwargs", [{}, {"num_data": 7}, {"num_data": 50, "kl_weight": 0.3}])
+def test_terms_make_up_the_loss_to_the_last_bit(q, kwargs, wrap):
+    loss = wrap(partial(elbo_loss, linear, num_samples=3, return_terms=True, **kwargs))
+    value_and_grad = wrap(jax.value_and_grad(loss, has_aux=True))
+    for seed in range(20):
+        for value, terms in (
+            loss(q, X, LABELS, jax.random.key(seed)),
+            value_and_grad(q, X, LABELS, jax.random.key(seed))[0],
+        ):
+            assert float(value) == float(np.float32(terms.nll) + np.float32(terms.weight) * np.float32(terms.kl))
+
+
+def test_terms_hold_what_they_say(q):
+    _, terms = elbo_loss(linear, q, X, LABELS, KEY, num_data=50, kl_weight=0.5, return_terms=True)
+    np.testing.assert_allclose(terms.kl, kl_loss(q, reduction="sum"), rtol=1e-6)
+    np.testing.assert_allclose(terms.weight, 0.01, rtol=1e-6)
+    _, terms = elbo_loss(linear, q, X, LABELS, KEY, return_terms=True)
+    np.testing.assert_allclose(terms.weight, 1e-3 / 12, rtol=1e-6)
+
+
+def test_a_kl_weight_of_zero_has_the_kl_as_its_gradient(q):
+    grad = jax.grad(lambda kl_weight: elbo_loss(linear, q, X, LABELS, KEY, num_data=10, kl_weight=kl_weight))(0.0)
+    np.testing.assert_allclose(grad, kl_loss(q, reduction="sum") / 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_samples_are_drawn_anew(q, num_samples):
+    """The seed library averaged the same outputs over again; here n samples are n draws, averaged."""
+    seen = []
+
+    def spy(w, x):
+        jax.debug.callback(lambda kernel: seen.append(float(kernel[0, 0])), w["kernel"])
+        return linear(w, x)
+
+    jax.block_until_ready(elbo_loss(spy, q, X, LABELS, KEY, num_samples))
+    jax.effects_barrier()
+    assert len(set(seen)) == num_samples
+
+
+def test_an_identical_call_has_an_identical_value(q):
+    loss = partial(elbo_loss, linear, q, X, LABELS, num_samples=3)
+    assert loss(key=KEY) == loss(key=KEY)
+    assert loss(key=KEY) != loss(key=jax.random.key(1))
+    np.testing.assert_allclose(jax.jit(loss)(key=KEY), loss(key=KEY), rtol=1e-6)
+
+
+# --- loss functions ----------------------------------------------------------------------------------------------------
+
+
+def squared(outputs, y):
+    return jnp.square(outputs - y)
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        squared,  # (B, 3): trailing axes are summed
+        lambda outputs, y: squared(outputs, y).sum(axis=1),  # (B,)
+        lambda outputs, y: squared(outputs, y).sum(axis=1).mean(),  # a scalar mean
+    ],
+)
+def test_per_example_trailing_and_scalar_losses_agree(sharp, params, loss_fn):
+    y = jnp.ones((6, 3))
+    expected = np.sum(np.square(np.asarray(linear(params, X)) - 1), axis=1).mean()
+    _, terms = elbo_loss(linear, sharp, X, y, KEY, 2, loss_fn=loss_fn, return_terms=True)
+    np.testing.assert_allclose(terms.nll, expected, rtol=1e-5)
+
+
+def test_sequences_of_labels(params, sharp):
+    y = jnp.stack([LABELS] * 4, axis=1)
+
+    def apply_fn(w, x):
+        return jnp.stack([linear(w, x)] * 4, axis=1)  # (B, T, C)
+
+    _, terms = elbo_loss(apply_fn, sharp, X, y, KEY, return_terms=True)
+    expected = 4 * optax.softmax_cross_entropy_with_integer_labels(linear(params, X), LABELS).mean()
+    np.testing.assert_allclose(terms.nll, expected, rtol=1e-6)
+
+
+def test_outputs_and_targets_may_be_trees(sharp):
+    y = {"label": LABELS, "value": VALUES}
+
+    def loss_fn(outputs, y):
+        logits, (loc, rho) = outputs
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y["label"])
+        return cross_entropy + illia_fn.gaussian_nll((loc, rho), y["value"])
+
+    def apply_fn(w, x):
+        return linear(w, x), (vector(w, x), jnp.float32(0.5))
+
+    assert jnp.isfinite(elbo_loss(apply_fn, sharp, X, y, KEY, loss_fn=loss_fn))
+
+
+def test_weights_are_a_weighted_mean(sharp, params):
+    weights = jnp.array([0.0, 1.0, 2.0, 0.5, 0.0, 1.0])
+    nll = optax.softmax_cross_entropy_with_integer_labels(linear(params, X), LABELS)
+    _, terms = elbo_loss(linear, sharp, X, LABELS, KEY, weights=weights, return_terms=True)
+    np.testing.assert_allclose(terms.nll, np.average(nll, weights=weights), rtol=1e-6)
+
+
+@pytest.mark.parametrize("label", [-1, 999])
+def test_padding_may_hold_any_label(q, label):
+    weights = jnp.array([True, True, True, True, False, False])
+    y = jnp.where(weights, LABELS, label)
+    loss = partial(elbo_loss, linear, num_data=10, weights=weights)
+    value, grads = jax.value_and_grad(loss)(q, X, y, KEY)
+    expected, expected_grads = jax.value_and_grad(partial(elbo_loss, linear, num_data=10))(q, X[:4], LABELS[:4], KEY)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for leaf, exact in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(leaf, exact, rtol=1e-4, atol=1e-7)
+
+
+# --- models ------------------------------------------------------------------------------------------------------------
+
+
+def test_aux_has_one_row_per_sample(q):
+    def apply_fn(w, x):
+        return linear(w, x), {"norm": jnp.sum(jnp.square(w["kernel"]))}
+
+    value, aux = elbo_loss(apply_fn, q, X, LABELS, KEY, 5, has_aux=True)
+    assert aux["norm"].shape == (5,)
+    assert len(np.unique(aux["norm"])) == 5
+    _, (terms, aux) = elbo_loss(apply_fn, q, X, LABELS, KEY, 1, has_aux=True, return_terms=True)
+    assert aux["norm"].shape == (1,)
+    assert terms.loss == elbo_loss(linear, q, X, LABELS, KEY, 1)
+    (_, aux), _ = jax.value_and_grad(partial(elbo_loss, apply_fn, has_aux=True), has_aux=True)(q, X, LABELS, KEY, 2)
+    assert aux["norm"].shape == (2,)
+
+
+def test_a_model_with_a_key_gets_one_per_sample(sharp):
+    def apply_fn(w, x, key):
+        return linear(w, x), jax.random.uniform(key)
+
+    loss = partial(elbo_loss, apply_fn, sharp, X, LABELS, num_samples=64, needs_key=True, has_aux=True)
+    _, noise = loss(KEY)
+    assert len(np.unique(noise)) == 64
+    np.testing.assert_array_equal(noise, loss(KEY)[1])
+
+
+def test_partly_bayesian_and_deterministic_trees(params):
+    q = mean_field(params, scale=0.1, mask={"kernel": True, "bias": False})
+    grads = jax.grad(partial(elbo_loss, linear))(q, X, LABELS, KEY)
+    assert np.any(grads["bias"] != 0)
+    nll = optax.softmax_cross_entropy_with_integer_labels(linear(params, X), LABELS).mean()
+    np.testing.assert_allclose(elbo_loss(linear, params, X, LABELS, KEY, 3, num_data=6), nll, rtol=1e-6)
+
+
+def test_params_come_first_after_partial(q):
+    loss = partial(elbo_loss, linear, num_samples=2, num_data=60)
+    value, grads = jax.jit(jax.value_and_grad(loss))(q, X, LABELS, KEY)
+    assert jax.tree.structure(grads) == jax.tree.structure(q)
+    assert value.shape == ()
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_half_precision_is_reduced_in_float32(params, dtype, num_samples):
+    q = mean_field(jax.tree.map(lambda leaf: leaf.astype(dtype), params), scale=1e-6)
+    loss, grads = jax.jit(jax.value_and_grad(partial(elbo_loss, linear, num_samples=num_samples, num_data=9)))(
+        q, X.astype(dtype), LABELS, KEY
+    )
+    assert loss.dtype == jnp.float32
+    assert grads["kernel"].loc.dtype == dtype
+    logits = linear(illia_fn.mean(q), X.astype(dtype)).astype(jnp.float32)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
+    np.testing.assert_allclose(loss, nll + kl_loss(q, reduction="sum") / 9, rtol=1e-3)
+
+
+def test_float64(x64, params):
+    q = mean_field(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params), scale=0.1)
+    loss = elbo_loss(linear, q, X.astype(jnp.float64), LABELS, KEY, 2, num_data=10)
+    assert loss.dtype == jnp.float64
+
+
+def test_vmap_over_keys_and_over_data_sets(q):
+    loss = partial(elbo_loss, linear, num_data=10)
+    keys = jax.random.split(KEY, 3)
+    np.testing.assert_allclose(
+        jax.vmap(lambda key: loss(q, X, LABELS, key))(keys), [loss(q, X, LABELS, key) for key in keys], rtol=1e-6
+    )
+    xs = jnp.stack([X, -X])
+    np.testing.assert_allclose(
+        jax.vmap(lambda x: loss(q, x, LABELS, KEY))(xs), [loss(q, x, LABELS, KEY) for x in xs], rtol=1e-6
+    )
+
+
+def test_legacy_and_other_keys(q):
+    loss = partial(elbo_loss, linear, q, X, LABELS)
+    assert loss(jax.random.PRNGKey(0)) == loss(jax.random.key(0))
+    assert jnp.isfinite(loss(jax.random.key(0, impl="rbg")))
+
+
+def test_gradients_reach_the_prior_the_inputs_and_closed_over_arrays(q):
+    def loss(x, prior_scale, shift):
+        return elbo_loss(
+            lambda w, x: linear(w, x) + shift, q, x, LABELS, KEY, 2, prior=Normal(0.0, prior_scale), num_data=5
+        )
+
+    for grad in jax.grad(loss, (0, 1, 2))(X, 0.1, jnp.array([[0.1, 0.0, 0.0]])):
+        assert np.all(np.isfinite(grad))
+        assert np.any(grad != 0)
+
+
+@pytest.mark.promotes
+def test_a_prior_without_a_closed_form(q):
+    from numpyro.distributions import Laplace
+
+    loss, terms = elbo_loss(linear, q, X, LABELS, KEY, 200, prior=Laplace(0.0, 0.1), num_data=5, return_terms=True)
+    _, other = elbo_loss(
+        linear, q, X, LABELS, jax.random.key(1), 200, prior=Laplace(0.0, 0.1), num_data=5, return_terms=True
+    )
+    assert terms.kl != other.kl
+    np.testing.assert_allclose(terms.kl, other.kl, rtol=0.05)
+    assert jnp.isfinite(loss)
