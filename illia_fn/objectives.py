@@ -32,9 +32,15 @@ class ELBOTerms(NamedTuple):
     @property
     def loss(self) -> jax.Array:
         """nll + weight * kl."""
-        # Under jit XLA contracts a product and a sum into one operation that rounds once. A select between the two keeps
-        # them apart, so that the terms make up the loss outside of jit as well.
-        return self.nll + jnp.where(jnp.isfinite(self.kl), self.weight * self.kl, self.kl)
+        return _round(self.nll) + _round(self.weight * self.kl)
+
+
+def _round(x: jax.Array) -> jax.Array:
+    """Return `x`, rounded as it would be outside of jit.
+
+    XLA contracts a product and a sum, so that they round once. A select between the two keeps them apart.
+    """
+    return jnp.where(jnp.isnan(x), jnp.nan, x)
 
 
 def elbo_loss(

@@ -65,9 +65,10 @@ def test_floats_have_a_gaussian_likelihood_of_unit_scale(sharp, params):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("num_samples", [1, 2, 3])
 @pytest.mark.parametrize("kwargs", [{}, {"num_data": 7}, {"num_data": 50, "kl_weight": 0.3}])
-def test_terms_make_up_the_loss_to_the_last_bit(q, kwargs, wrap):
-    loss = wrap(partial(elbo_loss, linear, num_samples=3, return_terms=True, **kwargs))
+def test_terms_make_up_the_loss_to_the_last_bit(q, kwargs, num_samples, wrap):
+    loss = wrap(partial(elbo_loss, linear, num_samples=num_samples, return_terms=True, **kwargs))
     value_and_grad = wrap(jax.value_and_grad(loss, has_aux=True))
     for seed in range(20):
         for value, terms in (
