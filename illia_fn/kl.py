@@ -198,6 +198,7 @@ def _check_shapes(caller: str, q: Any, p: Any) -> None:
 @register_kl(Gaussian, Gaussian)
 @register_kl(Normal, Normal)
 @register_kl(Normal, Gaussian)
+@jax.jit  # one dispatch outside of a jit, one compilation for each shape inside
 def _kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
     """KL = log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
     q_loc, q_scale, p_loc, p_scale = map(at_least_float32, (q.loc, q.scale, p.loc, p.scale))
@@ -209,7 +210,7 @@ def _kl_from_scales(
     delta: jax.Array, q_scale: jax.Array, q_log_scale: jax.Array, p_scale: jax.Array, p_log_scale: jax.Array
 ) -> jax.Array:
     """KL = (z^2 + t (t + 2)) / 2 - log(1 + t), with z = delta / s_p and t = s_q / s_p - 1."""
-    z, t, log_ratio = _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale)
+    z, t, log_ratio, _ = _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale)
     # Near q = p the terms in t cancel to order t^2; there t - log(1 + t) is summed as a series in u = t / (t + 2):
     # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u), so t - log(1 + t) = u t - 2 u^3 (1/3 + u^2/5 + u^4/7 + ...).
     is_near = jnp.abs(t) < 0.3
@@ -222,29 +223,30 @@ def _kl_from_scales(
 
 
 def _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale):
-    """z, t and log(s_q / s_p), each to a few units in the last place."""
+    """z, t, log(s_q / s_p) and 1 / s_p, each to a few units in the last place."""
     tiny = jnp.finfo(p_scale.dtype).tiny
     underflows = p_scale < tiny  # then only the logarithms still tell the two scales apart
+    inverse = 1.0 / jnp.maximum(p_scale, tiny)  # under jit XLA turns (a / s) / s into a / s^2, which underflows
     divisor = jnp.where(underflows, 1.0, p_scale)
     ratio = q_scale / divisor
     moderate = ~underflows & (ratio > 1e-4) & (ratio < 1e4)  # elsewhere the difference of logarithms does not cancel
     log_ratio = jnp.where(moderate, jnp.log(jnp.where(moderate, ratio, 1.0)), q_log_scale - p_log_scale)
     t = jnp.where(underflows, jnp.expm1(jnp.where(underflows, log_ratio, 0.0)), (q_scale - p_scale) / divisor)
-    return delta / jnp.maximum(p_scale, tiny), t, log_ratio
+    return delta * inverse, t, log_ratio, inverse
 
 
 def _d_delta(tangent, _, *primals):
-    z, _, _ = _standardise(*primals)
-    return z / jnp.maximum(primals[3], jnp.finfo(z.dtype).tiny) * tangent
+    z, _, _, inverse = _standardise(*primals)
+    return z * inverse * tangent
 
 
 def _d_q_log_scale(tangent, _, *primals):
-    _, t, _ = _standardise(*primals)
+    _, t, _, _ = _standardise(*primals)
     return t * (t + 2.0) * tangent
 
 
 def _d_p_log_scale(tangent, _, *primals):
-    z, t, _ = _standardise(*primals)
+    z, t, _, _ = _standardise(*primals)
     return -(jnp.square(z) + t * (t + 2.0)) * tangent
 
 

@@ -85,4 +85,4 @@ def predictive_entropy(probs: ArrayLike) -> jax.Array:
     >>> print(predictive_entropy(jnp.array([[1.0, 0.0], [0.5, 0.5]])))
     [0.        0.6931472]
     """
-    return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
+    return jnp.sum(jax.scipy.special.entr(probs), axis=-1)
