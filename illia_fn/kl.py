@@ -134,6 +134,8 @@ def total_kl(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None, 
 def _kl_terms(
     caller: str, params: PyTree, prior: PyTree, key: jax.Array | None, num_samples: int
 ) -> list[tuple[str, jax.Array]]:
+    if key is not None:
+        check_key(caller, key)
     leaves = leaves_with_path(params, is_posterior)
     priors = broadcast_prefix(caller, "prior", prior, params, is_posterior, _is_prior_leaf)
     terms = []

@@ -1,8 +1,8 @@
 """Bayesian linear regression with prior N(0, I) and noise variance 1/4: a model whose evidence and optima are known.
 
 The data are the yacht and energy sets of the UCI repository, X and y standardised and a bias column appended. The
-likelihood sees them through their Gram matrix alone, so the few correlations below stand for all rows: a rotation of the
-rows with the same Gram matrix has the same evidence, the same ELBO and the same optima.
+likelihood sees them through their Gram matrix alone, so the few correlations below stand for all rows: any rotation of
+the rows has the same Gram matrix, and with it the same evidence, ELBO and optima.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,8 @@ CORRELATIONS = {
          0 0 0 0 0
          0 0 0 0 0 0
          0 0 0 0 0 0 0.212964220757
-         0.622272179065 -0.658120226778  0.455671156898 -0.861828252906 0.889430674101 -0.002586533916 0.269840996321 0.087367593708
+         0.622272179065 -0.658120226778  0.455671156898 -0.861828252906  0.889430674101
+        -0.002586533916  0.269840996321  0.087367593708
         """,
     ),
 }

@@ -78,6 +78,14 @@ def test_gaussian_against_numpyro_in_float64(q_loc, rho, p_loc, p_log10):
             np.testing.assert_allclose(value, oracle, rtol=1e-13, atol=1e-13)
 
 
+@jax.jit
+def gradients_jit(loc, rho, p_loc, p_scale):
+    def kl(loc, rho, p_loc, p_scale):
+        return kl_divergence(Gaussian(loc, rho), Normal(p_loc, p_scale))
+
+    return jax.grad(kl, (0, 1, 2, 3))(loc, rho, p_loc, p_scale)
+
+
 @settings(deadline=None, max_examples=200)
 @given(locs, rhos, locs, log_scales)
 @example(0.0, -1e4, 0.0, 0.0)
@@ -86,17 +94,10 @@ def test_gaussian_against_numpyro_in_float64(q_loc, rho, p_loc, p_log10):
 @example(1.0, 1e4, 0.0, -30.0)
 def test_gradients_in_float32(q_loc, rho, p_loc, p_log10):
     """Against float64: equal where float32 can hold them, infinite where it cannot, never NaN."""
-
-    def gradient(dtype):
-        def kl(loc, rho, p_loc, p_scale):
-            return kl_divergence(Gaussian(loc, rho), Normal(p_loc, p_scale))
-
-        p_scale = np.float32(10.0**p_log10)
-        return jax.jit(jax.grad(kl, (0, 1, 2, 3)))(*(jnp.asarray(x, dtype) for x in (q_loc, rho, p_loc, p_scale)))
-
-    single = gradient(jnp.float32)
+    arguments = (q_loc, rho, p_loc, np.float32(10.0**p_log10))
+    single = gradients_jit(*(jnp.asarray(x, jnp.float32) for x in arguments))
     with jax.enable_x64(True):
-        double = gradient(jnp.float64)
+        double = gradients_jit(*(jnp.asarray(x, jnp.float64) for x in arguments))
     for value, exact in zip(map(float, single), map(float, double), strict=True):
         assert not np.isnan(value)
         if abs(exact) < 1e-3 * F32_MAX**0.5 and p_log10 > -18:  # no intermediate overflows
@@ -105,7 +106,8 @@ def test_gradients_in_float32(q_loc, rho, p_loc, p_log10):
             assert np.isfinite(value) or abs(exact) > F32_MAX**0.5
 
 
-KL_AND_GRADS = jax.value_and_grad(kl_loss, (0, 1))
+kl_and_grads = jax.value_and_grad(kl_loss, (0, 1))
+kl_and_grads_jit = jax.jit(kl_and_grads)
 
 
 @settings(deadline=None, max_examples=100)
@@ -116,8 +118,8 @@ KL_AND_GRADS = jax.value_and_grad(kl_loss, (0, 1))
 def test_q_equal_p_is_exactly_zero_with_zero_gradient(loc, rho):
     for dtype in (jnp.float32, jnp.bfloat16):
         q = Gaussian(jnp.asarray([loc], dtype), jnp.asarray([rho], dtype))
-        for wrap in (jax.jit, lambda f: f):
-            value, grads = wrap(KL_AND_GRADS)(q, q)
+        for f in (kl_and_grads, kl_and_grads_jit):
+            value, grads = f(q, q)
             assert value == 0.0
             assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
 
@@ -171,8 +173,8 @@ def seed_posterior():
 def test_mean_is_over_all_variational_parameters():
     q = seed_posterior()
     assert illia_fn.num_params(q) == 9610
-    # E[log(0.1 / scale)] = log(0.1) + 7 and E[loc^2] / (2 * 0.1^2) = 1/2; the mean of 9610 draws has a standard error of
-    # sqrt(1/2 + 0.1^2) / sqrt(9610)
+    # E[log(0.1 / scale)] = log(0.1) + 7 and E[loc^2] / (2 * 0.1^2) = 1/2; the standard error of the mean of 9610 draws
+    # is sqrt(1/2 + 0.1^2) / sqrt(9610)
     expected = np.log(0.1) + 7 + 0.5 - 0.5
     assert abs(kl_loss(q) - expected) < 5 * np.sqrt(0.51 / 9610)
     np.testing.assert_allclose(kl_loss(q), 4.71, atol=0.02)

@@ -112,7 +112,7 @@ def test_an_identical_call_has_an_identical_value(q):
     np.testing.assert_allclose(jax.jit(loss)(key=KEY), loss(key=KEY), rtol=1e-6)
 
 
-# --- loss functions ----------------------------------------------------------------------------------------------------
+# --- loss functions -------------------------------------------------------------------------------------------------
 
 
 def squared(outputs, y):
@@ -178,14 +178,14 @@ def test_padding_may_hold_any_label(q, label):
         np.testing.assert_allclose(leaf, exact, rtol=1e-4, atol=1e-7)
 
 
-# --- models ------------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------------------------
 
 
 def test_aux_has_one_row_per_sample(q):
     def apply_fn(w, x):
         return linear(w, x), {"norm": jnp.sum(jnp.square(w["kernel"]))}
 
-    value, aux = elbo_loss(apply_fn, q, X, LABELS, KEY, 5, has_aux=True)
+    _, aux = elbo_loss(apply_fn, q, X, LABELS, KEY, 5, has_aux=True)
     assert aux["norm"].shape == (5,)
     assert len(np.unique(aux["norm"])) == 5
     _, (terms, aux) = elbo_loss(apply_fn, q, X, LABELS, KEY, 1, has_aux=True, return_terms=True)

@@ -72,6 +72,7 @@ def table(path: str, target: str, task: str | None) -> Dataset:
     if "" in raw:
         raise DataError(f"{path}, line {rows[raw.index('')][0]}: the target {target!r} is empty.")
     classes, labels, counts = np.unique(raw, return_inverse=True, return_counts=True)
+    classes = classes.tolist()
     if len(classes) < 2:
         raise DataError(f"{path}: every row has {target} = {classes[0]!r}, so there is nothing to learn.")
     if counts.min() < 2 or len(rows) < 5 * len(classes):
@@ -80,7 +81,7 @@ def table(path: str, target: str, task: str | None) -> Dataset:
             f"{classes[counts.argmin()]!r} "
             f"has {counts.min()}. Pass --task regression if the target is a quantity."
         )
-    return _split(name, target, features, labels, classes.tolist())
+    return _split(name, target, features, labels, classes)
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

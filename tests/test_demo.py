@@ -1,0 +1,138 @@
+"""python -m illia_fn, as a user runs it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from illia_fn._demo import data
+
+
+def run(*args, cwd):
+    command = [sys.executable, "-m", "illia_fn", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+def write_csv(path, header, rows):
+    path.write_text("\n".join([",".join(header), *[",".join(map(str, row)) for row in rows]]) + "\n")
+    return path
+
+
+def rows(n, target):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 2)).round(4)
+    return [(*row, target(row)) for row in x]
+
+
+def test_digits(tmp_path):
+    result = run("--epochs", 1, "--num-samples", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for word in (
+        "Bayesian",
+        "deterministic",
+        "accuracy",
+        "negative log-likelihood",
+        "calibration error",
+        "rotated by 45",
+    ):
+        assert word in result.stdout
+    assert (tmp_path / "illia_fn_digits.png").stat().st_size > 20_000
+    assert "100%" in result.stderr  # the progress bar
+
+
+def test_diabetes(tmp_path):
+    result = run("--data", "diabetes", "--epochs", 2, "--output", tmp_path / "picture.png", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "coverage of 90 % intervals" in result.stdout
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("target", "word"),
+    [
+        (lambda x: "up" if x[0] > 0 else "down", "accuracy"),
+        (lambda x: int(x[0] > 0) + int(x[1] > 0), "accuracy"),
+        (lambda x: x[0] + 0.5 * x[1], "root mean squared error"),
+    ],
+)
+def test_a_table_of_ones_own(tmp_path, target, word):
+    write_csv(tmp_path / "my table.csv", ["a", "b", "y"], rows(60, target))
+    result = run("--csv", "my table.csv", "--target", "y", "--epochs", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert word in result.stdout
+    assert (tmp_path / "illia_fn_my table.png").exists()
+
+
+def test_a_seed_repeats_the_run(tmp_path):
+    args = ("--data", "diabetes", "--epochs", 1, "--seed", 3)
+    first, second = (run(*args, cwd=tmp_path).stdout.split("picture")[0] for _ in range(2))
+    assert first == second
+    assert "Bayesian" in first
+
+
+GOOD = rows(30, lambda x: round(x[0], 2))
+BAD_TABLES = {
+    "column": (["a", "b", "z"], GOOD, "has no column 'y'. Its columns are: a, b, z"),
+    "too few rows": (["a", "b", "y"], GOOD[:5], "has 5 rows of data; at least 20"),
+    "text in a feature": (["a", "b", "y"], [("red", 1, 2.5), *GOOD], "line 2: column 'a' holds 'red', which is not a number"),
+    "text in a quantity": (["a", "b", "y"], [*GOOD, (1, 1, "?")], "line 32: column 'y' holds '?'"),
+    "an empty cell": (["a", "b", "y"], [*GOOD, (1, "", 2.5)], "line 32: column 'b' holds '', which is not a number"),
+    "nan": (["a", "b", "y"], [*GOOD, (1, "nan", 2.5)], "line 32: column 'b' holds 'nan'. Fill in or drop"),
+    "inf in the target": (["a", "b", "y"], [*GOOD, (1, 1, "inf")], "line 32: column 'y' holds 'inf'"),
+    "a short row": (["a", "b", "y"], [*GOOD, (1, 2)], "line 32: 2 cells, but the header names 3"),
+    "one column": (["y"], [row[2:] for row in GOOD], "has only the column 'y'"),
+    "a repeated column": (["a", "a", "y"], GOOD, "more than one column named 'a'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_tables(name, tmp_path):
+    header, content, message = BAD_TABLES[name]
+    path = write_csv(tmp_path / "t.csv", header, content)
+    with pytest.raises(data.DataError) as error:
+        data.table(str(path), "y", "regression")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([*rows(30, lambda x: "a"), (1, 1, "b")], "too few for 2 classes"),
+        (rows(30, lambda x: "a"), "every row has y = 'a'"),
+        ([*rows(30, lambda x: "a" if x[0] > 0 else "b"), (1, 1, "")], "line 32: the target 'y' is empty"),
+    ],
+)
+def test_bad_classes(content, message, tmp_path):
+    path = write_csv(tmp_path / "t.csv", ["a", "b", "y"], content)
+    with pytest.raises(data.DataError) as error:
+        data.table(str(path), "y", None)
+    assert message in str(error.value)
+
+
+def test_files_that_are_no_tables(tmp_path):
+    with pytest.raises(data.DataError, match="there is no file"):
+        data.table(str(tmp_path / "none.csv"), "y", None)
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(data.DataError, match="is empty"):
+        data.table(str(tmp_path / "empty.csv"), "y", None)
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(data.DataError, match="not a CSV file"):
+        data.table(str(tmp_path / "binary.csv"), "y", None)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--csv", "none.csv", "--target", "y"], "there is no file none.csv"),
+        (["--csv", "none.csv"], "--csv FILE and --target COLUMN go together"),
+        (["--epochs", "0"], "must be at least 1, got 0"),
+        (["--data", "mnist"], "invalid choice: 'mnist'"),
+        (["--output", "nowhere/picture.png"], "there is no folder nowhere"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message, tmp_path):
+    result = run(*args, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
