@@ -46,9 +46,9 @@ def fit(loss, q, x, y, keys, optimizer, batch_size):
     return q, jnp.stack(values)
 
 
-def train(dataset, args):
+def train(dataset, seed, epochs, num_samples):
     """Train the Bayesian network and its deterministic twin; return apply_fn and the parameters of both."""
-    rngs = nnx.Rngs(args.seed)
+    rngs = nnx.Rngs(seed)
     if dataset.classes is None:
         model = models.Regressor(dataset.x_train.shape[1], rngs)
     elif dataset.x_train.ndim == 3:
@@ -66,7 +66,7 @@ def train(dataset, args):
     q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
     x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
     batch_size = min(128, len(x))
-    keys = jax.random.split(jax.random.key(args.seed), args.epochs * -(-len(x) // batch_size))
+    keys = jax.random.split(jax.random.key(seed), epochs * -(-len(x) // batch_size))
     loss = partial(illia_fn.elbo_loss, apply_fn, num_data=len(x), prior=illia_fn.Normal(0.0, 0.5))
     if dataset.classes is None:
         loss = partial(loss, loss_fn=illia_fn.gaussian_nll)
@@ -77,7 +77,7 @@ def train(dataset, args):
         return fit(partial(loss, num_samples=num_samples), tree, x, y, progress, optimizer, batch_size)[0]
 
     return apply_fn, {
-        "Bayesian": run("Bayesian", q, args.num_samples, 1e-2),
+        "Bayesian": run("Bayesian", q, num_samples, 1e-2),
         "deterministic": run(
             "deterministic", params, 1, 1e-3
         ),  # with no posterior in the tree the loss is the mean NLL
@@ -130,7 +130,7 @@ def main(argv=None):
     task = f"{len(dataset.classes)} classes" if dataset.classes else f"regression on {dataset.target}"
     sizes = f"{len(dataset.x_train)} examples to train on, {len(dataset.x_test)} held out"
     console.print(f"{dataset.name}: {sizes}, {task}")
-    apply_fn, networks = train(dataset, args)
+    apply_fn, networks = train(dataset, args.seed, args.epochs, args.num_samples)
     table, figure = report(dataset, apply_fn, networks, args.seed)
     figure.savefig(args.output, dpi=130)
     console.print(table)

@@ -33,37 +33,45 @@ def _predict(apply_fn: Callable, params: Any, x: np.ndarray, seed: int) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *chunks)
 
 
-def _report_classes(
-    data: Dataset, classes: list[str], apply_fn: Callable, networks: Networks, seed: int
-) -> tuple[Table, Figure]:
+def predict_classes(
+    data: Dataset, apply_fn: Callable, networks: Networks, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Predict the class probabilities of each network for each set of inputs, (examples, classes)."""
     inputs = {"held out": data.x_test, **data.shifted, "noise": data.noise}
-    predictions = {
+    return {
         name: {
             kind: np.asarray(jax.nn.softmax(_predict(apply_fn, params, x, seed)).mean(axis=0))
             for kind, x in inputs.items()
         }
         for name, params in networks.items()
     }
-    table = Table("inputs", "", *networks)
-    for kind in inputs:
-        labels = None if kind == "noise" else data.y_test
-        columns = [_class_metrics(predictions[name][kind], labels) for name in networks]
-        for metric in columns[0]:
-            table.add_row(kind, metric, *[column[metric] for column in columns])
-        table.add_section()
-    images = data.x_test if data.x_test.ndim == 3 else None
-    return table, plots.classification_figure(predictions, data.y_test, classes, images)
 
 
-def _class_metrics(probs: np.ndarray, labels: np.ndarray | None) -> dict[str, str]:
+def class_metrics(probs: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
+    """Score predicted probabilities; without labels there is only their entropy."""
     metrics = {}
     if labels is not None:
         log_probs = np.log(np.maximum(probs[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
-        metrics["accuracy"] = f"{100 * np.mean(probs.argmax(axis=1) == labels):.1f} %"
-        metrics["negative log-likelihood (nats)"] = f"{-np.mean(log_probs):.3f}"
-        metrics["expected calibration error"] = f"{expected_calibration_error(probs, labels):.3f}"
-    metrics["predictive entropy (nats)"] = f"{np.mean(predictive_entropy(probs)):.3f}"
+        metrics["accuracy"] = float(np.mean(probs.argmax(axis=1) == labels))
+        metrics["negative log-likelihood (nats)"] = -float(np.mean(log_probs))
+        metrics["expected calibration error"] = float(expected_calibration_error(probs, labels))
+    metrics["predictive entropy (nats)"] = float(np.mean(predictive_entropy(probs)))
     return metrics
+
+
+def _report_classes(
+    data: Dataset, classes: list[str], apply_fn: Callable, networks: Networks, seed: int
+) -> tuple[Table, Figure]:
+    predictions = predict_classes(data, apply_fn, networks, seed)
+    table = Table("inputs", "", *networks)
+    for kind in ("held out", *data.shifted, "noise"):
+        labels = None if kind == "noise" else data.y_test
+        columns = [class_metrics(predictions[name][kind], labels) for name in networks]
+        for metric in columns[0]:
+            table.add_row(kind, metric, *[f"{column[metric]:.3f}" for column in columns])
+        table.add_section()
+    images = data.x_test if data.x_test.ndim == 3 else None
+    return table, plots.classification_figure(predictions, data.y_test, classes, images)
 
 
 def _report_values(data: Dataset, apply_fn: Callable, networks: Networks, seed: int) -> tuple[Table, Figure]:
