@@ -27,7 +27,7 @@ def check_key(caller: str, key: Any) -> None:
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if key.ndim == 0:
             return
-    elif dtype == jnp.uint32 and key.ndim == 1:
+    elif dtype == jnp.uint32 and key.shape in ((2,), (4,)):  # jax.random.PRNGKey
         return
     raise TypeError(f"{caller}: key must be a single PRNG key such as jax.random.key(0), got {describe(key)}.")
 

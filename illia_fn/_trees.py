@@ -58,8 +58,7 @@ def broadcast_prefix(
     except ValueError as error:
         raise ValueError(
             f"{caller}: {name} must be a single value or a prefix tree of the parameters, but its structure does not "
-            "match theirs: "
-            f"{error}. Build it with jax.tree.map over the parameters, or give one value for a whole subtree."
+            f"match theirs: {error}. Build it with jax.tree.map over the parameters, or give one value for a whole subtree."
         ) from error
     counts = [len(jax.tree.leaves(subtree, is_leaf=is_leaf)) for subtree in subtrees]
     return [leaf for leaf, count in zip(leaves, counts, strict=True) for _ in range(count)]

@@ -160,9 +160,7 @@ def _weight_of_kl(
     if count == 0:
         raise ValueError(
             f"{caller}: params has no posterior node, so there is no KL per variational parameter. Make some leaves "
-            "Bayesian with "
-            "mean_field, or pass num_data, with which the loss of a deterministic tree is its mean negative "
-            "log-likelihood."
+            "Bayesian with mean_field, or pass num_data: the loss of a deterministic tree is then its mean NLL."
         )
     return jnp.asarray(1e-3 if kl_weight is None else kl_weight, dtype) / count
 
