@@ -1,5 +1,7 @@
 """Variational inference for any JAX model, as small stateless functions on pytrees of parameters."""
 
+from illia_fn import adapters as adapters
+from illia_fn import metrics as metrics
 from illia_fn.expectation import expectation as expectation
 from illia_fn.kl import kl_divergence as kl_divergence
 from illia_fn.kl import kl_loss as kl_loss

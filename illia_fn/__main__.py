@@ -66,7 +66,10 @@ def train(dataset, seed, epochs, num_samples):
     q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
     x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
     batch_size = min(128, len(x))
-    keys = jax.random.split(jax.random.key(seed), epochs * -(-len(x) // batch_size))
+    steps_per_epoch = -(-len(x) // batch_size)
+    is_table = x.ndim == 2
+    num_steps = epochs * steps_per_epoch if epochs else max(100 * steps_per_epoch, 3000 * is_table)
+    keys = jax.random.split(jax.random.key(seed), num_steps)
     loss = partial(illia_fn.elbo_loss, apply_fn, num_data=len(x), prior=illia_fn.Normal(0.0, 0.5))
     if dataset.classes is None:
         loss = partial(loss, loss_fn=illia_fn.gaussian_nll)
@@ -78,9 +81,8 @@ def train(dataset, seed, epochs, num_samples):
 
     return apply_fn, {
         "Bayesian": run("Bayesian", q, num_samples, 1e-2),
-        "deterministic": run(
-            "deterministic", params, 1, 1e-3
-        ),  # with no posterior in the tree the loss is the mean NLL
+        # without a posterior in the tree the loss is the mean negative log-likelihood
+        "deterministic": run("deterministic", params, 1, 1e-2 if is_table else 1e-3),
     }
 
 
@@ -95,11 +97,11 @@ def parse(argv):
     parser.add_argument("--target", metavar="COLUMN", help="the column of --csv to predict")
     tasks = ("classification", "regression")
     parser.add_argument("--task", choices=tasks, help="[text, and few whole numbers, are classes]")
-    parser.add_argument("--seed", type=int, default=0, help="of the networks and their training [0]")
-    parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the data [100]")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the networks and their training [0]")
     parser.add_argument(
-        "--num-samples", type=positive_int, default=1, help="Monte Carlo samples in a training step [1]"
+        "--epochs", type=at_least(1), help="passes over the data [100; a table takes 3000 steps or more]"
     )
+    parser.add_argument("--num-samples", type=at_least(1), default=1, help="Monte Carlo samples in a training step [1]")
     parser.add_argument("--output", metavar="PNG", type=Path, help="where the picture goes [illia_fn_DATA.png]")
     args = parser.parse_args(argv)
     if (args.csv is None) != (args.target is None) or (args.task and not args.csv):
@@ -109,17 +111,20 @@ def parse(argv):
     except data.DataError as error:
         parser.error(str(error))
     args.output = args.output or Path(f"illia_fn_{dataset.name}.png")
-    if not args.output.parent.is_dir():
-        parser.error(f"--output {args.output}: there is no folder {args.output.parent}")
+    if args.output.suffix != ".png" or not args.output.parent.is_dir():
+        parser.error(f"--output {args.output}: it must be the name of a .png file in a folder that exists")
     return dataset, args
 
 
-def positive_int(text):
-    """Parse a count."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def at_least(minimum):
+    """Make a parser of whole numbers."""
+
+    def parse_number(text):
+        if not text.lstrip("-").isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {text}")
+        return int(text)
+
+    return parse_number
 
 
 def main(argv=None):

@@ -1,6 +1,7 @@
 """From a loss function to one number for a batch: the default loss, shape checks, weights, the mean."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ LossFn = Callable[[Any, Any], jax.Array]
 def check_weights(caller: str, weights: ArrayLike | None) -> None:
     """Weights are finite, not negative and not all zero, as far as that can be known before tracing."""
     value = None if weights is None else concrete(weights)
-    if value is not None and not (np.all(value >= 0) and 0 < np.sum(value) < np.inf):
+    if value is not None and not (np.all(value >= 0) and 0 < np.sum(value, dtype=np.float64) < np.inf):
         raise ValueError(
             f"{caller}: weights must be finite, not negative and not all zero, got {weights}. Skip empty batches."
         )
@@ -29,11 +30,17 @@ def mean_loss(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights
     """sum_i weights_i loss_i / sum_i weights_i; a scalar loss is taken to be that mean already."""
     batch_size = _batch_size(caller, outputs, y)
     outputs, y = jax.tree.map(_widen, (outputs, y))
-    values = jnp.asarray((loss_fn or _default_loss(caller, outputs, y))(outputs, y))
-    if weights is not None and jnp.shape(weights) != (batch_size,):
-        raise ValueError(
-            f"{caller}: weights must have shape ({batch_size},), one per example, got {jnp.shape(weights)}."
-        )
+    if weights is not None:
+        if jnp.shape(weights) != (batch_size,):
+            raise ValueError(
+                f"{caller}: weights must have shape ({batch_size},), one per example, got {jnp.shape(weights)}."
+            )
+        weights = jnp.asarray(weights)
+        outputs, y = jax.tree.map(partial(_fill_padding, weights), (outputs, y))
+    values = (loss_fn or _default_loss(caller, outputs, y))(outputs, y)
+    if jax.tree.structure(values) != jax.tree.structure(0):
+        raise TypeError(f"{caller}: loss_fn must return one array, got a {type(values).__name__}.")
+    values = jnp.asarray(values)
     if values.ndim == 0:
         if weights is not None:
             raise ValueError(
@@ -44,14 +51,21 @@ def mean_loss(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights
     values = jnp.sum(at_least_float32(values).reshape(batch_size, -1), axis=1)
     if weights is None:
         return jnp.mean(values)
-    weights = jnp.asarray(weights, values.dtype)
-    # A padded row may have a loss that is not finite (a label out of range, say); it is left out, not multiplied by 0.
-    return jnp.sum(jnp.where(weights == 0, 0.0, weights * values)) / jnp.sum(weights)
+    weights = weights.astype(values.dtype)
+    return jnp.sum(weights * values) / jnp.sum(weights)
 
 
 def _widen(x: Any) -> jax.Array:
     x = jnp.asarray(x)
     return at_least_float32(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _fill_padding(weights: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Put a row that counts in the place of each that does not: 0 times the NaN of a missing target would be NaN."""
+    if leaf.ndim == 0:
+        return leaf
+    counts = weights.astype(bool).reshape(-1, *[1] * (leaf.ndim - 1))
+    return jnp.where(counts, leaf, leaf[jnp.argmax(weights)][None])
 
 
 def _batch_size(caller: str, outputs: Any, y: Any) -> int:
@@ -64,13 +78,17 @@ def _batch_size(caller: str, outputs: Any, y: Any) -> int:
         raise ValueError(
             f"{caller}: outputs and targets must have the same batch size, at least 1, got outputs of shape "
             f"{_join(output_shapes)} and targets of shape {_join(target_shapes)}. The batch axis comes first."
+            + (" If apply_fn returns (outputs, aux), pass has_aux=True." if isinstance(outputs, tuple) else "")
         )
     if len(output_shapes) == len(target_shapes) == 1:
         (output,), (target,) = output_shapes, target_shapes
-        if output == (*target, 1) or target == (*output, 1):
+        stretched = len(output) == len(target) and any(
+            a != b and 1 in (a, b) for a, b in zip(output, target, strict=True)
+        )
+        if stretched or output == (*target, 1) or target == (*output, 1):
             raise ValueError(
                 f"{caller}: outputs of shape {output} and targets of shape {target} would broadcast against each "
-                "other. Drop the trailing axis of size 1, for example with outputs[..., 0] in apply_fn."
+                "other. Drop the axis of size 1, for example with outputs[..., 0] in apply_fn."
             )
     return batch_sizes.pop()
 

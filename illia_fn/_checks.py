@@ -15,10 +15,32 @@ def concrete(x: Any) -> np.ndarray | None:
 
 
 def check_scale(caller: str, scale: Any) -> None:
-    """A scale is positive and finite, as far as that can be known before tracing."""
+    """A scale is positive and finite in the dtype it is used in, as far as that can be known before tracing."""
     value = concrete(scale)
-    if value is not None and not (np.all(value > 0) and np.all(np.isfinite(value))):
-        raise ValueError(f"{caller}: scale must be positive and finite, got {scale}. It is a standard deviation.")
+    if value is None:
+        return
+    if value.dtype.kind in "SUO":
+        raise TypeError(f"{caller}: scale must be a number, got {describe(scale)}.")
+    dtype = np.float64 if value.dtype != np.float32 and jax.config.read("jax_enable_x64") else np.float32
+    with np.errstate(over="ignore"):
+        value = value.astype(dtype)
+    if not np.all((value >= np.finfo(dtype).tiny) & (value < np.inf)):
+        raise ValueError(
+            f"{caller}: scale, a standard deviation, must be positive and finite in {np.dtype(dtype)}, got {scale}."
+        )
+
+
+def check_factor(caller: str, name: str, factor: Any) -> None:
+    """A factor of the KL is a finite scalar that is not negative, as far as that can be known before tracing."""
+    value = concrete(factor)
+    if np.shape(factor) != () or (value is not None and not 0 <= value < np.inf):
+        raise ValueError(f"{caller}: {name} must be a finite number that is not negative, got {describe(factor)}.")
+
+
+def check_callable(caller: str, name: str, f: Any) -> None:
+    """`f` is a function."""
+    if not callable(f):
+        raise TypeError(f"{caller}: {name} must be a function, got {describe(f)}. Check the order of the arguments.")
 
 
 def check_key(caller: str, key: Any) -> None:
@@ -48,7 +70,7 @@ def check_num_samples(caller: str, num_samples: Any) -> None:
 def check_num_data(caller: str, num_data: Any) -> None:
     """The size of the training set is a number of at least one, or None."""
     value = None if num_data is None else concrete(num_data)
-    if value is not None and (value.ndim or value.dtype.kind not in "iuf" or not 1 <= value < np.inf):
+    if value is not None and (value.ndim or value.dtype.kind not in "iuf" or not 1 <= value < np.inf or value % 1):
         raise ValueError(
             f"{caller}: num_data must be the number of training examples, at least 1, got {describe(num_data)}."
         )
@@ -58,4 +80,5 @@ def describe(x: Any) -> str:
     """What came: shape and dtype of an array, the repr of anything else."""
     if isinstance(x, (jax.Array, np.ndarray)):
         return f"an array of shape {x.shape} and dtype {x.dtype}"
-    return f"{x!r} of type {type(x).__name__}"
+    text = repr(x)
+    return f"{text} of type {type(x).__name__}" if len(text) <= 80 else f"a value of type {type(x).__name__}"

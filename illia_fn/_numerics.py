@@ -23,12 +23,23 @@ def total(terms: Sequence[jax.Array]) -> jax.Array:
     return sum((term.astype(dtype) for term in sums), start=jnp.zeros((), dtype))
 
 
+@jax.custom_jvp
 def log_softplus(rho: jax.Array) -> jax.Array:
     """log(log(1 + exp(rho))), with gradient sigmoid(rho) / softplus(rho) -> 1 as rho -> -inf."""
     # Below -40 softplus(rho) = exp(rho) (1 - exp(rho) / 2 + ...) is exp(rho) to the last bit of a float64,
     # and further down it underflows.
     low = rho < -40.0
     return jnp.where(low, rho, jnp.log(jax.nn.softplus(jnp.where(low, 0.0, rho))))
+
+
+def _log_softplus_tangent(tangent: jax.Array, _: jax.Array, rho: jax.Array) -> jax.Array:
+    # The quotient first: reverse mode would divide by a softplus of 1e-17 before it multiplies by the sigmoid.
+    low = rho < -40.0
+    safe = jnp.where(low, 0.0, rho)
+    return jnp.where(low, 1.0, jax.nn.sigmoid(safe) / jax.nn.softplus(safe)) * tangent
+
+
+log_softplus.defjvps(_log_softplus_tangent)
 
 
 def softplus_inverse(scale: jax.Array) -> jax.Array:

@@ -58,7 +58,14 @@ def broadcast_prefix(
     except ValueError as error:
         raise ValueError(
             f"{caller}: {name} must be a single value or a prefix tree of the parameters, but its structure does not "
-            f"match theirs: {error}. Build it with jax.tree.map over the parameters, or give one value for a whole subtree."
+            f"match theirs: {_first_words(error)} Build it with jax.tree.map over the parameters, which keeps their "
+            "containers, or give one value for all."
         ) from error
     counts = [len(jax.tree.leaves(subtree, is_leaf=is_leaf)) for subtree in subtrees]
     return [leaf for leaf, count in zip(leaves, counts, strict=True) for _ in range(count)]
+
+
+def _first_words(error: Exception) -> str:
+    """The beginning of an error of JAX, which goes on to print whole trees of parameters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:160]} ..."

@@ -1,6 +1,6 @@
 """KL(q || p): one table of closed forms, and the loss made of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._checks import check_key, check_num_samples, describe
+from illia_fn._checks import check_factor, check_key, check_num_samples, describe
 from illia_fn._numerics import at_least_float32, total
 from illia_fn._trees import PyTree, broadcast_prefix, leaves_with_path
 from illia_fn.posteriors import Gaussian, is_posterior, num_params
@@ -98,7 +98,7 @@ def kl_loss(
         prior: a `Normal`, any object with an element-wise `log_prob`, a prefix tree of these, or a posterior tree of
             the structure of `params` (yesterday's posterior as today's prior).
         reduction: "mean" per variational parameter, or "sum".
-        weight: a factor.
+        weight: a factor, not negative.
         key: a PRNG key, required if some prior has no closed form (see `kl_divergence`).
         num_samples: Monte Carlo draws for those.
 
@@ -116,6 +116,7 @@ def kl_loss(
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f'kl_loss: reduction must be "mean" or "sum", got {reduction!r}.')
+    check_factor("kl_loss", "weight", weight)
     count = num_params(params)
     if reduction == "mean" and count == 0:
         raise ValueError(
@@ -123,7 +124,7 @@ def kl_loss(
             'Bayesian with mean_field, or use reduction="sum", which is 0.'
         )
     kl = total_kl("kl_loss", params, prior, key, num_samples)
-    return jnp.asarray(weight, kl.dtype) * (kl / count if reduction == "mean" else kl)
+    return jnp.asarray(weight, kl.dtype) * (kl / jnp.asarray(count, kl.dtype) if reduction == "mean" else kl)
 
 
 def total_kl(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
@@ -153,11 +154,12 @@ def _is_prior_leaf(node: Any) -> bool:
 def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_samples: int) -> jax.Array:
     closed_form = _CLOSED_FORMS.get((type(q), type(p)))
     if closed_form is not None:
-        _check_shapes(caller, q, p)
+        _check_shapes(caller, q, map(np.shape, jax.tree.leaves(p)))
         return closed_form(q, p)
-    if not hasattr(p, "log_prob"):
+    if not hasattr(p, "log_prob") or isinstance(p, type):
         raise TypeError(
-            f"{caller}: the prior must have an element-wise log_prob, such as illia_fn.Normal, got {describe(p)}."
+            f"{caller}: the prior must have an element-wise log_prob, such as illia_fn.Normal(0.0, 0.1), got "
+            f"{describe(p)}."
         )
     if not is_posterior(q):
         raise TypeError(
@@ -165,11 +167,12 @@ def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_sampl
         )
     if key is None:
         raise ValueError(
-            f"{caller}: KL({type(q).__name__} || {type(p).__name__}) has no closed form here and is estimated from "
-            "samples: pass key=jax.random.key(...) and num_samples, or use a prior with a closed form, such as Normal."
+            f"{caller}: KL({type(q).__name__} || {type(p).__module__}.{type(p).__name__}) has no closed form here and "
+            "is estimated from samples: pass key=jax.random.key(...) and num_samples, or use illia_fn.Normal."
         )
     check_num_samples(caller, num_samples)
     check_key(caller, key)
+    _check_shapes(caller, q, [getattr(p, "batch_shape", ())])
 
     def log_prior(key: jax.Array) -> jax.Array:
         w = q.sample(key)
@@ -184,9 +187,9 @@ def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_sampl
     return -q.entropy() - jnp.mean(jax.vmap(log_prior)(jax.random.split(key, num_samples)), axis=0)
 
 
-def _check_shapes(caller: str, q: Any, p: Any) -> None:
+def _check_shapes(caller: str, q: Any, prior_shapes: Iterable[tuple[int, ...]]) -> None:
     shape = np.broadcast_shapes(*map(np.shape, jax.tree.leaves(q)))
-    for sizes in map(np.shape, jax.tree.leaves(p)):
+    for sizes in prior_shapes:
         if sizes and (
             len(sizes) != len(shape) or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True))
         ):
@@ -203,8 +206,9 @@ def _check_shapes(caller: str, q: Any, p: Any) -> None:
 @jax.jit  # one dispatch outside of a jit, one compilation for each shape inside
 def _kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
     """KL = log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
-    q_loc, q_scale, p_loc, p_scale = map(at_least_float32, (q.loc, q.scale, p.loc, p.scale))
-    return _kl_from_scales(q_loc - p_loc, q_scale, q.log_scale, p_scale, p.log_scale)
+    q_loc, q_scale, q_log_scale = at_least_float32(q.loc), at_least_float32(q.scale), q.log_scale
+    p_loc, p_scale, p_log_scale = (at_least_float32(x).astype(q_loc.dtype) for x in (p.loc, p.scale, p.log_scale))
+    return _kl_from_scales(*jnp.broadcast_arrays(q_loc - p_loc, q_scale, q_log_scale, p_scale, p_log_scale))
 
 
 @jax.custom_jvp
@@ -227,7 +231,7 @@ def _kl_from_scales(
 def _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale):
     """z, t, log(s_q / s_p) and 1 / s_p, each to a few units in the last place."""
     tiny = jnp.finfo(p_scale.dtype).tiny
-    underflows = p_scale < tiny  # then only the logarithms still tell the two scales apart
+    underflows = jnp.minimum(q_scale, p_scale) < tiny  # then only their logarithms still tell the scales apart
     inverse = 1.0 / jnp.maximum(p_scale, tiny)  # under jit XLA turns (a / s) / s into a / s^2, which underflows
     divisor = jnp.where(underflows, 1.0, p_scale)
     ratio = q_scale / divisor

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
+from illia_fn._checks import concrete
 from illia_fn._numerics import at_least_float32
 
 
@@ -35,18 +37,21 @@ def reliability(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = 15) -> R
         A `Reliability`.
 
     Raises:
-        ValueError: if the shapes are not (B, C) and (B,), or `num_bins` is less than 1.
+        ValueError: if the shapes are not (B, C) and (B,), the probabilities not in [0, 1], or `num_bins` less than 1.
 
     >>> diagram = reliability(jnp.array([[0.9, 0.1], [0.8, 0.2]]), jnp.array([0, 1]), num_bins=2)
     >>> print(diagram.confidence, diagram.accuracy, diagram.fraction)
     [ nan 0.85] [nan 0.5] [0. 1.]
     """
     probs, labels = at_least_float32(probs), jnp.asarray(labels)
-    if probs.ndim != 2 or labels.shape != probs.shape[:1]:
+    if probs.ndim != 2 or labels.shape != probs.shape[:1] or probs.size == 0:
         raise ValueError(
             f"reliability: probs must have shape (B, C) and labels (B,), got {probs.shape} and {labels.shape}. "
             "Average the probabilities over Monte Carlo samples first."
         )
+    values = concrete(probs)
+    if values is not None and not np.all((values >= 0) & (values <= 1 + 1e-5)):
+        raise ValueError("reliability: probs must lie in [0, 1]. Apply jax.nn.softmax to logits first.")
     if num_bins < 1:
         raise ValueError(f"reliability: num_bins must be at least 1, got {num_bins}.")
     confidence = probs.max(axis=1)
@@ -85,4 +90,4 @@ def predictive_entropy(probs: ArrayLike) -> jax.Array:
     >>> print(predictive_entropy(jnp.array([[1.0, 0.0], [0.5, 0.5]])))
     [0.        0.6931472]
     """
-    return jnp.sum(jax.scipy.special.entr(probs), axis=-1)
+    return jnp.sum(jax.scipy.special.entr(at_least_float32(probs)), axis=-1)

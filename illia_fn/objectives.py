@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from illia_fn._batch import LossFn, check_weights, mean_loss
-from illia_fn._checks import check_key, check_num_data, check_num_samples
+from illia_fn._checks import check_callable, check_factor, check_key, check_num_data, check_num_samples
 from illia_fn._trees import PyTree
 from illia_fn.expectation import expectation
 from illia_fn.kl import total_kl
@@ -35,12 +35,16 @@ class ELBOTerms(NamedTuple):
         return _round(self.nll) + _round(self.weight * self.kl)
 
 
+@jax.custom_jvp
 def _round(x: jax.Array) -> jax.Array:
     """Return `x`, rounded as it would be outside of jit.
 
     XLA contracts a product and a sum, so that they round once. A select between the two keeps them apart.
     """
     return jnp.where(jnp.isnan(x), jnp.nan, x)
+
+
+_round.defjvps(lambda tangent, _, __: tangent)
 
 
 def elbo_loss(
@@ -68,9 +72,9 @@ def elbo_loss(
 
         L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / N,    kl_weight = 1
 
-    so -N * L bounds the log evidence from below, and the expectation of L is the same for any batch size and any
-    padding. Without `num_data`, the KL is averaged over the P = `num_params(params)` variational parameters, as in
-    illia's ELBOLoss:
+    so -N * L bounds the log evidence from below, and the expectation of L is the same for any size of a batch that is
+    drawn uniformly, and any padding of weight 0. Without `num_data`, the KL is averaged over the
+    P = `num_params(params)` variational parameters, as in illia's ELBOLoss:
 
         L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / P,    kl_weight = 1e-3
 
@@ -90,11 +94,11 @@ def elbo_loss(
             axes (B, ...), which are summed, or a scalar, which is taken to be the mean over examples. None goes by the
             targets: integers are class labels (`optax.softmax_cross_entropy_with_integer_labels`), floats have a
             Gaussian likelihood of unit scale (`gaussian_nll`). Half-precision outputs reach it as float32.
-        prior: as in `kl_loss`.
+        prior: as in `kl_loss`. A prior without a closed form (any but ours and those of `register_kl`) is sampled.
         num_data: N, the size of the training set.
-        kl_weight: a factor of the KL; may be traced (a schedule).
-        weights: weights of the examples, (B,), for a weighted mean; 0 for padding. If all are 0 under jit, the loss is
-            NaN.
+        kl_weight: a factor of the KL, not negative; may be traced (a schedule).
+        weights: weights of the examples, (B,), for a weighted mean; 0 for padding, whose targets may be anything, but
+            whose inputs must be finite. If all are 0 under jit, the loss is NaN.
         needs_key: whether apply_fn takes a key.
         has_aux: whether apply_fn returns (outputs, aux).
         return_terms: whether to return the terms of the loss as well.
@@ -117,7 +121,7 @@ def elbo_loss(
     >>> print(terms.kl.round(6), loss == terms.nll + terms.weight * terms.kl)
     0.0 True
     """
-    _check_arguments("elbo_loss", params, key, num_samples, num_data, weights)
+    _check_arguments("elbo_loss", apply_fn, loss_fn, params, key, num_samples, num_data, kl_weight, weights)
     draw_key, kl_key = jax.random.split(key)
 
     def mean_nll(w: PyTree, *apply_key: jax.Array) -> tuple[jax.Array, Any]:
@@ -130,7 +134,20 @@ def elbo_loss(
     return _with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
 
 
-def _check_arguments(caller: str, params: PyTree, key: Any, num_samples: Any, num_data: Any, weights: Any) -> None:
+def _check_arguments(
+    caller: str,
+    apply_fn: Any,
+    loss_fn: Any,
+    params: PyTree,
+    key: Any,
+    num_samples: Any,
+    num_data: Any,
+    kl_weight: Any,
+    weights: Any,
+) -> None:
+    check_callable(caller, "apply_fn", apply_fn)
+    if loss_fn is not None:
+        check_callable(caller, "loss_fn", loss_fn)
     if not jax.tree.leaves(params):
         raise ValueError(
             f"{caller}: params has no leaves, got {params!r}. Pass a posterior tree, such as mean_field makes."
@@ -138,6 +155,8 @@ def _check_arguments(caller: str, params: PyTree, key: Any, num_samples: Any, nu
     check_key(caller, key)
     check_num_samples(caller, num_samples)
     check_num_data(caller, num_data)
+    if kl_weight is not None:
+        check_factor(caller, "kl_weight", kl_weight)
     check_weights(caller, weights)
 
 
@@ -155,14 +174,14 @@ def _weight_of_kl(
     caller: str, params: PyTree, num_data: int | None, kl_weight: ArrayLike | None, dtype: Any
 ) -> jax.Array:
     if num_data is not None:
-        return jnp.asarray(1.0 if kl_weight is None else kl_weight, dtype) / num_data
+        return jnp.asarray(1.0 if kl_weight is None else kl_weight, dtype) / jnp.asarray(num_data, dtype)
     count = num_params(params)
     if count == 0:
         raise ValueError(
             f"{caller}: params has no posterior node, so there is no KL per variational parameter. Make some leaves "
             "Bayesian with mean_field, or pass num_data: the loss of a deterministic tree is then its mean NLL."
         )
-    return jnp.asarray(1e-3 if kl_weight is None else kl_weight, dtype) / count
+    return jnp.asarray(1e-3 if kl_weight is None else kl_weight, dtype) / jnp.asarray(count, dtype)
 
 
 def _with_extras(loss: jax.Array, *extras: Any) -> Any:

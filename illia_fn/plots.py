@@ -68,7 +68,7 @@ def plot_entropy(axes: Axes, inputs: Mapping[str, np.ndarray], num_classes: int)
         entropy = np.clip(predictive_entropy(probs), 0.0, bins[-1])
         axes.hist(entropy, bins, weights=weights, color=color, alpha=0.25)
         axes.hist(entropy, bins, weights=weights, color=color, histtype="step", linewidth=1.5, label=name)
-    axes.set(xlabel=f"predictive entropy in nats (lost: {bins[-1]:.1f})", ylabel="fraction of the inputs", ylim=(0, 1))
+    axes.set(xlabel=f"predictive entropy in nats (lost: {bins[-1]:.1f})", ylabel="fraction of the inputs")
 
 
 def regression_figure(draws: Mapping[str, np.ndarray], targets: np.ndarray, target_name: str) -> Figure:
@@ -92,7 +92,8 @@ def regression_figure(draws: Mapping[str, np.ndarray], targets: np.ndarray, targ
     left.fill_between(rank, low, high, color=COLORS.get(name), alpha=0.2, linewidth=0, label="90 % predictive interval")
     left.plot(rank, middle, color=COLORS.get(name), label="median")
     left.scatter(rank[inside], truth[inside], 14, color="0.25", label="truth, inside", zorder=3)
-    left.scatter(rank[~inside], truth[~inside], 22, color="#c92a2a", marker="D", label="truth, outside", zorder=3)
+    if not inside.all():
+        left.scatter(rank[~inside], truth[~inside], 22, color="#c92a2a", marker="D", label="truth, outside", zorder=3)
     left.set(xlabel="held-out rows, by predicted value", ylabel=target_name, title=f"What the {name} network expects")
     left.legend(frameon=False, fontsize=9)
     right.plot([0, 1], [0, 1], color="0.75", linewidth=1)
@@ -129,11 +130,14 @@ def _draw_least_sure(
     name, inputs = network
     probs = np.asarray(next(iter(inputs.values())))
     least_sure = np.argsort(-np.asarray(predictive_entropy(probs)))[:count]
-    figure.suptitle(f"The images that the {name} network is least sure of, and what it thinks of them", fontsize=11)
+    figure.suptitle(
+        f"The images that the {name} network is least sure of, and what it thinks of them (green: the truth)",
+        fontsize=11,
+    )
     rows = figure.subplots(2, count, height_ratios=(1.6, 1))
     for image_axes, bar_axes, i in zip(*rows, least_sure, strict=True):
         image_axes.imshow(images[i], cmap="gray_r", interpolation="nearest")
-        image_axes.set_title(f"is {classes[labels[i]]}", fontsize=9)
+        image_axes.set_title(f"is {classes[labels[i]]}, thinks {classes[probs[i].argmax()]}", fontsize=9)
         image_axes.set_axis_off()
         colors = np.where(np.arange(len(classes)) == labels[i], "#2b8a3e", "0.65")
         bar_axes.bar(range(len(classes)), probs[i], color=colors)

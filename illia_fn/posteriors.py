@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._checks import check_key, check_scale, concrete, describe
@@ -43,7 +44,8 @@ class Posterior(abc.ABC):
 class Gaussian(Posterior):
     """Diagonal Gaussian posterior, w ~ N(loc, softplus(rho)^2).
 
-    Blundell et al. 2015, Weight uncertainty in neural networks, https://arxiv.org/abs/1505.05424.
+    Blundell et al. 2015, Weight uncertainty in neural networks, https://arxiv.org/abs/1505.05424. Draws are computed in
+    float32 or wider and rounded to the dtype of `loc`, which in half precision swallows a scale far below loc.
 
     Args:
         loc: means, in the shape of the parameter.
@@ -91,6 +93,8 @@ class Gaussian(Posterior):
         return (loc + self.scale * jax.random.normal(key, loc.shape, loc.dtype)).astype(self.loc.dtype)
 
     def log_prob(self, w: jax.Array) -> jax.Array:
+        if jnp.shape(w) != jnp.shape(self.loc):
+            raise ValueError(f"Gaussian.log_prob: w must have shape {jnp.shape(self.loc)}, got {jnp.shape(w)}.")
         return normal_log_prob(at_least_float32(w), at_least_float32(self.loc), self.log_scale)
 
     def entropy(self) -> jax.Array:
@@ -113,7 +117,8 @@ def mean_field(
 
     Args:
         params: the model's parameters, any pytree. Leaves that are not floating-point arrays (integers, booleans, PRNG
-            keys, functions) stay as they are: they are deterministic.
+            keys, functions) stay as they are: they are deterministic. `jax.grad` does not take them, so keep them
+            out of `params` (`nnx.split`, `eqx.partition`) if you differentiate with respect to the whole tree.
         scale: the initial standard deviation, a positive number, or a prefix tree of numbers or of arrays in the shape
             of their leaf.
         mask: which leaves become posteriors, as in optax: a prefix tree of booleans, or a callable
@@ -190,10 +195,13 @@ def _gaussian_at(path: str, leaf: ArrayLike, scale: Any) -> Gaussian:
             f"mean_field: scale at params{path} must be a number or have the leaf's shape {jnp.shape(leaf)}, "
             f"got shape {jnp.shape(scale)}."
         )
-    loc = jnp.asarray(leaf)
-    scale = jnp.asarray(scale, at_least_float32(loc).dtype)
     check_scale("mean_field", scale)
+    loc = jnp.array(leaf)  # a copy, so that donating the posterior does not delete the parameters
+    scale = jnp.asarray(scale, at_least_float32(loc).dtype)
     rho = softplus_inverse(scale).astype(loc.dtype)
+    finite = concrete(jnp.isfinite(rho))
+    if finite is not None and not finite.all():
+        raise ValueError(f"mean_field: scale at params{path} must be finite in {loc.dtype}, got {describe(scale)}.")
     return Gaussian(loc, jnp.full_like(loc, rho))
 
 
@@ -235,14 +243,19 @@ def mean(q: PyTree) -> PyTree:
 
 
 def stddev(q: PyTree) -> PyTree:
-    """The standard deviation of every parameter; 0 for the deterministic leaves.
+    """The standard deviation of every parameter: 0 for deterministic numbers; leaves that are no numbers stay.
 
     >>> print(stddev({"w": Gaussian(loc=jnp.ones(2), rho=jnp.full(2, 100.0)), "b": jnp.ones(2)}))
     {'b': Array([0., 0.], dtype=float32), 'w': Array([100., 100.], dtype=float32)}
     """
-    return jax.tree.map(
-        lambda leaf: leaf.stddev if is_posterior(leaf) else jnp.zeros_like(leaf), q, is_leaf=is_posterior
-    )
+    return jax.tree.map(_stddev, q, is_leaf=is_posterior)
+
+
+def _stddev(leaf: Any) -> Any:
+    if is_posterior(leaf):
+        return leaf.stddev
+    is_array = hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return jnp.zeros_like(leaf) if is_array or isinstance(leaf, (bool, int, float, complex)) else leaf
 
 
 def log_prob(q: PyTree, w: PyTree) -> jax.Array:
@@ -282,4 +295,4 @@ def num_params(q: PyTree) -> int:
     >>> num_params({"w": mean_field(jnp.ones((2, 3)), scale=0.1), "b": jnp.ones(3)})
     6
     """
-    return sum(node.mean.size for _, node in posterior_nodes(q))
+    return sum(np.size(node.mean) for _, node in posterior_nodes(q))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from illia_fn._checks import check_callable
 from illia_fn._trees import PyTree
 from illia_fn.expectation import at_samples
 
@@ -43,6 +44,8 @@ def predict(
     >>> predict(lambda w, x: x @ w, q, jnp.ones((5, 3)), jax.random.key(0), 4).shape
     (4, 5, 2)
     """
+
+    check_callable("predict", "apply_fn", apply_fn)
 
     def outputs(w: PyTree, *apply_key: jax.Array) -> Any:
         return apply_fn(w, x, *apply_key)

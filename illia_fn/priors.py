@@ -31,6 +31,9 @@ class Normal:
 
     def __post_init__(self):
         check_scale("Normal", self.scale)
+        for name in ("loc", "scale"):
+            if isinstance(getattr(self, name), int):  # an integer would not promote to the dtype of the posterior
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def log_scale(self) -> jax.Array:

@@ -64,11 +64,12 @@ def losses(p, q, num_draws, indices, weights=None):
 
 def assert_mean(values, expected):
     standard_error = values.std() / np.sqrt(len(values))
+    assert standard_error < 0.01 * abs(expected)  # the test is sharp
     assert abs(values.mean() - expected) < 5 * standard_error, (values.mean(), expected, standard_error)
 
 
 @pytest.mark.parametrize("name", ORACLE)
-@pytest.mark.parametrize("batch_size", [1, 10, 77, None])
+@pytest.mark.parametrize("batch_size", [10, 77, None])
 def test_the_elbo_of_the_optimum_for_any_batch_size(name, batch_size):
     p = problem(name)
     n = len(p.y)
@@ -133,7 +134,7 @@ def test_training_from_a_cold_start_reaches_the_optimum(name):
     q = illia_fn.mean_field(jnp.zeros(x.shape[1]), scale=0.5)
     num_steps = 4000
     optimizer = optax.adam(optax.cosine_decay_schedule(0.03, num_steps))
-    loss = partial(elbo_loss, linear, num_samples=4, loss_fn=NLL, prior=PRIOR, num_data=len(y))
+    loss = partial(elbo_loss, linear, num_samples=8, loss_fn=NLL, prior=PRIOR, num_data=len(y))
 
     def step(carry, key):
         q, state = carry

@@ -45,6 +45,11 @@ def test_entropy():
     np.testing.assert_array_equal(predictive_entropy(jnp.eye(3)), 0.0)
 
 
+def test_logits_are_refused():
+    with pytest.raises(ValueError, match="Apply jax"):
+        expected_calibration_error(jnp.array([[4.0, -1.0]]), jnp.array([0]))
+
+
 @pytest.mark.parametrize("shapes", [((5, 2, 3), (5,)), ((5, 3), (5, 1)), ((5, 3), (4,))])
 def test_shapes(shapes):
     with pytest.raises(ValueError, match="reliability: probs must have shape"):

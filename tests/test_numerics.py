@@ -25,6 +25,10 @@ def test_log_softplus_value_and_gradient_at_both_ends(transform):
     np.testing.assert_allclose(jax.vmap(jax.grad(log_softplus))(rho), exact_gradient.astype(float), rtol=1e-6)
 
 
+def test_log_softplus_does_not_amplify_a_large_cotangent():
+    np.testing.assert_allclose(jax.grad(lambda rho: 1e30 * log_softplus(rho))(-20.0), 1e30, rtol=1e-6)
+
+
 def test_log_softplus_in_float64(x64):
     np.testing.assert_allclose(log_softplus(jnp.asarray(RHO)), exact_log_softplus(RHO).astype(float), rtol=1e-15)
 

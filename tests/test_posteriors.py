@@ -101,6 +101,8 @@ def test_stddev_of_a_deterministic_leaf_is_zero(q):
     np.testing.assert_allclose(stddev["w"], 0.05, rtol=1e-6)
     np.testing.assert_array_equal(stddev["b"], 0.0)
     assert stddev["n"] == 0
+    others = {"f": jnp.tanh, "key": jax.random.key(0)}
+    assert illia_fn.stddev(others) == others
 
 
 def loss(q):
@@ -120,6 +122,14 @@ def test_survives_jit_grad_vmap_and_donation(floats):
     doubled = jax.jit(lambda q: jax.tree.map(lambda leaf: 2 * leaf, q), donate_argnums=0)(stacked)
     assert is_posterior(doubled["kernel"])
     assert stacked["kernel"].loc.is_deleted()
+
+
+def test_donating_a_posterior_leaves_the_parameters_alone():
+    params = {"w": jnp.ones(3)}
+    q = mean_field(params, scale=0.1)
+    jax.jit(lambda q: jax.tree.map(lambda leaf: 2 * leaf, q), donate_argnums=0)(q)
+    assert q["w"].loc.is_deleted()
+    np.testing.assert_array_equal(params["w"], 1.0)
 
 
 def by_field(params):

@@ -29,7 +29,7 @@ class Dataset:
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    noise: np.ndarray  # inputs without meaning
+    noise: np.ndarray | None = None  # images without meaning
     shifted: dict[str, np.ndarray] = field(default_factory=dict)  # the test inputs, disturbed
     unit: tuple[float, float] = (0.0, 1.0)  # mean and scale of a regression's targets before they were standardised
 
@@ -57,7 +57,8 @@ def table(path: str, target: str, task: str | None) -> Dataset:
     """A table of numbers from a CSV file with a header; `target` names the column to predict."""
     header, rows = _read_csv(Path(path))
     if target not in header:
-        raise DataError(f"{path} has no column {target!r}. Its columns are: {', '.join(header)}.")
+        hint = " Are its cells separated by commas?" if len(header) == 1 else ""
+        raise DataError(f"{path} has no column {target!r}. Its columns are: {', '.join(header)}.{hint}")
     column = header.index(target)
     if len(rows) < MIN_ROWS:
         raise DataError(f"{path} has {len(rows)} rows of data; at least {MIN_ROWS} are needed to train and to test.")
@@ -106,6 +107,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _number(path: str, line: int, name: str, cell: str) -> float:
+    if not cell.strip():
+        raise DataError(f"{path}, line {line}: column {name!r} is empty. Fill in or drop missing values.")
     try:
         value = float(cell)
     except ValueError:
@@ -116,12 +119,13 @@ def _number(path: str, line: int, name: str, cell: str) -> float:
 
 
 def _guess_task(raw: list[str]) -> str:
-    """Text, or a few distinct whole numbers, are classes."""
-    try:
-        values = {float(cell) for cell in raw}
-    except ValueError:
-        return "classification"
-    return "classification" if len(values) <= MAX_CLASSES and all(v % 1 == 0 for v in values) else "regression"
+    """Text is classes, and so are a few distinct whole numbers that repeat."""
+    numbers = [cell for cell in raw if cell.lstrip("+-").replace(".", "", 1).isdigit()]
+    if len(numbers) < len(raw):
+        return "classification" if len(numbers) < len(raw) / 2 else "regression"
+    values, counts = np.unique([float(cell) for cell in raw], return_counts=True)
+    few = len(values) <= min(MAX_CLASSES, len(raw) // 5) and counts.min() > 1
+    return "classification" if few and np.all(values % 1 == 0) else "regression"
 
 
 def _split(name: str, target: str, x, y, classes: list[str] | None) -> Dataset:
@@ -132,14 +136,13 @@ def _split(name: str, target: str, x, y, classes: list[str] | None) -> Dataset:
     mean, std = x_train.mean(axis=0), x_train.std(axis=0)
     std[std == 0] = 1.0
     x_train, x_test = (x_train - mean) / std, (x_test - mean) / std
-    noise = np.random.default_rng(0).normal(scale=3.0, size=x_test.shape).astype(np.float32)
     if classes:
-        return Dataset(name, target, classes, x_train, y_train, x_test, y_test, noise)
+        return Dataset(name, target, classes, x_train, y_train, x_test, y_test)
     unit = float(y_train.mean()), float(y_train.std())
     if unit[1] == 0.0:
-        raise DataError(f"{name}: the target is the same in every training row, so there is nothing to learn.")
+        raise DataError(f"{target!r} is the same in every training row of {name}, so there is nothing to learn.")
     y_train, y_test = (y_train - unit[0]) / unit[1], (y_test - unit[0]) / unit[1]
-    return Dataset(name, target, None, x_train, y_train, x_test, y_test, noise, unit=unit)
+    return Dataset(name, target, None, x_train, y_train, x_test, y_test, unit=unit)
 
 
 SOURCES = {"digits": digits, "diabetes": diabetes}

@@ -37,7 +37,9 @@ def predict_classes(
     data: Dataset, apply_fn: Callable, networks: Networks, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Predict the class probabilities of each network for each set of inputs, (examples, classes)."""
-    inputs = {"held out": data.x_test, **data.shifted, "noise": data.noise}
+    inputs = {"held out": data.x_test, **data.shifted}
+    if data.noise is not None:
+        inputs["noise"] = data.noise
     return {
         name: {
             kind: np.asarray(jax.nn.softmax(_predict(apply_fn, params, x, seed)).mean(axis=0))
@@ -64,7 +66,7 @@ def _report_classes(
 ) -> tuple[Table, Figure]:
     predictions = predict_classes(data, apply_fn, networks, seed)
     table = Table("inputs", "", *networks)
-    for kind in ("held out", *data.shifted, "noise"):
+    for kind in next(iter(predictions.values())):
         labels = None if kind == "noise" else data.y_test
         columns = [class_metrics(predictions[name][kind], labels) for name in networks]
         for metric in columns[0]:
