@@ -132,14 +132,14 @@ def test_training_from_a_cold_start_reaches_the_optimum(name):
     p = problem(name)
     x, y = data(p)
     q = illia_fn.mean_field(jnp.zeros(x.shape[1]), scale=0.5)
-    num_steps = 4000
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, num_steps))
+    num_steps = 6000
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.02, num_steps))
     loss = partial(elbo_loss, linear, num_samples=8, loss_fn=NLL, prior=PRIOR, num_data=len(y))
 
     def step(carry, key):
         q, state = carry
         batch_key, key = jax.random.split(key)
-        rows = jax.random.choice(batch_key, len(y), (64,), replace=False)
+        rows = jax.random.choice(batch_key, len(y), (128,), replace=False)
         grads = jax.grad(loss)(q, x[rows], y[rows], key)
         updates, state = optimizer.update(grads, state, q)
         return (optax.apply_updates(q, updates), state), None
@@ -147,7 +147,7 @@ def test_training_from_a_cold_start_reaches_the_optimum(name):
     keys = jax.random.split(jax.random.key(0), num_steps)
     (q, _), _ = jax.jit(partial(jax.lax.scan, step))((q, optimizer.init(q)), keys)
     reached = p.elbo(np.asarray(q.loc, np.float64), np.asarray(q.scale, np.float64))
-    assert ORACLE[name][1] - 0.25 < reached < ORACLE[name][1] + 1e-3
+    assert ORACLE[name][1] - 0.1 < reached < ORACLE[name][1] + 1e-3
 
 
 def test_scalar_case():
