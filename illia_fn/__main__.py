@@ -67,8 +67,8 @@ def train(dataset, seed, epochs, num_samples):
     x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
     batch_size = min(128, len(x))
     steps_per_epoch = -(-len(x) // batch_size)
-    is_table = x.ndim == 2
-    num_steps = epochs * steps_per_epoch if epochs else max(100 * steps_per_epoch, 3000 * is_table)
+    min_steps = 3000 if x.ndim == 2 else 0
+    num_steps = epochs * steps_per_epoch if epochs else max(100 * steps_per_epoch, min_steps)
     keys = jax.random.split(jax.random.key(seed), num_steps)
     loss = partial(illia_fn.elbo_loss, apply_fn, num_data=len(x), prior=illia_fn.Normal(0.0, 0.5))
     if dataset.classes is None:
@@ -82,7 +82,7 @@ def train(dataset, seed, epochs, num_samples):
     return apply_fn, {
         "Bayesian": run("Bayesian", q, num_samples, 1e-2),
         # without a posterior in the tree the loss is the mean negative log-likelihood
-        "deterministic": run("deterministic", params, 1, 1e-2 if is_table else 1e-3),
+        "deterministic": run("deterministic", params, 1, 1e-3),
     }
 
 
