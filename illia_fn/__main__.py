@@ -120,9 +120,13 @@ def at_least(minimum):
     """Make a parser of whole numbers."""
 
     def parse_number(text):
-        if not text.lstrip("-").isdigit() or int(text) < minimum:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
             raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {text}")
-        return int(text)
+        return value
 
     return parse_number
 

@@ -48,7 +48,7 @@ def mean_loss(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights
             )
         return at_least_float32(values)
     _check_values(caller, values, outputs, y)
-    values = jnp.sum(at_least_float32(values).reshape(batch_size, -1), axis=1)
+    values = jnp.sum(at_least_float32(values), axis=tuple(range(1, values.ndim)))
     if weights is None:
         return jnp.mean(values)
     weights = weights.astype(values.dtype)

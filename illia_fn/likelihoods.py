@@ -56,4 +56,4 @@ def gaussian_nll(
             "gaussian_nll: loc and targets must have the same shape (B, ...), and the scale that shape or (), got loc "
             f"{loc.shape}, targets {targets.shape}, scale {log_scale.shape}. Nothing is broadcast: reshape one of them."
         )
-    return jnp.sum(-normal_log_prob(targets, loc, log_scale).reshape(targets.shape[0], -1), axis=1)
+    return jnp.sum(-normal_log_prob(targets, loc, log_scale), axis=tuple(range(1, targets.ndim)))

@@ -205,11 +205,6 @@ def _gaussian_at(path: str, leaf: ArrayLike, scale: Any) -> Gaussian:
     return Gaussian(loc, jnp.full_like(loc, rho))
 
 
-def posterior_nodes(params: PyTree) -> list[tuple[str, Posterior]]:
-    """The posterior nodes of a tree with their paths."""
-    return [(path, node) for path, node in leaves_with_path(params, is_posterior) if is_posterior(node)]
-
-
 def sample(key: jax.Array, q: PyTree) -> PyTree:
     """One draw w ~ q: the tree that the model expects, every posterior node replaced by a reparameterised sample.
 
@@ -295,4 +290,4 @@ def num_params(q: PyTree) -> int:
     >>> num_params({"w": mean_field(jnp.ones((2, 3)), scale=0.1), "b": jnp.ones(3)})
     6
     """
-    return sum(np.size(node.mean) for _, node in posterior_nodes(q))
+    return sum(np.size(node.mean) for node in jax.tree.leaves(q, is_leaf=is_posterior) if is_posterior(node))

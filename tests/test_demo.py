@@ -112,13 +112,20 @@ def test_bad_classes(content, message, tmp_path):
         (lambda x: int(x[0] > 0), True),
         (lambda x: round(x[0], 3), False),
         (lambda x: int(100 * x[0]), False),
+        (lambda x: f"{1e5 * x[0]:.6e}", False),
     ],
 )
 def test_the_task_is_guessed(target, is_classes, tmp_path):
     path = write_csv(tmp_path / "t.csv", ["a", "b", "y"], rows(100, target))
     assert (data.table(str(path), "y", None).classes is not None) == is_classes
-    if not isinstance(target(np.zeros(2)), str):
-        assert data.table(str(path), "y", "regression").classes is None
+
+
+def test_large_numbers_keep_their_digits(tmp_path):
+    """Seconds since 1970 differ by less than float32 can tell apart."""
+    content = [(1_700_000_000 + i, 0.5, 1_700_000_000 + i) for i in range(40)]
+    dataset = data.table(str(write_csv(tmp_path / "t.csv", ["a", "b", "y"], content)), "y", None)
+    assert len(np.unique(dataset.x_train[:, 0])) == len(np.unique(dataset.y_train)) == 32
+    assert dataset.x_train.dtype == dataset.y_test.dtype == np.float32
 
 
 def test_one_bad_cell_does_not_make_classes(tmp_path):

@@ -53,6 +53,11 @@ def test_trailing_axes_are_summed_per_example():
     np.testing.assert_allclose(gaussian_nll(loc, y, scale=0.3), expected, rtol=1e-5)
 
 
+def test_an_empty_batch_and_an_empty_axis():
+    assert gaussian_nll(jnp.zeros((0, 3)), jnp.zeros((0, 3))).shape == (0,)
+    np.testing.assert_array_equal(gaussian_nll(jnp.zeros((2, 0)), jnp.zeros((2, 0))), [0.0, 0.0])
+
+
 def test_half_precision_is_computed_in_float32():
     value = gaussian_nll(jnp.zeros(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16))
     assert value.dtype == jnp.float32

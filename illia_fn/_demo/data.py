@@ -79,8 +79,7 @@ def table(path: str, target: str, task: str | None) -> Dataset:
     if counts.min() < 2 or len(rows) < 5 * len(classes):
         raise DataError(
             f"{path}: {len(rows)} rows are too few for {len(classes)} classes of {target!r}, of which "
-            f"{classes[counts.argmin()]!r} "
-            f"has {counts.min()}. Pass --task regression if the target is a quantity."
+            f"{classes[counts.argmin()]!r} has {counts.min()}. Pass --task regression if the target is a quantity."
         )
     return _split(name, target, features, labels, classes)
 
@@ -120,28 +119,36 @@ def _number(path: str, line: int, name: str, cell: str) -> float:
 
 def _guess_task(raw: list[str]) -> str:
     """Text is classes, and so are a few distinct whole numbers that repeat."""
-    numbers = [cell for cell in raw if cell.lstrip("+-").replace(".", "", 1).isdigit()]
-    if len(numbers) < len(raw):
-        return "classification" if len(numbers) < len(raw) / 2 else "regression"
+    is_number = [_is_number(cell) for cell in raw]
+    if not all(is_number):  # mostly numbers: a quantity with a bad cell, which will be named
+        return "classification" if np.mean(is_number) < 0.5 else "regression"
     values, counts = np.unique([float(cell) for cell in raw], return_counts=True)
     few = len(values) <= min(MAX_CLASSES, len(raw) // 5) and counts.min() > 1
     return "classification" if few and np.all(values % 1 == 0) else "regression"
 
 
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
 def _split(name: str, target: str, x, y, classes: list[str] | None) -> Dataset:
-    x = np.asarray(x, np.float32)
-    y = np.asarray(y, np.int32 if classes else np.float32)
+    x = np.asarray(x, np.float64)  # a column of years or of dollars is standardised before it is rounded to float32
+    y = np.asarray(y, np.int32 if classes else np.float64)
     stratify = y if classes else None
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, stratify=stratify, random_state=0)
     mean, std = x_train.mean(axis=0), x_train.std(axis=0)
     std[std == 0] = 1.0
-    x_train, x_test = (x_train - mean) / std, (x_test - mean) / std
+    x_train, x_test = (((x - mean) / std).astype(np.float32) for x in (x_train, x_test))
     if classes:
         return Dataset(name, target, classes, x_train, y_train, x_test, y_test)
     unit = float(y_train.mean()), float(y_train.std())
     if unit[1] == 0.0:
         raise DataError(f"{target!r} is the same in every training row of {name}, so there is nothing to learn.")
-    y_train, y_test = (y_train - unit[0]) / unit[1], (y_test - unit[0]) / unit[1]
+    y_train, y_test = (((y - unit[0]) / unit[1]).astype(np.float32) for y in (y_train, y_test))
     return Dataset(name, target, None, x_train, y_train, x_test, y_test, unit=unit)
 
 
