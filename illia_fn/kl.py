@@ -225,7 +225,7 @@ def _kl_from_scales(
     series = jnp.polyval(jnp.asarray([1 / k for k in range(23, 1, -2)], t.dtype), jnp.square(u))
     near_kl = 0.5 * jnp.square(near) + u * near - 2.0 * u**3 * series
     far_kl = 0.5 * t * (t + 2.0) - log_ratio
-    return 0.5 * jnp.square(z) + jnp.where(is_near, near_kl, far_kl)
+    return 0.5 * z * z + jnp.where(is_near, near_kl, far_kl)  # z^2 may overflow where half of it does not
 
 
 def _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale):

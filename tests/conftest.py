@@ -1,5 +1,9 @@
 import jax
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
