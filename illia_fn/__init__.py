@@ -8,6 +8,7 @@ from illia_fn.kl import kl_loss as kl_loss
 from illia_fn.kl import kl_tree as kl_tree
 from illia_fn.kl import register_kl as register_kl
 from illia_fn.likelihoods import gaussian_nll as gaussian_nll
+from illia_fn.mean_field import mean_field as mean_field
 from illia_fn.objectives import ELBOTerms as ELBOTerms
 from illia_fn.objectives import elbo_loss as elbo_loss
 from illia_fn.posteriors import Gaussian as Gaussian
@@ -15,7 +16,6 @@ from illia_fn.posteriors import Posterior as Posterior
 from illia_fn.posteriors import is_posterior as is_posterior
 from illia_fn.posteriors import log_prob as log_prob
 from illia_fn.posteriors import mean as mean
-from illia_fn.posteriors import mean_field as mean_field
 from illia_fn.posteriors import num_params as num_params
 from illia_fn.posteriors import sample as sample
 from illia_fn.posteriors import stddev as stddev

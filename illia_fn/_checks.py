@@ -9,6 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 
+# Some way above the smallest number, so that what is much smaller than a scale may underflow: see kl.py.
+SMALLEST_SCALE = {dtype: float(np.finfo(dtype).tiny) * 2.0**16 for dtype in (np.float32, np.float64)}
+
+
 def concrete(x: Any) -> np.ndarray | None:
     """`x` as a NumPy array where its value is known now, None under a trace."""
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
@@ -24,9 +28,10 @@ def check_scale(caller: str, scale: Any) -> None:
     dtype = np.float64 if value.dtype != np.float32 and jax.config.read("jax_enable_x64") else np.float32
     with np.errstate(over="ignore"):
         value = value.astype(dtype)
-    if not np.all((value >= np.finfo(dtype).tiny) & (value < np.inf)):
+    if not np.all((value >= SMALLEST_SCALE[dtype]) & (value < np.inf)):
         raise ValueError(
-            f"{caller}: scale, a standard deviation, must be positive and finite in {np.dtype(dtype)}, got {scale}."
+            f"{caller}: scale, a standard deviation, must be positive and finite in {np.dtype(dtype)}, got {scale}. "
+            f"The smallest is {SMALLEST_SCALE[dtype]:.1e}."
         )
 
 
@@ -56,15 +61,33 @@ def check_key(caller: str, key: Any) -> None:
 
 def check_num_samples(caller: str, num_samples: Any) -> None:
     """The number of Monte Carlo samples is a Python (or NumPy) integer, at least one."""
-    try:
-        value = 0 if isinstance(num_samples, (bool, np.bool_)) else operator.index(num_samples)
-    except Exception:  # a tracer refuses with an error of JAX's own
-        value = 0
-    if value < 1:
+    if not _is_count(num_samples):
         raise ValueError(
             f"{caller}: num_samples must be an int of at least 1, known at trace time, got {describe(num_samples)}. "
             "Under jax.jit bind it with functools.partial or mark it static."
         )
+
+
+def check_draws(caller: str, key: Any, num_samples: Any, chunk_size: Any, antithetic: Any) -> None:
+    """How draws are made: from what key, how many, how many at once, in pairs or not."""
+    check_key(caller, key)
+    check_num_samples(caller, num_samples)
+    if chunk_size is not None and not _is_count(chunk_size):
+        raise ValueError(
+            f"{caller}: chunk_size must be an int of at least 1, known at trace time, or None for all samples at once, "
+            f"got {describe(chunk_size)}."
+        )
+    if not isinstance(antithetic, bool):
+        raise TypeError(f"{caller}: antithetic must be True or False, got {describe(antithetic)}.")
+    if antithetic and num_samples % 2:
+        raise ValueError(f"{caller}: antithetic draws come in pairs, so num_samples must be even, got {num_samples}.")
+
+
+def _is_count(x: Any) -> bool:
+    try:
+        return not isinstance(x, (bool, np.bool_)) and operator.index(x) >= 1
+    except Exception:  # a tracer refuses with an error of JAX's own
+        return False
 
 
 def check_num_data(caller: str, num_data: Any) -> None:

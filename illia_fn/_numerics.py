@@ -1,5 +1,6 @@
 """Scalar functions that stay right at both ends of the floating-point range."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -24,19 +25,31 @@ def total(terms: Sequence[jax.Array]) -> jax.Array:
 
 
 @jax.custom_jvp
+def softplus(rho: jax.Array) -> jax.Array:
+    """log(1 + exp(rho)), without a branch: see `_kl_from_scales`."""
+    return jnp.maximum(rho, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(rho)))
+
+
+def _sigmoid(rho: jax.Array) -> jax.Array:
+    small = jnp.exp(-jnp.abs(rho))  # shared with softplus
+    return jnp.where(rho >= 0, 1.0, small) / (1.0 + small)
+
+
+softplus.defjvps(lambda tangent, _, rho: _sigmoid(rho) * tangent)
+
+
+@jax.custom_jvp
 def log_softplus(rho: jax.Array) -> jax.Array:
     """log(log(1 + exp(rho))), with gradient sigmoid(rho) / softplus(rho) -> 1 as rho -> -inf."""
     # Below -40 softplus(rho) = exp(rho) (1 - exp(rho) / 2 + ...) is exp(rho) to the last bit of a float64,
     # and further down it underflows.
-    low = rho < -40.0
-    return jnp.where(low, rho, jnp.log(jax.nn.softplus(jnp.where(low, 0.0, rho))))
+    return jnp.log(jnp.maximum(softplus(rho), math.exp(-40.0))) + jnp.minimum(rho + 40.0, 0.0)
 
 
 def _log_softplus_tangent(tangent: jax.Array, _: jax.Array, rho: jax.Array) -> jax.Array:
     # The quotient first: reverse mode would divide by a softplus of 1e-17 before it multiplies by the sigmoid.
     low = rho < -40.0
-    safe = jnp.where(low, 0.0, rho)
-    return jnp.where(low, 1.0, jax.nn.sigmoid(safe) / jax.nn.softplus(safe)) * tangent
+    return jnp.where(low, 1.0, _sigmoid(rho) / jnp.where(low, 1.0, softplus(rho))) * tangent
 
 
 log_softplus.defjvps(_log_softplus_tangent)

@@ -1,15 +1,19 @@
 """E_{w ~ q}[f(w)]: the Monte Carlo engine under every objective."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from illia_fn._checks import check_key, check_num_samples
+from illia_fn._accumulate import Chunk, sum_over_chunks
+from illia_fn._checks import check_draws
 from illia_fn._numerics import at_least_float32
 from illia_fn._trees import PyTree
-from illia_fn.posteriors import sample
+from illia_fn.posteriors import Sampler
+
+_NOISE_AT_ONCE = 2**18  # numbers: larger draws leave the cache between the rounds of threefry
 
 
 def expectation(
@@ -18,13 +22,20 @@ def expectation(
     key: jax.Array,
     num_samples: int = 1,
     *,
+    chunk_size: int | None = 1,
+    antithetic: bool = False,
     needs_key: bool = False,
     has_aux: bool = False,
 ) -> Any:
     """Monte Carlo expectation, (1 / S) sum_s f(w_s) with w_s ~ q: unbiased for E_{w ~ q}[f(w)].
 
-    The draws are reparameterised, so that its gradient is unbiased too (Kingma & Welling 2014,
-    https://arxiv.org/abs/1312.6114).
+    The draws are reparameterised, w_s = T(q, noise_s), so that its gradient is unbiased too (Kingma & Welling 2014,
+    https://arxiv.org/abs/1312.6114). The same key gives the same draws, whatever the `chunk_size`.
+
+    The samples are taken in chunks, one chunk after another. If f returns a scalar, its gradient is accumulated along
+    with it: the memory is that of one chunk, and nothing is computed twice. If f returns anything else, or for the
+    gradient of its aux, each chunk is evaluated a second time, in that same memory. Values and gradients of any order,
+    in forward and reverse mode, hold for everything that f depends on: q, and all arrays that f closes over.
 
     Args:
         f: a function of a tree of parameters that returns a pytree of floating-point arrays. With `needs_key=True` it
@@ -32,40 +43,115 @@ def expectation(
         q: a posterior tree.
         key: a PRNG key.
         num_samples: S, a static int of at least 1.
+        chunk_size: how many samples are evaluated at once, in one vmap; None for all. One after another is the fastest
+            on a CPU; an accelerator with memory to spare may be faster with more.
+        antithetic: whether the samples come in pairs that mirror each other, T(q, noise) and T(q, -noise), which is
+            still unbiased, takes half the random numbers and cancels what is odd in the noise (Hammersley & Morton
+            1956). `num_samples` must be even; samples 2i and 2i + 1 are a pair.
 
     Returns:
         The mean of f over the samples, float32 or wider; with `has_aux=True` also the aux, every leaf with a leading
         axis of size S.
 
     Raises:
-        ValueError: if `num_samples` is not an int of at least 1.
+        ValueError: if `num_samples` or `chunk_size` is not an int of at least 1, or an antithetic `num_samples` is odd.
         TypeError: if `key` is not a PRNG key.
 
     >>> from illia_fn import mean_field
     >>> q = mean_field(jnp.array(3.0), scale=0.1)
-    >>> print(expectation(jnp.square, q, jax.random.key(0), 10_000).round(1))  # 3^2 + 0.1^2
+    >>> print(expectation(jnp.square, q, jax.random.key(0), 10_000, chunk_size=100).round(1))  # 3^2 + 0.1^2
     9.0
+    >>> print(expectation(lambda w: 2 * w, q, jax.random.key(0), 2, antithetic=True).round(5))  # odd in the noise
+    6.0
     """
-    at_key, keys = at_samples("expectation", f, q, key, num_samples, needs_key=needs_key)
-    if num_samples == 1:  # a vmap of one would still turn every convolution into a grouped one
-        result = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], at_key(keys[0]))
-    else:
-        result = jax.vmap(at_key)(keys)
-    values, aux = result if has_aux else (result, None)
-    value = jax.tree.map(lambda leaf: jnp.mean(at_least_float32(leaf), axis=0), values)
+    chunk_sum, keys = draws(
+        "expectation",
+        f if has_aux else lambda *args: (f(*args), None),
+        q,
+        key,
+        num_samples,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        needs_key=needs_key,
+    )
+    total, aux = sum_over_chunks(chunk_sum, keys, chunk_size)
+    value = jax.tree.map(lambda leaf: leaf / num_samples, total)
     return (value, aux) if has_aux else value
 
 
-def at_samples(
-    caller: str, f: Callable[..., Any], q: PyTree, key: jax.Array, num_samples: int, *, needs_key: bool
-) -> tuple[Callable[[jax.Array], Any], jax.Array]:
-    """The function key_s -> f(w_s) or f(w_s, key), w_s ~ q, and `num_samples` keys to map it over."""
-    check_num_samples(caller, num_samples)
-    check_key(caller, key)
+def draws(
+    caller: str,
+    f: Callable[..., tuple[PyTree, PyTree]],
+    q: PyTree,
+    key: jax.Array,
+    num_samples: int,
+    *,
+    chunk_size: int | None,
+    antithetic: bool,
+    needs_key: bool,
+) -> tuple[Chunk, jax.Array]:
+    """For f -> (value, aux): a function from keys to the sum of the values and all aux at their draws, and the keys."""
+    check_draws(caller, key, num_samples, chunk_size, antithetic)
+    sampler = Sampler.of(q)
+    call = f if needs_key else lambda w, _: f(w)
 
-    def at_key(key: jax.Array) -> Any:
-        sample_key, f_key = jax.random.split(key)
-        w = sample(sample_key, q)
-        return f(w, f_key) if needs_key else f(w)
+    def chunk_sum(keys: jax.Array) -> tuple[PyTree, PyTree]:
+        noise = _noise(sampler, keys[:, 0])
+        if not antithetic:
+            return _sum_at_noise(call, sampler, noise, keys[:, 1])
+        signs_and_keys = (jnp.array([1.0, -1.0], jnp.float32), keys[:, 1:].swapaxes(0, 1))
+        value, aux = sum_over_chunks(partial(_sum_at_signs, call, sampler, noise), signs_and_keys, 1)
+        return value, jax.tree.map(partial(_interleave, len(keys)), aux)
 
-    return at_key, jax.random.split(key, num_samples)
+    # For each draw of noise one key, and one for each f that sees it.
+    return chunk_sum, jax.random.split(key, (num_samples // 2, 3) if antithetic else (num_samples, 2))
+
+
+def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
+    """The noise of each key, stacked."""
+    size = sum(leaf.size for leaf in jax.eval_shape(sampler.noise, keys[0]))
+    at_once = _NOISE_AT_ONCE // max(1, size)
+    return jax.lax.map(sampler.noise, keys, batch_size=at_once if at_once > 1 else None)
+
+
+def _sum_at_signs(
+    f: Callable[..., tuple[PyTree, PyTree]], sampler: Sampler, noise: list[jax.Array], signs_and_keys: Any
+) -> tuple[PyTree, PyTree]:
+    (sign,), (keys,) = signs_and_keys
+    return _sum_at_noise(f, sampler, [sign.astype(array.dtype) * array for array in noise], keys)
+
+
+def _sum_at_noise(
+    f: Callable[..., tuple[PyTree, PyTree]], sampler: Sampler, noise: list[jax.Array], keys: jax.Array
+) -> tuple[PyTree, PyTree]:
+    """The sum of the values of f(w, key) -> (value, aux) at the draw of each noise, and all aux."""
+    if len(keys) == 1:  # a vmap of one would still turn every convolution into a grouped one
+        value, aux = f(sampler.tree(sampler.draws([array[0] for array in noise])), keys[0])
+        return jax.tree.map(at_least_float32, value), jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], aux)
+    draws, parameters = jax.closure_convert(sampler.draws, [array[0] for array in noise])
+    w = jax.vmap(draws)(noise, *[_spread(leaf, len(keys)) for leaf in parameters])
+    values, aux = jax.vmap(lambda w, key: f(sampler.tree(w), key))(w, keys)
+    return jax.tree.map(lambda leaf: jnp.sum(at_least_float32(leaf), axis=0), values), aux
+
+
+def _interleave(count: int, leaf: jax.Array) -> jax.Array:
+    """The aux of `count` draws and of their mirror images, (a_0, a_1, ..., b_0, b_1, ...), pair by pair."""
+    return leaf.reshape(2, count, *leaf.shape[1:]).swapaxes(0, 1).reshape(leaf.shape)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _spread(x: jax.Array, count: int) -> jax.Array:
+    """`count` copies of x along a new leading axis.
+
+    The transpose of a broadcast is a sum over that axis, which XLA's CPU backend runs many times slower than the tree
+    of additions that is the transpose of doubling.
+    """
+    return jnp.broadcast_to(x, (count, *x.shape))
+
+
+@_spread.defjvp
+def _spread_jvp(count: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    copies = tangents[0].reshape(1, *tangents[0].shape)  # transposes to a reshape; [None] would to a sum
+    while len(copies) < count:
+        copies = jnp.concatenate([copies, copies[: count - len(copies)]])
+    return _spread(*primals, count), copies

@@ -1,6 +1,8 @@
 """KL(q || p): one table of closed forms, and the loss made of it."""
 
+import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -11,6 +13,7 @@ from jax.typing import ArrayLike
 from illia_fn._checks import check_factor, check_key, check_num_samples, describe
 from illia_fn._numerics import at_least_float32, total
 from illia_fn._trees import PyTree, broadcast_prefix, leaves_with_path
+from illia_fn.expectation import expectation
 from illia_fn.posteriors import Gaussian, is_posterior, num_params
 from illia_fn.priors import Normal
 
@@ -174,8 +177,7 @@ def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_sampl
     check_key(caller, key)
     _check_shapes(caller, q, [getattr(p, "batch_shape", ())])
 
-    def log_prior(key: jax.Array) -> jax.Array:
-        w = q.sample(key)
+    def log_prior(w: jax.Array) -> jax.Array:
         log_p = p.log_prob(at_least_float32(w))
         if log_p.shape != w.shape:
             raise ValueError(
@@ -184,7 +186,7 @@ def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_sampl
             )
         return log_p
 
-    return -q.entropy() - jnp.mean(jax.vmap(log_prior)(jax.random.split(key, num_samples)), axis=0)
+    return -q.entropy() - expectation(log_prior, q, key, num_samples)
 
 
 def _check_shapes(caller: str, q: Any, prior_shapes: Iterable[tuple[int, ...]]) -> None:
@@ -206,56 +208,93 @@ def _check_shapes(caller: str, q: Any, prior_shapes: Iterable[tuple[int, ...]]) 
 @jax.jit  # one dispatch outside of a jit, one compilation for each shape inside
 def _kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
     """KL = log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
+    return _apart(_kl_gaussian, q, p)
+
+
+def _kl_gaussian(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
     q_loc, q_scale, q_log_scale = at_least_float32(q.loc), at_least_float32(q.scale), q.log_scale
     p_loc, p_scale, p_log_scale = (at_least_float32(x).astype(q_loc.dtype) for x in (p.loc, p.scale, p.log_scale))
-    return _kl_from_scales(*jnp.broadcast_arrays(q_loc - p_loc, q_scale, q_log_scale, p_scale, p_log_scale))
+    inverse = 1.0 / jnp.maximum(p_scale, jnp.finfo(p_scale.dtype).tiny)
+    args = jnp.broadcast_arrays(q_loc - p_loc, q_scale, q_log_scale, p_scale, p_log_scale, inverse)
+    return _kl_from_scales(isinstance(p, Gaussian), *args)
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _apart(f: Callable[..., jax.Array], *args: Any) -> jax.Array:
+    """f(*args), whose value and derivative share no intermediate results.
+
+    Recomputing a few functions of numbers in registers is faster than writing them to memory for the other to read.
+    """
+    return f(*args)
+
+
+@_apart.defjvp
+def _apart_jvp(f, primals, tangents):
+    return f(*primals), jax.jvp(f, jax.lax.optimization_barrier(primals), tangents)[1]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _kl_from_scales(
-    delta: jax.Array, q_scale: jax.Array, q_log_scale: jax.Array, p_scale: jax.Array, p_log_scale: jax.Array
+    p_underflows: bool,  # noqa: FBT001
+    delta: jax.Array,
+    q_scale: jax.Array,
+    q_log_scale: jax.Array,
+    p_scale: jax.Array,
+    p_log_scale: jax.Array,
+    inverse: jax.Array,
 ) -> jax.Array:
-    """KL = (z^2 + t (t + 2)) / 2 - log(1 + t), with z = delta / s_p and t = s_q / s_p - 1."""
-    z, t, log_ratio, _ = _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale)
+    """KL = (z^2 + t (t + 2)) / 2 - log(1 + t), with z = delta / s_p, t = s_q / s_p - 1 and inverse = 1 / s_p.
+
+    Written without a branch: XLA's CPU backend sums such an expression some five times faster than one with a select.
+    """
+    z, t, ratio, log_ratio = _standardise(p_underflows, delta, q_scale, q_log_scale, p_scale, p_log_scale, inverse)
     # Near q = p the terms in t cancel to order t^2; there t - log(1 + t) is summed as a series in u = t / (t + 2):
     # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u), so t - log(1 + t) = u t - 2 u^3 (1/3 + u^2/5 + u^4/7 + ...).
-    is_near = jnp.abs(t) < 0.3
-    near = jnp.where(is_near, t, 0.0)
+    near = _clip(t, _LOW - 1.0, _HIGH - 1.0)
     u = near / (near + 2.0)
-    series = jnp.polyval(jnp.asarray([1 / k for k in range(23, 1, -2)], t.dtype), jnp.square(u))
-    near_kl = 0.5 * jnp.square(near) + u * near - 2.0 * u**3 * series
-    far_kl = 0.5 * t * (t + 2.0) - log_ratio
-    return 0.5 * z * z + jnp.where(is_near, near_kl, far_kl)  # z^2 may overflow where half of it does not
+    last = 9 if t.dtype == jnp.float32 else 21
+    series = jnp.polyval(jnp.asarray([1 / k for k in range(last, 1, -2)], t.dtype), u * u)
+    near_kl = near * (0.5 * near + u) - 2.0 * u * (u * u) * series
+    # What lies beyond is added, and is exactly 0 within: _LOW * _HIGH = 1. Products halve first, as z^2 may overflow
+    # where half of it does not; what lies below _SMALL comes from the difference of the logarithms.
+    beyond = _clip(ratio, _SMALL, _LOW) * _clip(ratio, _HIGH, float(jnp.finfo(t.dtype).max))
+    far_kl = 0.5 * (t - near) * (t + near + 2.0) - jnp.log(beyond)
+    return 0.5 * z * z + near_kl + far_kl - jnp.minimum(log_ratio - math.log(_SMALL), 0.0)
 
 
-def _standardise(delta, q_scale, q_log_scale, p_scale, p_log_scale):
-    """z, t, log(s_q / s_p) and 1 / s_p, each to a few units in the last place."""
-    tiny = jnp.finfo(p_scale.dtype).tiny
-    underflows = jnp.minimum(q_scale, p_scale) < tiny  # then only their logarithms still tell the scales apart
-    inverse = 1.0 / jnp.maximum(p_scale, tiny)  # under jit XLA turns (a / s) / s into a / s^2, which underflows
-    divisor = jnp.where(underflows, 1.0, p_scale)
-    ratio = q_scale / divisor
-    moderate = ~underflows & (ratio > 1e-4) & (ratio < 1e4)  # elsewhere the difference of logarithms does not cancel
-    log_ratio = jnp.where(moderate, jnp.log(jnp.where(moderate, ratio, 1.0)), q_log_scale - p_log_scale)
-    t = jnp.where(underflows, jnp.expm1(jnp.where(underflows, log_ratio, 0.0)), (q_scale - p_scale) / divisor)
-    return delta * inverse, t, log_ratio, inverse
+_LOW, _HIGH = 3 / 4, 4 / 3  # of the ratio of the scales
+_SMALL = 1e-4
 
 
-def _d_delta(tangent, _, *primals):
-    z, _, _, inverse = _standardise(*primals)
-    return z * inverse * tangent
+def _clip(x: jax.Array, low: float, high: float) -> jax.Array:
+    """`jnp.clip`, which XLA would take for a select when it looks for a fast sum."""
+    return -jnp.maximum(-jnp.maximum(x, low), -high)
 
 
-def _d_q_log_scale(tangent, _, *primals):
-    _, t, _, _ = _standardise(*primals)
-    return t * (t + 2.0) * tangent
+def _standardise(p_underflows, delta, q_scale, q_log_scale, p_scale, p_log_scale, inverse):
+    """z, t, the ratio of the scales and its logarithm, each to a few units in the last place."""
+    log_ratio = q_log_scale - p_log_scale
+    if not p_underflows:  # a Normal's scale does not
+        return delta * inverse, (q_scale - p_scale) * inverse, q_scale * inverse, log_ratio
+    # Where scales underflow, only their logarithms still tell them apart: the ratio is that of the scales, kept above a
+    # floor, times exp(below), and above the floor below = 0.
+    floor = float(jnp.finfo(p_scale.dtype).tiny) * 2.0**16
+    below = log_ratio - (jnp.maximum(q_log_scale, math.log(floor)) - jnp.maximum(p_log_scale, math.log(floor)))
+    below = jnp.minimum(below, 80.0)
+    p_floored, q_floored = jnp.maximum(p_scale, floor), jnp.maximum(q_scale, floor)
+    ratio = q_floored / p_floored
+    t = (q_floored - p_floored) / p_floored + jnp.expm1(below) * ratio
+    return delta * inverse, t, ratio * jnp.exp(below), log_ratio
 
 
-def _d_p_log_scale(tangent, _, *primals):
-    z, t, _, _ = _standardise(*primals)
-    return -(jnp.square(z) + t * (t + 2.0)) * tangent
+@_kl_from_scales.defjvp
+def _kl_from_scales_jvp(p_underflows, primals, tangents):
+    """The scales are functions of their logarithms, so all of their gradient goes through the logarithms.
 
-
-# The scales are functions of their logarithms, so all of their gradient goes through the logarithms: nothing is divided
-# by s^2 or s^3, which underflow, and the gradient at q = p is exactly 0.
-_kl_from_scales.defjvps(_d_delta, None, _d_q_log_scale, None, _d_p_log_scale)
+    Nothing is divided by s^2 or s^3, which underflow, and the gradient at q = p is exactly 0.
+    """
+    z, t, _, _ = _standardise(p_underflows, *primals)
+    square = t * (t + 2.0)
+    delta_dot, _, q_log_scale_dot, _, p_log_scale_dot, _ = tangents
+    slope = z * primals[-1] * delta_dot + square * q_log_scale_dot - (z * z + square) * p_log_scale_dot
+    return _kl_from_scales(p_underflows, *primals), slope

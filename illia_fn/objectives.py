@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from illia_fn._batch import LossFn, check_weights, mean_loss
-from illia_fn._checks import check_callable, check_factor, check_key, check_num_data, check_num_samples
+from illia_fn._checks import check_callable, check_draws, check_factor, check_num_data
 from illia_fn._trees import PyTree
 from illia_fn.expectation import expectation
 from illia_fn.kl import total_kl
@@ -60,6 +60,8 @@ def elbo_loss(
     num_data: int | None = None,
     kl_weight: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    chunk_size: int | None = 1,
+    antithetic: bool = False,
     needs_key: bool = False,
     has_aux: bool = False,
     return_terms: bool = False,
@@ -99,6 +101,9 @@ def elbo_loss(
         kl_weight: a factor of the KL, not negative; may be traced (a schedule).
         weights: weights of the examples, (B,), for a weighted mean; 0 for padding, whose targets may be anything, but
             whose inputs must be finite. If all are 0 under jit, the loss is NaN.
+        chunk_size: how many networks run at once, in one vmap; None for all. The memory does not grow with
+            `num_samples`; see `expectation`.
+        antithetic: whether the networks come in pairs that mirror each other; see `expectation`.
         needs_key: whether apply_fn takes a key.
         has_aux: whether apply_fn returns (outputs, aux).
         return_terms: whether to return the terms of the loss as well.
@@ -110,8 +115,8 @@ def elbo_loss(
 
     Raises:
         ValueError: if batch sizes or shapes of outputs, targets and weights do not match (nothing is broadcast); for
-            num_samples < 1, num_data < 1, a prior that does not match, or, without `num_data`, a tree without posterior
-            nodes.
+            num_samples, chunk_size or num_data < 1, an odd number of antithetic samples, a prior that does not match,
+            or, without `num_data`, a tree without posterior nodes.
         TypeError: if `key` is not a PRNG key.
 
     >>> from illia_fn import mean_field
@@ -121,14 +126,24 @@ def elbo_loss(
     >>> print(terms.kl.round(6), loss == terms.nll + terms.weight * terms.kl)
     0.0 True
     """
-    _check_arguments("elbo_loss", apply_fn, loss_fn, params, key, num_samples, num_data, kl_weight, weights)
+    _check_arguments("elbo_loss", apply_fn, loss_fn, params, num_data, kl_weight, weights)
+    check_draws("elbo_loss", key, num_samples, chunk_size, antithetic)
     draw_key, kl_key = jax.random.split(key)
 
     def mean_nll(w: PyTree, *apply_key: jax.Array) -> tuple[jax.Array, Any]:
         outputs, aux = _split_aux("elbo_loss", apply_fn(w, x, *apply_key), has_aux)
         return mean_loss("elbo_loss", loss_fn, outputs, y, weights), aux
 
-    nll, aux = expectation(mean_nll, params, draw_key, num_samples, needs_key=needs_key, has_aux=True)
+    nll, aux = expectation(
+        mean_nll,
+        params,
+        draw_key,
+        num_samples,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        needs_key=needs_key,
+        has_aux=True,
+    )
     kl = total_kl("elbo_loss", params, prior, kl_key, num_samples)
     terms = ELBOTerms(nll, kl, _weight_of_kl("elbo_loss", params, num_data, kl_weight, kl.dtype))
     return _with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
@@ -139,8 +154,6 @@ def _check_arguments(
     apply_fn: Any,
     loss_fn: Any,
     params: PyTree,
-    key: Any,
-    num_samples: Any,
     num_data: Any,
     kl_weight: Any,
     weights: Any,
@@ -152,8 +165,6 @@ def _check_arguments(
         raise ValueError(
             f"{caller}: params has no leaves, got {params!r}. Pass a posterior tree, such as mean_field makes."
         )
-    check_key(caller, key)
-    check_num_samples(caller, num_samples)
     check_num_data(caller, num_data)
     if kl_weight is not None:
         check_factor(caller, "kl_weight", kl_weight)

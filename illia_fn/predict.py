@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
+from illia_fn._accumulate import sum_over_chunks
 from illia_fn._checks import check_callable
 from illia_fn._trees import PyTree
-from illia_fn.expectation import at_samples
+from illia_fn.expectation import draws
 
 
 def predict(
@@ -17,11 +18,12 @@ def predict(
     key: jax.Array,
     num_samples: int = 1,
     *,
+    chunk_size: int | None = 1,
     needs_key: bool = False,
 ) -> Any:
     """Outputs f(x, w_s) of networks w_s ~ q: draws from the posterior predictive, before the likelihood.
 
-    The networks run one after another, in the memory of one. Average their probabilities, not their logits:
+    Average their probabilities, not their logits:
     p(y | x) = (1 / S) sum_s p(y | f(x, w_s)).
 
     Args:
@@ -30,12 +32,13 @@ def predict(
         x: inputs, as the model takes them.
         key: a PRNG key.
         num_samples: S, a static int of at least 1.
+        chunk_size: how many networks run at once, as in `expectation`.
 
     Returns:
         The outputs, every leaf with a leading axis of size S.
 
     Raises:
-        ValueError: if `num_samples` is not an int of at least 1.
+        ValueError: if `num_samples` or `chunk_size` is not an int of at least 1.
         TypeError: if `key` is not a PRNG key.
 
     >>> import jax.numpy as jnp
@@ -47,8 +50,11 @@ def predict(
 
     check_callable("predict", "apply_fn", apply_fn)
 
-    def outputs(w: PyTree, *apply_key: jax.Array) -> Any:
-        return apply_fn(w, x, *apply_key)
+    def outputs(w: PyTree, *apply_key: jax.Array) -> tuple[PyTree, Any]:
+        return (), apply_fn(w, x, *apply_key)
 
-    at_key, keys = at_samples("predict", outputs, params, key, num_samples, needs_key=needs_key)
-    return jax.lax.map(at_key, keys)
+    chunk_sum, keys = draws(
+        "predict", outputs, params, key, num_samples, chunk_size=chunk_size, antithetic=False, needs_key=needs_key
+    )
+    _, stacked = sum_over_chunks(chunk_sum, keys, chunk_size)
+    return stacked

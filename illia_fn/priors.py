@@ -20,7 +20,7 @@ class Normal:
         scale: the standard deviation, positive, in the same form.
 
     Raises:
-        ValueError: if `scale` is not positive and finite, where that is known before tracing.
+        ValueError: if `scale` is not finite and at least 1e-33 (float32), where that is known before tracing.
 
     >>> print(Normal(0.0, 0.1).log_prob(0.0))
     1.3836466

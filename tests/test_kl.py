@@ -14,7 +14,9 @@ F32_MAX = float(np.finfo(np.float32).max)
 log_scales = st.floats(-30.0, 30.0)  # scales from 1e-30 to 1e30
 locs = st.floats(-1e3, 1e3, width=32)
 rhos = st.floats(-1e4, 1e4, width=32)
-relative = st.sampled_from([0.0, 1e-7, 3e-4, 0.05, 0.299, 0.301, 0.5, -3e-4, -0.05, -0.2999, -0.3001, -0.9])
+relative = st.sampled_from(
+    [0.0, 1e-7, 3e-4, 0.05, 0.333, 0.334, 0.5, 9.0, -3e-4, -0.05, -0.2499, -0.2501, -0.9, -0.99, -0.9999]
+)
 
 
 def exact_kl(q_loc, q_scale, p_loc, p_scale):
@@ -55,19 +57,32 @@ def test_close_scales_do_not_cancel(log10, change):
     np.testing.assert_allclose(value, float(exact_kl(0.0, q_scale, 0.0, p_scale)), rtol=2e-6, atol=2e-19)
 
 
-@pytest.mark.parametrize("ratio", [1.299, 1.1, 0.9, 0.701])
+@pytest.mark.parametrize("ratio", [1.333, 1.1, 0.9, 0.751])
 def test_the_series_near_the_prior_in_float64(x64, ratio):
     value = kl_divergence(Normal(0.0, ratio), Normal(0.0, 1.0))
     np.testing.assert_allclose(value, float(exact_kl(0.0, ratio, 0.0, 1.0)), rtol=1e-14)
 
 
-@pytest.mark.parametrize(("q_rho", "p_rho"), [(-87.4, -87.3), (-87.34, -87.33), (-200.0, -199.9), (-103.0, -50.0)])
+@pytest.mark.parametrize(
+    ("q_rho", "p_rho"),
+    [(-76.3, -76.2), (-76.2, -76.3), (-87.4, -87.3), (-87.34, -87.33), (-200.0, -199.9), (-103.0, -50.0)],
+)
 def test_scales_that_underflow_are_compared_by_their_logarithms(q_rho, p_rho):
     q, p = (Gaussian(jnp.float32(0.0), jnp.float32(rho)) for rho in (q_rho, p_rho))
     u = float(q.rho) - float(p.rho)  # log softplus(rho) = rho down here
     for kl in (kl_divergence, jax.jit(kl_divergence)):
         np.testing.assert_allclose(kl(q, p), 0.5 * np.expm1(2 * u) - u, rtol=2e-3)
         np.testing.assert_allclose(jax.grad(kl)(q, p).rho, np.expm1(2 * u), rtol=2e-3)
+
+
+@pytest.mark.parametrize("rho", [-60.0, -87.0, -88.0, -150.0, -1e4])
+@pytest.mark.parametrize("p_scale", [1e-33, 1e-20, 0.1])
+def test_a_posterior_far_below_its_prior(rho, p_scale):
+    q, p = Gaussian(jnp.float32(0.0), jnp.float32(rho)), Normal(0.0, p_scale)
+    log_ratio = rho - np.log(np.float64(np.float32(p_scale)))
+    exact = np.expm1(2 * log_ratio) / 2 - log_ratio
+    np.testing.assert_allclose(kl_divergence(q, p), exact, rtol=3e-6)
+    np.testing.assert_allclose(jax.grad(kl_divergence)(q, p).rho, np.expm1(2 * log_ratio), rtol=1e-4)
 
 
 def test_a_posterior_prior_in_its_tail_has_a_gradient():

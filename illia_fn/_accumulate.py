@@ -1,0 +1,110 @@
+"""A sum over chunks, one after another, whose gradient is accumulated along with it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from illia_fn._convolutions import canonical_convolutions
+from illia_fn._trees import PyTree
+
+Chunk = Callable[[PyTree], tuple[PyTree, PyTree]]
+
+
+def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None) -> tuple[PyTree, PyTree]:
+    """For f(chunk of xs) -> (value, aux), the sum of the values and the concatenated aux."""
+    total = len(jax.tree.leaves(xs)[0])
+    chunk_size = total if chunk_size is None else min(chunk_size, total)
+    count, rest = divmod(total, chunk_size)
+    head = jax.tree.map(lambda x: x[: total - rest], xs)
+    chunks = jax.tree.map(lambda x: x.reshape(count, chunk_size, *x.shape[1:]), head)
+    parts = [f(head) if count == 1 else _loop(f, chunks)]
+    if rest:
+        parts.append(f(jax.tree.map(lambda x: x[total - rest :], xs)))
+    values, aux = zip(*parts, strict=True)
+    return jax.tree.map(lambda *terms: sum(terms[1:], start=terms[0]), *values), jax.tree.map(_concatenate, *aux)
+
+
+def _concatenate(*leaves: jax.Array) -> jax.Array:
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+
+
+def _loop(f: Chunk, chunks: PyTree) -> tuple[PyTree, PyTree]:
+    """`sum_over_chunks` for chunks of equal size, stacked."""
+    # Whatever f closes over becomes an argument, so that the rule below sees all that there is to differentiate.
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(lambda x: x[0], chunks))
+    structure = jax.tree.structure(shapes)
+
+    def at_chunk(captured: list[Any], chunk: PyTree) -> tuple[PyTree, PyTree]:
+        return structure.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, captured, *jax.tree.leaves(chunk)))
+
+    def loop(captured: list[Any], chunks: PyTree) -> tuple[PyTree, PyTree]:
+        forward = canonical_convolutions(at_chunk, jaxpr.jaxpr)
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def step(total: PyTree, chunk: PyTree) -> tuple[PyTree, PyTree]:
+            value, aux = forward(captured, chunk)
+            return jax.tree.map(jnp.add, total, value), aux
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[0])
+        return jax.lax.scan(step, zeros, chunks)
+
+    run = loop
+    if [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
+        run = jax.custom_jvp(loop)
+        run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr.jaxpr), symbolic_zeros=True)
+    total, aux = run(jaxpr.consts, chunks)
+    return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+
+
+def _accumulate(
+    at_chunk: Callable[..., tuple[PyTree, PyTree]],
+    loop: Callable[..., tuple[PyTree, PyTree]],
+    jaxpr: Any,
+    primals: tuple[list[Any], PyTree],
+    tangents: tuple[list[Any], Any],
+) -> tuple[PyTree, PyTree]:
+    """The value and, linear in the tangents, <gradient, tangent>, where one loop sums the value and the gradient.
+
+    A linear rule serves every mode of differentiation: reverse mode transposes it to cotangent * gradient.
+    """
+    (captured, chunks), (tangents, _) = primals, tangents
+    active = [index for index, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+    def with_active(values: list[jax.Array]) -> list[Any]:
+        replacements = dict(zip(active, values, strict=True))
+        return [replacements.get(index, value) for index, value in enumerate(captured)]
+
+    def value_of(values: list[jax.Array], chunk: PyTree) -> tuple[jax.Array, PyTree]:
+        value, aux = at_chunk(with_active(values), chunk)
+        return jax.tree.leaves(value)[0], (value, aux)
+
+    value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
+    values, tangents = [captured[index] for index in active], [tangents[index] for index in active]
+
+    @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
+    def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
+        (_, (value, aux)), gradients = value_and_grad(values, chunk)
+        return jax.tree.map(lambda total, term: total + term.astype(total.dtype), totals, (value, gradients)), aux
+
+    value_shape = jax.eval_shape(loop, captured, chunks)[0]
+    (total, gradients), aux = jax.lax.scan(step, jax.tree.map(_wide_zeros, (value_shape, values)), chunks)
+    slope = sum(
+        jnp.sum((gradient * tangent.astype(gradient.dtype)).real)
+        for gradient, tangent in zip(gradients, tangents, strict=True)
+    )
+    total_tangent = jax.tree.map(lambda leaf: slope.astype(leaf.dtype), total)
+    if any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(aux)):
+        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), chunks)[1], (values,), (tangents,))
+    else:
+        aux_tangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), aux)
+    return (total, aux), (total_tangent, aux_tangent)
+
+
+def _wide_zeros(x: Any) -> jax.Array:
+    """Zeros to add up terms like x in: half precision is summed in float32."""
+    return jnp.zeros(x.shape, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
