@@ -1,6 +1,7 @@
-"""What every benchmark shares: fair timing, and a table that is printed, kept as JSON and as a picture, and asserted."""
+"""What every benchmark shares: fair timing, and a table that is printed, kept, drawn and asserted."""
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,4 +76,5 @@ def report(
 
 def machine() -> str:
     """The machine and the versions, in one line."""
-    return f"({jax.local_device_count()} {jax.default_backend()} device, jax {jax.__version__}, Python {platform.python_version()})"
+    device = f"{os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
+    return f"({device}, Python {platform.python_version()})"

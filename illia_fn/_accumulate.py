@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
@@ -50,13 +51,12 @@ def _loop(f: Chunk, chunks: PyTree) -> tuple[PyTree, PyTree]:
             value, aux = forward(captured, chunk)
             return jax.tree.map(jnp.add, total, value), aux
 
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[0])
-        return jax.lax.scan(step, zeros, chunks)
+        return jax.lax.scan(step, jax.tree.map(_wide_zeros, shapes[0]), chunks)
 
     run = loop
     if [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
         run = jax.custom_jvp(loop)
-        run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr.jaxpr), symbolic_zeros=True)
+        run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr.jaxpr, shapes[0]), symbolic_zeros=True)
     total, aux = run(jaxpr.consts, chunks)
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
 
@@ -65,15 +65,16 @@ def _accumulate(
     at_chunk: Callable[..., tuple[PyTree, PyTree]],
     loop: Callable[..., tuple[PyTree, PyTree]],
     jaxpr: Any,
+    value_shape: PyTree,
     primals: tuple[list[Any], PyTree],
-    tangents: tuple[list[Any], Any],
+    tangents: tuple[Any, Any],
 ) -> tuple[PyTree, PyTree]:
     """The value and, linear in the tangents, <gradient, tangent>, where one loop sums the value and the gradient.
 
     A linear rule serves every mode of differentiation: reverse mode transposes it to cotangent * gradient.
     """
-    (captured, chunks), (tangents, _) = primals, tangents
-    active = [index for index, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+    (captured, chunks), (dots, _) = primals, tangents
+    active = [index for index, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
 
     def with_active(values: list[jax.Array]) -> list[Any]:
         replacements = dict(zip(active, values, strict=True))
@@ -84,22 +85,21 @@ def _accumulate(
         return jax.tree.leaves(value)[0], (value, aux)
 
     value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
-    values, tangents = [captured[index] for index in active], [tangents[index] for index in active]
+    values, dots = [captured[index] for index in active], [dots[index] for index in active]
 
     @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
     def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
         (_, (value, aux)), gradients = value_and_grad(values, chunk)
         return jax.tree.map(lambda total, term: total + term.astype(total.dtype), totals, (value, gradients)), aux
 
-    value_shape = jax.eval_shape(loop, captured, chunks)[0]
-    (total, gradients), aux = jax.lax.scan(step, jax.tree.map(_wide_zeros, (value_shape, values)), chunks)
-    slope = sum(
-        jnp.sum((gradient * tangent.astype(gradient.dtype)).real)
-        for gradient, tangent in zip(gradients, tangents, strict=True)
+    zeros = jax.tree.map(_wide_zeros, (value_shape, values))
+    (total, gradients), aux = jax.lax.scan(step, zeros, chunks)
+    terms = [jnp.sum((grad * dot.astype(grad.dtype)).real) for grad, dot in zip(gradients, dots, strict=True)]
+    total_tangent = jax.tree.map(
+        lambda leaf: sum((term.astype(leaf.dtype) for term in terms), jnp.zeros_like(leaf)), total
     )
-    total_tangent = jax.tree.map(lambda leaf: slope.astype(leaf.dtype), total)
     if any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(aux)):
-        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), chunks)[1], (values,), (tangents,))
+        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), chunks)[1], (values,), (dots,))
     else:
         aux_tangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), aux)
     return (total, aux), (total_tangent, aux_tangent)

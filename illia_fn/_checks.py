@@ -8,7 +8,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-
 # Some way above the smallest number, so that what is much smaller than a scale may underflow: see kl.py.
 SMALLEST_SCALE = {dtype: float(np.finfo(dtype).tiny) * 2.0**16 for dtype in (np.float32, np.float64)}
 
@@ -97,6 +96,17 @@ def check_num_data(caller: str, num_data: Any) -> None:
         raise ValueError(
             f"{caller}: num_data must be the number of training examples, at least 1, got {describe(num_data)}."
         )
+
+
+def split_aux(caller: str, name: str, result: Any, *, has_aux: bool) -> tuple[Any, Any]:
+    """What a function returned, as a pair (value, aux)."""
+    if not has_aux:
+        return result, None
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            f"{caller}: with has_aux=True {name} must return a pair (value, aux), got a {type(result).__name__}."
+        )
+    return result
 
 
 def describe(x: Any) -> str:

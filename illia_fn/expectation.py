@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._accumulate import Chunk, sum_over_chunks
-from illia_fn._checks import check_draws
+from illia_fn._checks import check_callable, check_draws, split_aux
 from illia_fn._numerics import at_least_float32
 from illia_fn._trees import PyTree
 from illia_fn.posteriors import Sampler
@@ -64,9 +64,10 @@ def expectation(
     >>> print(expectation(lambda w: 2 * w, q, jax.random.key(0), 2, antithetic=True).round(5))  # odd in the noise
     6.0
     """
+    check_callable("expectation", "f", f)
     chunk_sum, keys = draws(
         "expectation",
-        f if has_aux else lambda *args: (f(*args), None),
+        lambda *args: split_aux("expectation", "f", f(*args), has_aux=has_aux),
         q,
         key,
         num_samples,

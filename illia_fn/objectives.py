@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from illia_fn._batch import LossFn, check_weights, mean_loss
-from illia_fn._checks import check_callable, check_draws, check_factor, check_num_data
+from illia_fn._checks import check_callable, check_draws, check_factor, check_num_data, split_aux
 from illia_fn._trees import PyTree
 from illia_fn.expectation import expectation
 from illia_fn.kl import total_kl
@@ -131,7 +131,7 @@ def elbo_loss(
     draw_key, kl_key = jax.random.split(key)
 
     def mean_nll(w: PyTree, *apply_key: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, aux = _split_aux("elbo_loss", apply_fn(w, x, *apply_key), has_aux)
+        outputs, aux = split_aux("elbo_loss", "apply_fn", apply_fn(w, x, *apply_key), has_aux=has_aux)
         return mean_loss("elbo_loss", loss_fn, outputs, y, weights), aux
 
     nll, aux = expectation(
@@ -169,16 +169,6 @@ def _check_arguments(
     if kl_weight is not None:
         check_factor(caller, "kl_weight", kl_weight)
     check_weights(caller, weights)
-
-
-def _split_aux(caller: str, result: Any, has_aux: bool) -> tuple[Any, Any]:  # noqa: FBT001
-    if not has_aux:
-        return result, None
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(
-            f"{caller}: with has_aux=True apply_fn must return a pair (outputs, aux), got a {type(result).__name__}."
-        )
-    return result
 
 
 def _weight_of_kl(

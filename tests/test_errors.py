@@ -9,7 +9,18 @@ import pytest
 from numpyro.distributions import Laplace
 
 import illia_fn
-from illia_fn import Gaussian, Normal, elbo_loss, expectation, gaussian_nll, kl_divergence, kl_loss, kl_tree, mean_field
+from illia_fn import (
+    Gaussian,
+    Normal,
+    elbo_loss,
+    expectation,
+    gaussian_nll,
+    kl_divergence,
+    kl_loss,
+    kl_tree,
+    mean_field,
+    predict,
+)
 
 KEY = jax.random.key(0)
 PARAMS = {"w": jnp.ones((3, 2))}
@@ -76,6 +87,14 @@ CASES = {
     "Monte Carlo prior that would broadcast": (lambda: kl_loss(Q, Laplace(jnp.zeros(2), 1.0), key=KEY), ValueError, r"kl_loss at params\['w'\]: .*\(2,\).*\(3, 2\)"),
     "weight of the KL that is no scalar": (lambda: kl_loss(Q, weight=jnp.ones(2)), ValueError, "kl_loss: weight must be a finite number"),
     "a class for a prior": (lambda: kl_loss(Q, Normal), TypeError, "kl_loss at .*: the prior must have"),
+    # the engine
+    "chunks of nothing": (lambda: expectation(logits, Q, KEY, 2, chunk_size=0), ValueError, "expectation: chunk_size must be an int of at least 1, .* or None.*got 0"),
+    "half a chunk": (lambda: elbo_loss(logits, Q, X, LABELS, KEY, 2, chunk_size=1.5), ValueError, "elbo_loss: chunk_size must be an int of at least 1, .*got 1.5"),
+    "a traced chunk size": (lambda: jax.jit(lambda k: predict(logits, Q, X, KEY, 2, chunk_size=k))(1), ValueError, "predict: chunk_size must be an int .*known at trace time"),
+    "half a pair": (lambda: elbo_loss(logits, Q, X, LABELS, KEY, 3, antithetic=True), ValueError, "elbo_loss: antithetic draws come in pairs, so num_samples must be even, got 3"),
+    "antithetic by number": (lambda: expectation(logits, Q, KEY, 2, antithetic=1), TypeError, "expectation: antithetic must be True or False, got 1"),
+    "expectation of a number": (lambda: expectation(1.0, Q, KEY, 2), TypeError, "expectation: f must be a function, got 1.0"),
+    "expectation without its aux": (lambda: expectation(lambda w: w["w"], Q, KEY, 2, has_aux=True), ValueError, r"expectation: with has_aux=True f must return a pair \(value, aux\), got a"),
     # ELBO
     "functions and parameters swapped": (lambda: elbo_loss(Q, logits, X, LABELS, KEY), TypeError, "elbo_loss: apply_fn must be a function, got a value of type dict"),
     "loss_fn by name": (elbo(loss_fn="mse"), TypeError, "elbo_loss: loss_fn must be a function, got 'mse'"),

@@ -1,19 +1,58 @@
+"""The engine: every way to take the samples gives the value and the gradients of the plain mean over the draws."""
+
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import illia_fn
 from illia_fn import expectation, mean_field, predict
 
 KEY = jax.random.key(0)
 Q = mean_field({"w": jnp.array([1.0, -2.0])}, scale=0.3)
+X = jnp.array([[0.5, -1.0], [2.0, 0.3], [1.0, 1.0]])
+LABELS = jnp.array([0, 1, 1])
+
+# chunk_size and antithetic for 6 samples: all, one at a time, dividing 6 or not, larger than 6
+WAYS = [(None, False), (1, False), (2, False), (4, False), (9, False), (None, True), (1, True), (2, True), (4, True)]
+ways = pytest.mark.parametrize(("chunk_size", "antithetic"), WAYS)
+
+
+def curved(w, x, labels=LABELS):
+    """A scalar, curved in w and x, with integer inputs."""
+    logits = jnp.stack([jnp.sin(x @ w["w"]), jnp.square(x @ w["w"])], axis=1)
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+
+
+def draws_of(q, antithetic, num_samples=6):
+    """The draws themselves, from an f that returns what it is given."""
+    _, w = expectation(
+        lambda w: (jnp.zeros(()), w), q, KEY, num_samples, chunk_size=None, antithetic=antithetic, has_aux=True
+    )
+    return w
+
+
+def plain(q, x, antithetic, f=curved):
+    """The mean over the draws, with nothing but a vmap."""
+    w = draws_of(q, antithetic)
+    return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.vmap(lambda w: f(w, x))(w))
+
+
+def engine(q, x, chunk_size, antithetic, f=curved, key=KEY):
+    return expectation(lambda w: f(w, x), q, key, 6, chunk_size=chunk_size, antithetic=antithetic)
+
+
+def assert_trees_close(a, b, rtol=2e-5, atol=1e-6):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), a, b)
 
 
 def test_moments_and_their_gradients():
     n = 20_000
 
     def square(q, key):
-        return expectation(lambda w: jnp.square(w["w"]), q, key, n)
+        return expectation(lambda w: jnp.square(w["w"]), q, key, n, chunk_size=5000)
 
     # E[w^2] = loc^2 + s^2 with variance 4 loc^2 s^2 + 2 s^4
     variance = 4 * np.array([1.0, 4.0]) * 0.09 + 2 * 0.0081
@@ -22,25 +61,220 @@ def test_moments_and_their_gradients():
     np.testing.assert_array_less(np.abs(grads.loc - 2 * np.array([1.0, -2.0])), 5 * 2 * 0.3 / np.sqrt(n))
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 @pytest.mark.parametrize("num_samples", [1, 2, 7])
-def test_trees_aux_and_keys(num_samples, wrap):
-    def f(w, key):
-        return {"a": w["w"].sum(), "b": (w["w"],)}, (w["w"], jax.random.uniform(key), 3)
-
-    value, (draws, noise, constant) = wrap(
-        lambda key: expectation(f, Q, key, num_samples, needs_key=True, has_aux=True)
-    )(KEY)
-    assert draws.shape == (num_samples, 2)
-    assert len(np.unique(noise)) == num_samples
-    np.testing.assert_array_equal(constant, [3] * num_samples)
-    np.testing.assert_allclose(value["b"][0], draws.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(value["a"], draws.sum(axis=1).mean(), rtol=1e-6)
+def test_the_draws_do_not_depend_on_the_chunks(num_samples):
+    draws = draws_of(Q, antithetic=False, num_samples=num_samples)["w"]
+    assert len(np.unique(draws)) == 2 * num_samples
+    for chunk_size in (1, 2, 3):
+        _, w = expectation(lambda w: (0.0, w), Q, KEY, num_samples, chunk_size=chunk_size, has_aux=True)
+        np.testing.assert_allclose(w["w"], draws, rtol=1e-6)
 
 
-def test_half_precision_is_averaged_in_float32():
+@ways
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_value_and_gradients_in_both_modes(chunk_size, antithetic, wrap):
+    run = partial(engine, chunk_size=chunk_size, antithetic=antithetic)
+    reference = partial(plain, antithetic=antithetic)
+    assert_trees_close(wrap(run)(Q, X), reference(Q, X))
+    assert_trees_close(
+        wrap(jax.value_and_grad(run, (0, 1)))(Q, X), jax.value_and_grad(reference, (0, 1))(Q, X)
+    )  # q and x alike
+    tangents = jax.tree.map(lambda leaf: jnp.cos(leaf + 1.0), (Q, X))
+    assert_trees_close(wrap(lambda *args: jax.jvp(run, args, tangents))(Q, X), jax.jvp(reference, (Q, X), tangents))
+
+
+@ways
+def test_second_derivatives(chunk_size, antithetic):
+    run = partial(engine, Q, chunk_size=chunk_size, antithetic=antithetic)
+    exact = jax.hessian(partial(plain, Q, antithetic=antithetic))(X)
+    for hessian in (lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacrev(f)), jax.hessian):
+        np.testing.assert_allclose(jax.jit(hessian(run))(X), exact, rtol=1e-4, atol=1e-5)
+
+    def gradient_norm(q):  # reverse over reverse, through q
+        grads = jax.grad(engine)(q, X, chunk_size, antithetic)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
+
+    def exact_norm(q):
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(jax.grad(plain)(q, X, antithetic)))
+
+    assert_trees_close(jax.grad(gradient_norm)(Q), jax.grad(exact_norm)(Q), rtol=1e-4, atol=1e-5)
+
+
+@ways
+def test_under_vmap(chunk_size, antithetic):
+    xs = jnp.stack([X, X + 1.0])
+    keys = jax.random.split(KEY, 2)
+    one = jax.value_and_grad(lambda x, key: engine(Q, x, chunk_size, antithetic, key=key))
+    values = jax.vmap(one)(xs, keys)
+    for index in range(2):
+        assert_trees_close(jax.tree.map(lambda leaf: leaf[index], values), one(xs[index], keys[index]))  # noqa: B023
+    labels = jnp.array([[0, 1, 1], [1, 1, 0]])  # an integer that f closes over
+    batched = jax.vmap(jax.grad(lambda x, y: engine(Q, x, chunk_size, antithetic, f=partial(curved, labels=y))))
+    np.testing.assert_allclose(batched(xs, labels)[0], jax.grad(lambda x: one(x, KEY)[0])(X), rtol=1e-5)
+
+
+@ways
+def test_a_pytree_value_and_aux(chunk_size, antithetic):
+    def f(w, x):
+        return {"a": curved(w, x), "b": (x @ w["w"],)}
+
+    run = partial(engine, chunk_size=chunk_size, antithetic=antithetic, f=f)
+    reference = partial(plain, antithetic=antithetic, f=f)
+    assert_trees_close(run(Q, X), reference(Q, X))
+    assert_trees_close(jax.jacrev(run)(Q, X), jax.jacrev(reference)(Q, X))
+    assert_trees_close(jax.jacfwd(run, 1)(Q, X), jax.jacfwd(reference, 1)(Q, X))
+
+
+@ways
+def test_aux_is_stacked_and_differentiable(chunk_size, antithetic):
+    def run(q, x):
+        value, aux = expectation(
+            lambda w: (curved(w, x), {"draw": w["w"], "constant": 3, "labels": LABELS}),
+            q,
+            KEY,
+            6,
+            chunk_size=chunk_size,
+            antithetic=antithetic,
+            has_aux=True,
+        )
+        return value + jnp.sum(jnp.square(jnp.sum(aux["draw"], axis=0))), aux
+
+    def reference(q, x):
+        return plain(q, x, antithetic) + jnp.sum(jnp.square(jnp.sum(draws_of(q, antithetic)["w"], axis=0)))
+
+    (value, aux), grads = jax.value_and_grad(run, (0, 1), has_aux=True)(Q, X)
+    np.testing.assert_allclose(aux["draw"], draws_of(Q, antithetic)["w"], rtol=1e-6)
+    np.testing.assert_array_equal(aux["constant"], [3] * 6)
+    assert aux["labels"].shape == (6, 3)
+    assert_trees_close((value, grads), jax.value_and_grad(reference, (0, 1))(Q, X), rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, None])
+def test_antithetic_draws_are_pairs(chunk_size):
+    _, aux = expectation(
+        lambda w, key: (0.0, (w["w"], jax.random.uniform(key))),
+        Q,
+        KEY,
+        6,
+        chunk_size=chunk_size,
+        antithetic=True,
+        needs_key=True,
+        has_aux=True,
+    )
+    draws, uniforms = aux
+    np.testing.assert_allclose(draws[::2] + draws[1::2], np.tile(2 * Q["w"].loc, (3, 1)), rtol=1e-6)
+    assert len(np.unique(draws)) == 12
+    assert len(np.unique(uniforms)) == 6  # but f has keys of its own
+    value = expectation(lambda w: w["w"], Q, KEY, 2, antithetic=True)
+    np.testing.assert_allclose(value, Q["w"].loc, rtol=1e-6)  # what is odd in the noise cancels
+
+
+def test_antithetic_pairs_are_unbiased_and_of_lower_variance():
+    def estimates(antithetic):
+        return jax.vmap(lambda key: expectation(lambda w: jnp.exp(w["w"][0]), Q, key, 2, antithetic=antithetic))(
+            jax.random.split(KEY, 20_000)
+        )
+
+    pairs, independent = estimates(antithetic=True), estimates(antithetic=False)
+    exact = np.exp(1.0 + 0.09 / 2)
+    assert abs(pairs.mean() - exact) < 5 * pairs.std() / np.sqrt(20_000)
+    # Var[mean of a pair] / Var[mean of two] = 1 + corr(e^z, e^-z) = 1 - e^{-s^2}: 0.086
+    np.testing.assert_allclose(pairs.var() / independent.var(), 1 - np.exp(-0.09), rtol=0.1)
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.key(0), jax.random.key(0, impl="rbg")])
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_keys_of_every_implementation(key, antithetic):
+    value, grads = jax.jit(jax.value_and_grad(lambda q: engine(q, X, 2, antithetic, key=key)))(Q)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+def test_a_gradient_for_all_that_f_closes_over():
+    """The prior's scale, a deterministic leaf, a half-precision and a complex array: none is silently 0."""
+    q = {"w": Q["w"], "b": jnp.array(0.5)}
+    closed_over = {"half": jnp.ones(2, jnp.bfloat16), "complex": jnp.array(1.0 + 2.0j), "scale": jnp.array(2.0)}
+
+    def loss(q, closed_over, chunk_size):
+        def f(w):
+            prior = illia_fn.Normal(0.0, closed_over["scale"])
+            wave = jnp.exp(1j * closed_over["complex"] * w["w"][0].astype(jnp.complex64))
+            half = jnp.sum(w["w"] * closed_over["half"].astype(jnp.float32))
+            return jnp.sum(prior.log_prob(w["w"])) + jnp.real(wave) * half + w["b"]
+
+        return expectation(f, q, KEY, 5, chunk_size=chunk_size)
+
+    exact = jax.grad(loss, (0, 1))(q, closed_over, None)
+    for chunk_size in (1, 2):
+        grads = jax.grad(loss, (0, 1))(q, closed_over, chunk_size)
+        assert grads[1]["half"].dtype == jnp.bfloat16
+        widen = partial(jax.tree.map, lambda leaf: leaf.astype(jnp.complex64))
+        assert_trees_close(widen(grads), widen(exact), rtol=1e-2)
+        assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+def test_half_precision_is_summed_in_float32():
     value = expectation(lambda w: w["w"].astype(jnp.bfloat16), Q, KEY, 3)
     assert value.dtype == jnp.float32
+    # 1 + 2^-8 is not a bfloat16: a sum of 256 gradients of 1 in bfloat16 would stop at 256
+    q = {"w": jnp.ones((), jnp.bfloat16), "v": Q["w"]}
+    grads = jax.grad(lambda q: 300.0 * expectation(lambda w: w["w"].astype(jnp.float32), q, KEY, 300), allow_int=True)(
+        q
+    )
+    assert grads["w"] == 300.0
+
+
+@pytest.mark.parametrize("spec", ["NHWC HWIO NHWC", "NCHW OIHW NCHW", "NHWC OIHW NCHW"])
+@pytest.mark.parametrize(
+    "options", [{}, {"window_strides": (2, 1)}, {"rhs_dilation": (2, 2)}, {"feature_group_count": 2}]
+)
+def test_convolutions_in_the_loop(spec, options):
+    """The loop has convolutions in another layout than f, forward and backward."""
+    specs = spec.split()
+    groups = options.get("feature_group_count", 1)
+    x_shape = {"N": 3, "H": 6, "W": 5, "C": 4}
+    kernel_shape = {"H": 3, "W": 2, "I": 4 // groups, "O": 6}
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=[x_shape[axis] for axis in specs[0]]), jnp.float32)
+    kernel = jnp.asarray(generator.normal(size=[kernel_shape[axis] for axis in specs[1]]), jnp.float32)
+    q = mean_field({"kernel": kernel}, scale=0.1)
+
+    @jax.jit  # a convolution in a function under jit
+    def convolve(w, x):
+        arguments = {"window_strides": (1, 1), "padding": "SAME", **options}
+        return jax.lax.conv_general_dilated(x, w["kernel"], dimension_numbers=tuple(specs), **arguments)
+
+    def f(w, x):
+        return jnp.mean(jnp.square(jax.nn.relu(convolve(w, x))))
+
+    grads = jax.jit(jax.value_and_grad(partial(engine, f=f), (0, 1)), static_argnums=(2, 3))
+    assert_trees_close(grads(q, x, 1, False), jax.value_and_grad(partial(plain, f=f), (0, 1))(q, x, False), rtol=1e-4)
+
+
+def test_a_fixed_key_makes_an_ordinary_function():
+    """Deterministic ADVI: the same draws at every call, so that L-BFGS with a line search converges."""
+    import optax
+
+    def loss(q):
+        return illia_fn.elbo_loss(
+            lambda w, x: x @ w["w"], q, X, jnp.array([1.0, -1.0, 0.5]), KEY, 16, num_data=3, antithetic=True
+        )
+
+    assert loss(Q) == loss(Q)
+    optimizer = optax.lbfgs()
+
+    @jax.jit
+    def step(q, state):
+        value, grads = optax.value_and_grad_from_state(loss)(q, state=state)
+        updates, state = optimizer.update(grads, state, q, value=value, grad=grads, value_fn=loss)
+        return optax.apply_updates(q, updates), state
+
+    q, state = Q, optimizer.init(Q)
+    for _ in range(30):
+        q, state = step(q, state)
+    # The prior's scale is 0.1: the sampled ELBO is strictly convex in loc, and its gradient vanishes at the end.
+    start, end = (optax.tree.norm(jax.grad(loss)(q)) for q in (Q, q))
+    assert end < 1e-4 * start
 
 
 def test_predict_stacks_the_networks():
@@ -52,10 +286,11 @@ def test_predict_stacks_the_networks():
     assert len(np.unique(outputs[1])) == 3
 
 
-def test_predict_in_chunks_uses_the_same_networks():
+@pytest.mark.parametrize("chunk_size", [1, 3, None])
+def test_predict_in_parts_uses_the_same_networks(chunk_size):
     x = jnp.arange(10.0).reshape(5, 2)
     whole = predict(lambda w, x: x @ w["w"], Q, x, KEY, 4)
-    parts = [predict(lambda w, x: x @ w["w"], Q, x[i : i + 2], KEY, 4) for i in range(0, 5, 2)]
+    parts = [predict(lambda w, x: x @ w["w"], Q, x[i : i + 2], KEY, 4, chunk_size=chunk_size) for i in range(0, 5, 2)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-6)
 
 

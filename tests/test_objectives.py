@@ -70,7 +70,7 @@ def test_floats_have_a_gaussian_likelihood_of_unit_scale(sharp, params):
 def test_terms_make_up_the_loss_to_the_last_bit(q, kwargs, num_samples, wrap):
     loss = wrap(partial(elbo_loss, linear, num_samples=num_samples, return_terms=True, **kwargs))
     value_and_grad = wrap(jax.value_and_grad(loss, has_aux=True))
-    for seed in range(20):
+    for seed in range(20 if wrap is jax.jit else 3):
         for value, terms in (
             loss(q, X, LABELS, jax.random.key(seed)),
             value_and_grad(q, X, LABELS, jax.random.key(seed))[0],

@@ -1,0 +1,99 @@
+"""Claim: a step of the ELBO takes at most 3 times as long to compile as the deterministic step, for 300 leaves.
+
+python -m benchmarks.compile_time
+
+The model is a deep residual network whose layers go from 32 units to a wider layer and back. Equal shapes share work in
+a trace, so there are two of it: "two widths" alternates between 32 and 48, and in "all widths" no two wider layers are
+alike. Each time is that of a fresh trace and compilation, in turn, without the compilation cache.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks._report import Claim, report
+from illia_fn import Normal, elbo_loss, mean_field
+
+LEAVES = (6, 30, 100, 300)
+WIDTHS = {"two widths": lambda block: 48, "all widths": lambda block: 33 + block}  # noqa: ARG005
+NARROW = 32
+ROUNDS = 3
+
+Params = list[tuple[jax.Array, jax.Array]]
+
+
+def make_params(num_leaves: int, width_of: Callable[[int], int]) -> Params:
+    params = []
+    for layer in range(num_leaves // 2):
+        wide = width_of(layer // 2)
+        rows, columns = (wide, NARROW) if layer % 2 else (NARROW, wide)
+        params.append((jnp.zeros((rows, columns)), jnp.zeros(columns)))
+    return params
+
+
+def apply_fn(params: Params, x: jax.Array) -> jax.Array:
+    skip = x
+    for layer, (w, b) in enumerate(params):
+        x = jax.nn.relu(x @ w + b)
+        if layer % 2:
+            x = skip = skip + x
+    return x
+
+
+def deterministic_loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(apply_fn(params, x), y).mean()
+
+
+def bayesian_loss(q: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+    return elbo_loss(apply_fn, q, x, y, key, 8, prior=Normal(0.0, 0.1), num_data=60_000)
+
+
+def compile_times(losses: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[str, np.ndarray]:
+    """The median seconds of (trace and lower, compile, both) of the value and gradient of each loss(*args)."""
+    times = {name: [] for name in losses}
+    for _ in range(ROUNDS):
+        for name, (loss, args) in losses.items():
+            jax.clear_caches()
+            start = time.perf_counter()
+            lowered = jax.jit(jax.value_and_grad(loss)).lower(*args)
+            middle = time.perf_counter()
+            lowered.compile()
+            end = time.perf_counter()
+            times[name].append((middle - start, end - middle, end - start))
+    return {name: np.median(rounds, axis=0) for name, rounds in times.items()}
+
+
+def main() -> None:
+    jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003
+    x, y, key = jnp.ones((128, NARROW)), jnp.zeros(128, jnp.int32), jax.random.key(0)
+    rows, ratios = [], {name: [] for name in WIDTHS}
+    for name, width_of in WIDTHS.items():
+        for num_leaves in LEAVES:
+            params = make_params(num_leaves, width_of)
+            losses = {"deterministic": (deterministic_loss, (params, x, y))}
+            losses["ELBO"] = (bayesian_loss, (mean_field(params, scale=0.02), x, y, key))
+            deterministic, bayesian = compile_times(losses).values()
+            ratio = bayesian / deterministic
+            rows.append([name, num_leaves, *map(float, deterministic), *map(float, bayesian), *map(float, ratio)])
+            ratios[name].append(float(ratio[-1]))
+
+    def draw(axes: Any) -> None:
+        for name, values in ratios.items():
+            axes.semilogx(LEAVES, values, "o-", label=name)
+        axes.set(ylim=0, xlabel="leaves", ylabel="compile time, ELBO / deterministic")
+        axes.legend()
+
+    columns = ["model", "leaves"]
+    columns += [f"{step} {part} (s)" for step in ("deterministic", "ELBO") for part in ("trace", "compile", "total")]
+    columns += [f"{part} ratio" for part in ("trace", "compile", "total")]
+    claims = [Claim(f"ELBO / deterministic, 300 leaves, {name}", ratios[name][-1], at_most=3.0) for name in WIDTHS]
+    report("compile_time", columns, rows, claims, draw)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Claim: the memory of an ELBO step does not grow with the number of samples: n=64 takes at most 1.25 of n=1.
+
+python -m benchmarks.memory
+
+Two figures for each case, both of one jitted value_and_grad. "Compiled" is what XLA sets aside for intermediate results
+(`memory_analysis`). "Resident" is measured in a process of its own: how far the peak (VmHWM) of a few steps
+lies above what the process held before them. A first step warms up, then the peak is reset through /proc/self/clear_refs (so
+compilation does not count), glibc maps every large block on its own (so what is freed does not hide the next peak), and
+dispatch is synchronous (else the buffers of the warm-up are still there). It includes the gradients, which are outputs.
+"""
+
+import ast
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from numpyro.infer import TraceMeanField_ELBO
+
+from benchmarks._report import Claim, report
+from illia_fn import Normal, elbo_loss, mean_field
+
+SIZES = (784, 400, 400, 10)
+BATCH, NUM_DATA = 128, 60_000
+STEPS = 5
+
+CASES = {f"illia_fn, chunk_size={chunk}": [f"illia {n} {chunk}" for n in (1, 8, 64)] for chunk in (1, 8, None)}
+CASES["illia_fn, chunk_size=1, antithetic"] = [f"antithetic {n} 1" for n in (2, 8, 64)]
+CASES["numpyro"] = [f"numpyro {n} False" for n in (1, 8, 64)]
+CASES["numpyro, vectorised"] = [f"numpyro {n} True" for n in (1, 8, 64)]
+
+
+def apply_fn(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    for layer in range(len(SIZES) - 1):
+        x = (jax.nn.relu(x) if layer else x) @ params[f"w{layer}"] + params[f"b{layer}"]
+    return x
+
+
+def make_params(key: jax.Array) -> dict[str, jax.Array]:
+    params = {}
+    for layer, (rows, columns) in enumerate(itertools.pairwise(SIZES)):
+        params[f"w{layer}"] = jax.random.normal(jax.random.fold_in(key, layer), (rows, columns)) / rows**0.5
+        params[f"b{layer}"] = jnp.zeros(columns)
+    return params
+
+
+def numpyro_loss(vectorised: bool, n: int, q: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> ArrayLike:  # noqa: FBT001
+    def model() -> None:
+        shapes = {name: node["loc"].shape for name, node in q.items()}
+        prior = {name: dist.Normal(0.0, 0.1).expand(shape).to_event() for name, shape in shapes.items()}
+        w = {name: numpyro.sample(name, prior[name]) for name in shapes}
+        with numpyro.plate("data", NUM_DATA, subsample_size=BATCH):
+            numpyro.sample("y", dist.Categorical(logits=apply_fn(w, x)), obs=y)
+
+    def guide() -> None:
+        for name, node in q.items():
+            loc, rho = (numpyro.param(f"{name}_{field}", node[field]) for field in ("loc", "rho"))
+            numpyro.sample(name, dist.Normal(loc, jax.nn.softplus(rho)).to_event())
+
+    params = {f"{name}_{field}": value for name, node in q.items() for field, value in node.items()}
+    return TraceMeanField_ELBO(n, vectorize_particles=vectorised).loss(key, params, model, guide) / NUM_DATA
+
+
+def make_step(kind: str, n: int, option: Any) -> tuple[Callable[..., Any], Any]:
+    """The loss of a case, and its variational parameters."""
+    q = mean_field(make_params(jax.random.key(0)), scale=0.02)
+    if kind == "numpyro":
+        return partial(numpyro_loss, option, n), {name: {"loc": g.loc, "rho": g.rho} for name, g in q.items()}
+    options = {"prior": Normal(0.0, 0.1), "num_data": NUM_DATA, "chunk_size": option}
+    options["antithetic"] = kind == "antithetic"
+    return lambda q, x, y, key: elbo_loss(apply_fn, q, x, y, key, n, **options), q
+
+
+def status(field: str) -> int:
+    """Bytes, from /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
+def measure(kind: str, n: int, option: Any) -> dict[str, float]:
+    """Both figures of one case, in MB; to be run in a process of its own."""
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # else buffers are freed some time after a step
+    loss, q = make_step(kind, n, option)
+    x = jax.random.normal(jax.random.key(1), (BATCH, SIZES[0]))
+    y = jax.random.randint(jax.random.key(2), (BATCH,), 0, SIZES[-1])
+    args = jax.block_until_ready((q, x, y, jax.random.key(3)))
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(*args).compile()
+    jax.block_until_ready(compiled(*args))
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
+    before = status("VmRSS")
+    for _ in range(STEPS):
+        jax.block_until_ready(compiled(*args))
+    peak = status("VmHWM") - before
+    return {"compiled": compiled.memory_analysis().temp_size_in_bytes / 1e6, "resident": peak / 1e6}
+
+
+def in_a_fresh_process(case: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", *case.split()]
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+    return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def main() -> None:
+    sizes = {case: in_a_fresh_process(case) for cases in CASES.values() for case in cases}
+
+    def ratio(figure: str, case: str, base: str) -> float:
+        return sizes[case][figure] / sizes[base][figure]
+
+    claims = []
+    for figure in ("compiled", "resident"):
+        for kind, base in {"illia": 1, "antithetic": 2}.items():
+            text = f"{figure} memory, {'antithetic ' * (kind == 'antithetic')}n=64 against n={base}, chunk_size=1"
+            claims.append(Claim(text, ratio(figure, f"{kind} 64 1", f"{kind} {base} 1"), at_most=1.25))
+
+    def draw(axes: Any) -> None:
+        for name, cases in CASES.items():
+            axes.loglog([int(case.split()[1]) for case in cases], [sizes[case]["resident"] for case in cases], "o-")
+            axes.lines[-1].set_label(name)
+        axes.set(xlabel="samples", ylabel="peak resident memory of a step (MB)")
+        axes.legend()
+
+    rows = [
+        [
+            name,
+            case.split()[1],
+            *sizes[case].values(),
+            ratio("compiled", case, cases[0]),
+            ratio("resident", case, cases[0]),
+        ]
+        for name, cases in CASES.items()
+        for case in cases
+    ]
+    columns = [
+        "step",
+        "samples",
+        "compiled (MB)",
+        "resident (MB)",
+        "compiled, ratio to first",
+        "resident, ratio to first",
+    ]
+    report("memory", columns, rows, claims, draw)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        kind, n, option = sys.argv[1:]
+        print(json.dumps(measure(kind, int(n), ast.literal_eval(option))))
