@@ -3,10 +3,10 @@
 python -m benchmarks.memory
 
 Two figures for each case, both of one jitted value_and_grad. "Compiled" is what XLA sets aside for intermediate results
-(`memory_analysis`). "Resident" is measured in a process of its own: how far the peak (VmHWM) of a few steps
-lies above what the process held before them. A first step warms up, then the peak is reset through /proc/self/clear_refs (so
-compilation does not count), glibc maps every large block on its own (so what is freed does not hide the next peak), and
-dispatch is synchronous (else the buffers of the warm-up are still there). It includes the gradients, which are outputs.
+(`memory_analysis`). "Resident" is measured in a process of its own: how far the peak (VmHWM) of a few steps lies above
+what the process held before them; it includes the gradients, which are outputs. A first step warms up, then the peak is
+reset through /proc/self/clear_refs: compilation does not count. glibc maps every large block on its own, so that
+what is freed does not hide the next peak, and dispatch is synchronous, so that the warm-up's buffers are gone.
 """
 
 import ast
@@ -89,7 +89,7 @@ def status(field: str) -> int:
 
 def measure(kind: str, n: int, option: Any) -> dict[str, float]:
     """Both figures of one case, in MB; to be run in a process of its own."""
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # else buffers are freed some time after a step
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003
     loss, q = make_step(kind, n, option)
     x = jax.random.normal(jax.random.key(1), (BATCH, SIZES[0]))
     y = jax.random.randint(jax.random.key(2), (BATCH,), 0, SIZES[-1])
