@@ -69,7 +69,7 @@ def compile_times(losses: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[s
 
 
 def main() -> None:
-    jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003
+    jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003  # noqa: FBT003
     x, y, key = jnp.ones((128, NARROW)), jnp.zeros(128, jnp.int32), jax.random.key(0)
     rows, ratios = [], {name: [] for name in WIDTHS}
     for name, width_of in WIDTHS.items():

@@ -2,11 +2,11 @@
 
 python -m benchmarks.memory
 
-Two figures for each case, both of one jitted value_and_grad. "Compiled" is what XLA sets aside for intermediate results
-(`memory_analysis`). "Resident" is measured in a process of its own: how far the peak (VmHWM) of a few steps lies above
-what the process held before them; it includes the gradients, which are outputs. A first step warms up, then the peak is
-reset through /proc/self/clear_refs: compilation does not count. glibc maps every large block on its own, so that
-what is freed does not hide the next peak, and dispatch is synchronous, so that the warm-up's buffers are gone.
+Two figures for each case, both of one jitted value_and_grad. "Compiled" is what XLA's plan sets aside for intermediate
+results (`memory_analysis`). "Resident" is measured in a process of its own: how far the peak (VmHWM) of a few steps
+lies above what the process held before them, with the gradients, which are outputs. A first step warms up, then the
+peak is reset through /proc/self/clear_refs, so compilation does not count; glibc maps every large block on its own, so
+what is freed does not hide the next peak; dispatch is synchronous, or the buffers of the warm-up would still be there.
 """
 
 import ast
@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
