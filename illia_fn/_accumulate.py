@@ -85,7 +85,8 @@ def _accumulate(
         return jax.tree.leaves(value)[0], (value, aux)
 
     value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
-    values, dots = [captured[index] for index in active], [dots[index] for index in active]
+    # asarray: a Python number may be differentiated, too
+    values, dots = [jnp.asarray(captured[index]) for index in active], [jnp.asarray(dots[index]) for index in active]
 
     @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
     def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:

@@ -30,15 +30,17 @@ def expectation(
     """Monte Carlo expectation, (1 / S) sum_s f(w_s) with w_s ~ q: unbiased for E_{w ~ q}[f(w)].
 
     The draws are reparameterised, w_s = T(q, noise_s), so that its gradient is unbiased too (Kingma & Welling 2014,
-    https://arxiv.org/abs/1312.6114). The same key gives the same draws, whatever the `chunk_size`.
+    https://arxiv.org/abs/1312.6114). The same key gives the same draws, whatever the `chunk_size` (except for rbg keys,
+    which JAX batches in its own way).
 
     The samples are taken in chunks, one chunk after another. If f returns a scalar, its gradient is accumulated along
     with it: the memory is that of one chunk, and nothing is computed twice. If f returns anything else, or for the
-    gradient of its aux, each chunk is evaluated a second time, in that same memory. Values and gradients of any order,
-    in forward and reverse mode, hold for everything that f depends on: q, and all arrays that f closes over.
+    gradient of its aux, each chunk is evaluated a second time, in that same memory. Values and gradients, forward and
+    reverse, hold for everything that f depends on: q, and all arrays that f closes over. Where the gradient is
+    accumulated, forward mode, too, goes through the reverse mode of f; with `chunk_size=None` it does not.
 
     Args:
-        f: a function of a tree of parameters that returns a pytree of floating-point arrays. With `needs_key=True` it
+        f: a function of a tree of parameters that returns a pytree of real arrays. With `needs_key=True` it
             is called as f(w, key), with a key of its own for each sample; with `has_aux=True` it returns (value, aux).
         q: a posterior tree.
         key: a PRNG key.
@@ -55,7 +57,7 @@ def expectation(
 
     Raises:
         ValueError: if `num_samples` or `chunk_size` is not an int of at least 1, or an antithetic `num_samples` is odd.
-        TypeError: if `key` is not a PRNG key.
+        TypeError: if `key` is not a PRNG key, or f returns complex numbers.
 
     >>> from illia_fn import mean_field
     >>> q = mean_field(jnp.array(3.0), scale=0.1)
@@ -65,9 +67,16 @@ def expectation(
     6.0
     """
     check_callable("expectation", "f", f)
+
+    def value_and_aux(*args: Any) -> tuple[PyTree, PyTree]:
+        value, aux = split_aux("expectation", "f", f(*args), has_aux=has_aux)
+        if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(value)):
+            raise TypeError("expectation: f must return real numbers, got complex ones. Return their parts.")
+        return value, aux
+
     chunk_sum, keys = draws(
         "expectation",
-        lambda *args: split_aux("expectation", "f", f(*args), has_aux=has_aux),
+        value_and_aux,
         q,
         key,
         num_samples,
@@ -130,7 +139,7 @@ def _sum_at_noise(
         value, aux = f(sampler.tree(sampler.draws([array[0] for array in noise])), keys[0])
         return jax.tree.map(at_least_float32, value), jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], aux)
     draws, parameters = jax.closure_convert(sampler.draws, [array[0] for array in noise])
-    w = jax.vmap(draws)(noise, *[_spread(leaf, len(keys)) for leaf in parameters])
+    w = jax.vmap(draws, axis_size=len(keys))(noise, *[_spread(leaf, len(keys)) for leaf in parameters])
     values, aux = jax.vmap(lambda w, key: f(sampler.tree(w), key))(w, keys)
     return jax.tree.map(lambda leaf: jnp.sum(at_least_float32(leaf), axis=0), values), aux
 

@@ -282,7 +282,7 @@ def _standardise(p_underflows, delta, q_scale, q_log_scale, p_scale, p_log_scale
     below = log_ratio - (jnp.maximum(q_log_scale, math.log(floor)) - jnp.maximum(p_log_scale, math.log(floor)))
     below = jnp.minimum(below, 80.0)
     p_floored, q_floored = jnp.maximum(p_scale, floor), jnp.maximum(q_scale, floor)
-    ratio = q_floored / p_floored
+    ratio = jnp.minimum(q_floored / p_floored, float(jnp.finfo(p_scale.dtype).max))  # times 0, inf would be nan
     t = (q_floored - p_floored) / p_floored + jnp.expm1(below) * ratio
     return delta * inverse, t, ratio * jnp.exp(below), log_ratio
 

@@ -94,6 +94,7 @@ CASES = {
     "half a pair": (lambda: elbo_loss(logits, Q, X, LABELS, KEY, 3, antithetic=True), ValueError, "elbo_loss: antithetic draws come in pairs, so num_samples must be even, got 3"),
     "antithetic by number": (lambda: expectation(logits, Q, KEY, 2, antithetic=1), TypeError, "expectation: antithetic must be True or False, got 1"),
     "expectation of a number": (lambda: expectation(1.0, Q, KEY, 2), TypeError, "expectation: f must be a function, got 1.0"),
+    "a complex expectation": (lambda: expectation(lambda w: w["w"] * 1j, Q, KEY, 2), TypeError, "expectation: f must return real numbers, got complex"),
     "expectation without its aux": (lambda: expectation(lambda w: w["w"], Q, KEY, 2, has_aux=True), ValueError, r"expectation: with has_aux=True f must return a pair \(value, aux\), got a"),
     # ELBO
     "functions and parameters swapped": (lambda: elbo_loss(Q, logits, X, LABELS, KEY), TypeError, "elbo_loss: apply_fn must be a function, got a value of type dict"),

@@ -224,6 +224,21 @@ def test_half_precision_is_summed_in_float32():
     assert grads["w"] == 300.0
 
 
+@ways
+def test_a_tree_without_posterior_nodes(chunk_size, antithetic):
+    value = expectation(lambda w: w.sum(), jnp.ones(2), KEY, 6, chunk_size=chunk_size, antithetic=antithetic)
+    assert value == 2.0
+
+
+def test_the_gradient_of_a_python_number():
+    def loss(shift, chunk_size):
+        return expectation(lambda w: jnp.sum(jnp.square(w["w"] + shift)), Q, KEY, 4, chunk_size=chunk_size)
+
+    grads = [jax.grad(loss)(1.0, chunk_size) for chunk_size in (1, None)]
+    np.testing.assert_allclose(*grads, rtol=1e-5)
+    assert abs(grads[0]) > 0.1
+
+
 @pytest.mark.parametrize("spec", ["NHWC HWIO NHWC", "NCHW OIHW NCHW", "NHWC OIHW NCHW"])
 @pytest.mark.parametrize(
     "options", [{}, {"window_strides": (2, 1)}, {"rhs_dilation": (2, 2)}, {"feature_group_count": 2}]

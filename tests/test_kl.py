@@ -85,6 +85,13 @@ def test_a_posterior_far_below_its_prior(rho, p_scale):
     np.testing.assert_allclose(jax.grad(kl_divergence)(q, p).rho, np.expm1(2 * log_ratio), rtol=1e-4)
 
 
+def test_a_kl_beyond_float32_is_infinite():
+    assert (
+        kl_divergence(Gaussian(jnp.float32(0.0), jnp.float32(1e18)), Gaussian(jnp.float32(0.0), jnp.float32(-75.0)))
+        == np.inf
+    )
+
+
 def test_a_posterior_prior_in_its_tail_has_a_gradient():
     q, p = Gaussian(jnp.float32(0.0), jnp.float32(0.0)), Gaussian(jnp.float32(0.0), jnp.float32(-39.0))
     gradient = jax.grad(kl_divergence, 1)(q, p).rho
