@@ -45,8 +45,8 @@ def expectation(
         q: a posterior tree.
         key: a PRNG key.
         num_samples: S, a static int of at least 1.
-        chunk_size: how many samples are evaluated at once, in one vmap; None for all. One after another is the fastest
-            on a CPU; an accelerator with memory to spare may be faster with more.
+        chunk_size: how many samples are evaluated at once, in one vmap; None for all. One after another is usually
+            the fastest on a CPU; an accelerator with memory to spare may be faster with more.
         antithetic: whether the samples come in pairs that mirror each other, T(q, noise) and T(q, -noise), which is
             still unbiased, takes half the random numbers and cancels what is odd in the noise (Hammersley & Morton
             1956). `num_samples` must be even; samples 2i and 2i + 1 are a pair.
