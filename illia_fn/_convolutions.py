@@ -1,7 +1,7 @@
 """Convolutions that stay fast in the body of a loop.
 
 XLA's CPU backend has one fast convolution, for channels last and kernels (*spatial, in, out). It brings other layouts
-to that one in the entry computation only; in the body of a loop they run some fifty times slower, and the gradient of
+to that one in the entry computation only; in the body of a loop they run many times slower, and the gradient of
 any convolution has another layout. So the layout is set here, before the loop is compiled.
 """
 

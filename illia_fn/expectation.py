@@ -34,9 +34,9 @@ def expectation(
     which JAX batches in its own way).
 
     The samples are taken in chunks, one chunk after another. If f returns a scalar, its gradient is accumulated along
-    with it: the memory is that of one chunk, and nothing is computed twice. If f returns anything else, or for the
-    gradient of its aux, each chunk is evaluated a second time, in that same memory. Values and gradients, forward and
-    reverse, hold for everything that f depends on: q, and all arrays that f closes over. Where the gradient is
+    with it: the memory is that of one chunk and of the sums, and nothing is computed twice. If f returns anything else,
+    or for the gradient of its aux, each chunk is evaluated a second time, in that same memory. Values and gradients,
+    forward and reverse, hold for everything that f depends on: q, and all arrays that f closes over. Where it is
     accumulated, forward mode, too, goes through the reverse mode of f; with `chunk_size=None` it does not.
 
     Args:
