@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from illia_fn._accumulate import Chunk, sum_over_chunks
 from illia_fn._checks import check_callable, check_draws, split_aux
+from illia_fn._join import Joined
 from illia_fn._numerics import at_least_float32
 from illia_fn._trees import PyTree
-from illia_fn.posteriors import Sampler
+from illia_fn.posteriors import Sampler, is_posterior
 
 _NOISE_AT_ONCE = 2**18  # numbers: larger draws leave the cache between the rounds of threefry
 
@@ -102,8 +103,11 @@ def draws(
 ) -> tuple[Chunk, jax.Array]:
     """For f -> (value, aux): a function from keys to the sum of the values and all aux at their draws, and the keys."""
     check_draws(caller, key, num_samples, chunk_size, antithetic)
-    sampler = Sampler.of(q)
-    call = f if needs_key else lambda w, _: f(w)
+    joined = Joined.of(q, is_posterior)
+    sampler = Sampler.of(joined.nodes)
+
+    def call(w: list[jax.Array], key: jax.Array) -> tuple[PyTree, PyTree]:
+        return f(joined.tree(w), key) if needs_key else f(joined.tree(w))
 
     def chunk_sum(keys: jax.Array) -> tuple[PyTree, PyTree]:
         noise = _noise(sampler, keys[:, 0])
@@ -136,11 +140,11 @@ def _sum_at_noise(
 ) -> tuple[PyTree, PyTree]:
     """The sum of the values of f(w, key) -> (value, aux) at the draw of each noise, and all aux."""
     if len(keys) == 1:  # a vmap of one would still turn every convolution into a grouped one
-        value, aux = f(sampler.tree(sampler.draws([array[0] for array in noise])), keys[0])
+        value, aux = f(sampler.draws([array[0] for array in noise]), keys[0])
         return jax.tree.map(at_least_float32, value), jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], aux)
     draws, parameters = jax.closure_convert(sampler.draws, [array[0] for array in noise])
     w = jax.vmap(draws, axis_size=len(keys))(noise, *[_spread(leaf, len(keys)) for leaf in parameters])
-    values, aux = jax.vmap(lambda w, key: f(sampler.tree(w), key))(w, keys)
+    values, aux = jax.vmap(f)(w, keys)
     return jax.tree.map(lambda leaf: jnp.sum(at_least_float32(leaf), axis=0), values), aux
 
 

@@ -1,9 +1,9 @@
 """KL(q || p): one table of closed forms, and the loss made of it."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._checks import check_factor, check_key, check_num_samples, describe
+from illia_fn._join import Joined, join
 from illia_fn._numerics import at_least_float32, total
 from illia_fn._trees import PyTree, broadcast_prefix, leaves_with_path
 from illia_fn.expectation import expectation
@@ -80,7 +81,9 @@ def kl_tree(
     >>> print({path: round(float(kl), 3) for path, kl in kl_tree(q, Normal(0.0, 1.0)).items()})
     {"['b']": 0.0, "['w']": 3.0}
     """
-    return dict(_kl_terms("kl_tree", params, prior, key, num_samples))
+    paths = [path for path, leaf in leaves_with_path(params, is_posterior) if is_posterior(leaf)]
+    pairs = kl_pairs("kl_tree", params, prior, key)
+    return {path: jnp.sum(pair.kl(num_samples)) for path, pair in zip(paths, pairs, strict=True)}
 
 
 def kl_loss(
@@ -126,28 +129,63 @@ def kl_loss(
             "kl_loss: params has no posterior node, so there is no mean per variational parameter. Make some leaves "
             'Bayesian with mean_field, or use reduction="sum", which is 0.'
         )
-    kl = total_kl("kl_loss", params, prior, key, num_samples)
+    pairs = kl_pairs("kl_loss", params, prior, key)
+    kl = total_kl(Joined.of(params, is_posterior, [pair.partner for pair in pairs]), pairs, num_samples)
     return jnp.asarray(weight, kl.dtype) * (kl / jnp.asarray(count, kl.dtype) if reduction == "mean" else kl)
 
 
-def total_kl(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
-    """KL(q || prior) of the whole tree in nats; errors name the caller."""
-    return total([kl for _, kl in _kl_terms(caller, params, prior, key, num_samples)])
+class Pair(NamedTuple):
+    """A posterior node and its prior; how errors name it; a key, and the index to fold into it, to sample with."""
+
+    name: str
+    q: Any
+    p: Any
+    key: jax.Array | None
+    index: int
+
+    def kl(self, num_samples: int) -> jax.Array:
+        """KL(q || p), element-wise."""
+        key = self.key if self.key is None or self.is_exact else jax.random.fold_in(self.key, self.index)
+        return _kl_divergence(self.name, self.q, self.p, key, num_samples)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is a closed form."""
+        return (type(self.q), type(self.p)) in _CLOSED_FORMS
+
+    @property
+    def partner(self) -> Hashable:
+        """Nodes with equal partners may be joined: their priors are equal, or are posteriors that are joined alike."""
+        fields = jax.tree.leaves(self.p)
+        if self.is_exact:
+            if not any(np.shape(field) for field in fields):
+                return type(self.p), *[field if isinstance(field, (int, float)) else id(field) for field in fields]
+            if is_posterior(self.p) and self.p.elementwise and np.shape(self.p.mean) == np.shape(self.q.mean):
+                return type(self.p), *[jnp.result_type(field) for field in fields]
+        return object()
 
 
-def _kl_terms(
-    caller: str, params: PyTree, prior: PyTree, key: jax.Array | None, num_samples: int
-) -> list[tuple[str, jax.Array]]:
+def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) -> list[Pair]:
+    """One for each posterior node, in the order of the tree."""
     if key is not None:
         check_key(caller, key)
     leaves = leaves_with_path(params, is_posterior)
     priors = broadcast_prefix(caller, "prior", prior, params, is_posterior, _is_prior_leaf)
+    return [
+        Pair(f"{caller} at params{path}", q, p, key, index)
+        for index, ((path, q), p) in enumerate(zip(leaves, priors, strict=True))
+        if is_posterior(q)
+    ]
+
+
+def total_kl(joined: Joined, pairs: list[Pair], num_samples: int) -> jax.Array:
+    """KL(q || prior) of the whole tree in nats; joined by the partners of the pairs."""
     terms = []
-    for index, ((path, q), p) in enumerate(zip(leaves, priors, strict=True)):
-        if is_posterior(q):
-            leaf_key = None if key is None else jax.random.fold_in(key, index)
-            terms.append((path, jnp.sum(_kl_divergence(f"{caller} at params{path}", q, p, leaf_key, num_samples))))
-    return terms
+    for node, group in zip(joined.nodes, joined.groups, strict=True):
+        pair = pairs[group[0]]
+        p = join([pairs[index].p for index in group]) if is_posterior(pair.p) else pair.p
+        terms.append(pair._replace(q=node, p=p).kl(num_samples))
+    return total(terms)
 
 
 def _is_prior_leaf(node: Any) -> bool:

@@ -9,10 +9,11 @@ from jax.typing import ArrayLike
 
 from illia_fn._batch import LossFn, check_weights, mean_loss
 from illia_fn._checks import check_callable, check_draws, check_factor, check_num_data, split_aux
+from illia_fn._join import Joined
 from illia_fn._trees import PyTree
 from illia_fn.expectation import expectation
-from illia_fn.kl import total_kl
-from illia_fn.posteriors import num_params
+from illia_fn.kl import kl_pairs, total_kl
+from illia_fn.posteriors import is_posterior, num_params
 from illia_fn.priors import Normal
 
 
@@ -130,13 +131,16 @@ def elbo_loss(
     check_draws("elbo_loss", key, num_samples, chunk_size, antithetic)
     draw_key, kl_key = jax.random.split(key)
 
-    def mean_nll(w: PyTree, *apply_key: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, aux = split_aux("elbo_loss", "apply_fn", apply_fn(w, x, *apply_key), has_aux=has_aux)
+    pairs = kl_pairs("elbo_loss", params, prior, kl_key)
+    joined = Joined.of(params, is_posterior, [pair.partner for pair in pairs])
+
+    def mean_nll(w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, aux = split_aux("elbo_loss", "apply_fn", apply_fn(joined.tree(w), x, *apply_key), has_aux=has_aux)
         return mean_loss("elbo_loss", loss_fn, outputs, y, weights), aux
 
     nll, aux = expectation(
         mean_nll,
-        params,
+        joined.nodes,
         draw_key,
         num_samples,
         chunk_size=chunk_size,
@@ -144,7 +148,7 @@ def elbo_loss(
         needs_key=needs_key,
         has_aux=True,
     )
-    kl = total_kl("elbo_loss", params, prior, kl_key, num_samples)
+    kl = total_kl(joined, pairs, num_samples)
     terms = ELBOTerms(nll, kl, _weight_of_kl("elbo_loss", params, num_data, kl_weight, kl.dtype))
     return _with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
 

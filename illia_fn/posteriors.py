@@ -2,21 +2,29 @@
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._checks import check_key
+from illia_fn._join import Joined
 from illia_fn._numerics import HALF_LOG_2PI, at_least_float32, log_softplus, normal_log_prob, softplus, total
 from illia_fn._trees import PyTree, frozen_pytree, leaves_with_path
 
 
 class Posterior(abc.ABC):
-    """A distribution over one array of parameters. A new variational family subclasses it and registers as a pytree."""
+    """A distribution over one array of parameters. A new variational family subclasses it and registers as a pytree.
+
+    Attributes:
+        elementwise: whether all fields have the shape of the parameter and its elements are independent, each one
+            given by its elements of the fields and of the noise. Small nodes of such a family are drawn as one.
+    """
+
+    elementwise: ClassVar[bool] = False
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -71,6 +79,8 @@ class Gaussian(Posterior):
     >>> print(q.stddev.round(6))
     [0.000911 0.000911 0.000911]
     """
+
+    elementwise: ClassVar[bool] = True
 
     loc: jax.Array
     rho: jax.Array
@@ -142,40 +152,33 @@ def sample(key: jax.Array, q: PyTree) -> PyTree:
     [ 0. -0.]
     """
     check_key("sample", key)
-    sampler = Sampler.of(q)
-    return sampler.tree(sampler.draws(sampler.noise(key)))
+    joined = Joined.of(q, is_posterior)
+    sampler = Sampler.of(joined.nodes)
+    return joined.tree(sampler.draws(sampler.noise(key)))
 
 
 class Sampler(NamedTuple):
-    """What it takes to draw w ~ q, in three steps: w = tree(draws(noise(key))).
+    """What it takes to draw from posterior nodes, in two steps: w = draws(noise(key)).
 
     Attributes:
-        noise: key -> standard normal noise, one array for each posterior node.
-        draws: noise -> one draw for each posterior node.
-        tree: draws -> the tree that the model expects, with the deterministic leaves as they are.
+        noise: key -> standard normal noise, one array for each node.
+        draws: noise -> one draw for each node.
     """
 
     noise: Callable[[jax.Array], list[jax.Array]]
     draws: Callable[[list[jax.Array]], list[jax.Array]]
-    tree: Callable[[list[jax.Array]], PyTree]
 
     @staticmethod
-    def of(q: PyTree) -> "Sampler":
-        leaves, structure = jax.tree.flatten(q, is_leaf=is_posterior)
-        nodes = [leaf for leaf in leaves if is_posterior(leaf)]
+    def of(nodes: Sequence[Posterior]) -> "Sampler":
         maps = [node.reparameterise() for node in nodes]
 
         def draws(noise: list[jax.Array]) -> list[jax.Array]:
             return [f(array) for f, array in zip(maps, noise, strict=True)]
 
-        def tree(draws: list[jax.Array]) -> PyTree:
-            remaining = iter(draws)
-            return structure.unflatten([next(remaining) if is_posterior(leaf) else leaf for leaf in leaves])
-
-        return Sampler(partial(_noise, nodes), draws, tree)
+        return Sampler(partial(_noise, nodes), draws)
 
 
-def _noise(nodes: list[Posterior], key: jax.Array) -> list[jax.Array]:
+def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
     """Standard normal noise for every node, cut from one flat draw for each dtype."""
     groups: dict[Any, list[int]] = {}
     for index, node in enumerate(nodes):
