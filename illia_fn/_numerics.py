@@ -35,7 +35,8 @@ def _sigmoid(rho: jax.Array) -> jax.Array:
     return jnp.where(rho >= 0, 1.0, small) / (1.0 + small)
 
 
-softplus.defjvps(lambda tangent, _, rho: _sigmoid(rho) * tangent)
+# sigmoid(rho) = 1 - exp(-softplus(rho)): of the result, so that nothing else is kept for the backward pass.
+softplus.defjvps(lambda tangent, scale, _: -jnp.expm1(-scale) * tangent)
 
 
 @jax.custom_jvp

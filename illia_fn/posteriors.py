@@ -186,8 +186,9 @@ def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
     noise = {}
     for number, (dtype, group) in enumerate(groups.items()):
         ends = np.cumsum([math.prod(nodes[index].noise_shape) for index in group])
-        flat = jax.random.normal(jax.random.fold_in(key, number), (ends[-1],), dtype)
-        for index, piece in zip(group, jnp.split(flat, ends[:-1]), strict=True):
+        even = ends[-1] + ends[-1] % 2  # XLA's CPU backend draws an odd number many times slower
+        flat = jax.random.normal(jax.random.fold_in(key, number), (even,), dtype)
+        for index, piece in zip(group, jnp.split(flat[: ends[-1]], ends[:-1]), strict=True):
             noise[index] = piece.reshape(nodes[index].noise_shape)
     return [noise[index] for index in range(len(nodes))]
 
