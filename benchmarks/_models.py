@@ -11,7 +11,7 @@ import numpy as np
 Params = dict[str, Any]
 
 SIDE, CLASSES = 28, 10
-WIDTH, HEADS, HIDDEN, LAYERS = 64, 4, 256, 2
+WIDTH, HEADS, HIDDEN = 64, 4, 256
 
 
 class Model(NamedTuple):
@@ -49,10 +49,10 @@ def cnn(params: Params, x: jax.Array) -> jax.Array:
     return _dense(params["dense_1"], x)
 
 
-def transformer_init(seed: int) -> Params:
+def transformer_init(seed: int, num_blocks: int = 2) -> Params:
     rng = np.random.default_rng(seed)
     params = {"embed": _layer(rng, SIDE, WIDTH), "position": _normal(rng, (SIDE, WIDTH), 0.02)}
-    for i in range(LAYERS):
+    for i in range(num_blocks):
         params[f"block_{i}"] = {
             "norm_0": _norm_init(),
             "qkv": _layer(rng, WIDTH, 3 * WIDTH, gain=1.0),
@@ -67,8 +67,7 @@ def transformer_init(seed: int) -> Params:
 def transformer(params: Params, x: jax.Array) -> jax.Array:
     """The rows of the image are the tokens."""
     x = _dense(params["embed"], x.reshape(-1, SIDE, SIDE)) + params["position"]
-    for i in range(LAYERS):
-        block = params[f"block_{i}"]
+    for block in (params[name] for name in params if name.startswith("block")):
         qkv = _dense(block["qkv"], _norm(block["norm_0"], x))
         q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], HEADS, -1), 3, axis=-1)
         attended = jax.nn.dot_product_attention(q, k, v)

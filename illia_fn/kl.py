@@ -268,7 +268,9 @@ def _apart(f: Callable[..., jax.Array], *args: Any) -> jax.Array:
 
 @_apart.defjvp
 def _apart_jvp(f, primals, tangents):
-    return f(*primals), jax.jvp(f, jax.lax.optimization_barrier(primals), tangents)[1]
+    # In arrays of another shape not even constants are shared, which would be written to memory, too.
+    apart, dots = jax.tree.map(lambda x: jnp.reshape(x, (1, *jnp.shape(x))), (primals, tangents))
+    return f(*primals), jax.jvp(f, jax.lax.optimization_barrier(apart), dots)[1][0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
