@@ -152,7 +152,14 @@ def main() -> None:
         for name, cases in CASES.items()
         for case in cases
     ]
-    columns = ["step", "samples", "planned (MB)", "resident (MB)", "planned, ratio to first", "resident, ratio to first"]
+    columns = [
+        "step",
+        "samples",
+        "planned (MB)",
+        "resident (MB)",
+        "planned, ratio to first",
+        "resident, ratio to first",
+    ]
     report("memory", columns, rows, claims, draw)
 
 

@@ -157,11 +157,11 @@ class Pair(NamedTuple):
     def partner(self) -> Hashable:
         """Nodes with equal partners may be joined: their priors are equal, or are posteriors that are joined alike."""
         fields = jax.tree.leaves(self.p)
-        if self.is_exact:
-            if not any(np.shape(field) for field in fields):
-                return type(self.p), *[field if isinstance(field, (int, float)) else id(field) for field in fields]
-            if is_posterior(self.p) and self.p.elementwise and np.shape(self.p.mean) == np.shape(self.q.mean):
+        if self.is_exact and is_posterior(self.p) and self.p.elementwise:
+            if np.shape(self.p.mean) == np.shape(self.q.mean):
                 return type(self.p), *[jnp.result_type(field) for field in fields]
+        elif self.is_exact and not any(np.shape(field) for field in fields):
+            return type(self.p), *[field if isinstance(field, (int, float)) else id(field) for field in fields]
         return object()
 
 
@@ -269,8 +269,9 @@ def _apart(f: Callable[..., jax.Array], *args: Any) -> jax.Array:
 @_apart.defjvp
 def _apart_jvp(f, primals, tangents):
     # In arrays of another shape not even constants are shared, which would be written to memory, too.
-    apart, dots = jax.tree.map(lambda x: jnp.reshape(x, (1, *jnp.shape(x))), (primals, tangents))
-    return f(*primals), jax.jvp(f, jax.lax.optimization_barrier(apart), dots)[1][0]
+    value = f(*primals)
+    apart, dots = jax.tree.map(lambda x: x[None] if jnp.ndim(x) else x, (primals, tangents))
+    return value, jax.jvp(f, jax.lax.optimization_barrier(apart), dots)[1].reshape(value.shape)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -90,7 +90,7 @@ def test_what_is_joined():
 PRIORS = {
     "one for all": lambda q: Normal(0.1, 0.3),
     "traced": lambda q: Normal(jnp.float32(0.1), jnp.exp(jnp.float32(-1.0))),
-    "one for each": lambda q: {name: Normal(0.1 * index, 1.0) for index, name in enumerate(q)},
+    "one for each": lambda q: {name: Normal(0.1 * index, 1.0) for index, name in enumerate(sorted(q))},
     "arrays": lambda q: {name: Normal(0.0, jnp.full(np.shape(leaf), 0.4)) for name, leaf in mean_of(q).items()},
     "yesterday's posterior": lambda q: jax.tree.map(lambda leaf: 0.9 * leaf - 0.1, q),
     "sampled": lambda q: {name: dist.Laplace(0.0, 1.0) if name in "ac" else Normal(0.0, 1.0) for name in q},
