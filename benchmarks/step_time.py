@@ -254,10 +254,10 @@ def main(rounds: int = 15, *, quick: bool = False) -> None:
     torch.set_num_threads(2)
     counts = {8: 5} if quick else {1: 3 * rounds, 8: rounds, 32: max(2, rounds // 5)}
     seconds = measure(counts)
-    columns = [f"ms (multiple of n passes): {name}, n = {n}" for name, n in seconds]
+    columns = ["ms (multiple of n passes)", *(f"{name}, n = {n}" for name, n in seconds)]
     rows = [[method, *(cell(method, n, times) for (_, n), times in seconds.items())] for method in METHODS]
     name = "step_time_quick" if quick else "step_time"
-    report(name, ["method", *columns], rows, claims_of(seconds), partial(draw, seconds["MLP", 8]))
+    report(name, columns, rows, claims_of(seconds), partial(draw, seconds["MLP", 8]))
 
 
 if __name__ == "__main__":

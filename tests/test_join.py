@@ -15,7 +15,7 @@ from illia_fn.posteriors import is_posterior
 SHAPES = {"a": (3, 4), "b": (4,), "c": (), "d": (2, 1, 3), "e": (3, 4)}
 
 
-def tree(total_is_odd=False):
+def tree(*, total_is_odd=False):
     """Gaussian leaves, with a deterministic one among them."""
     shapes = SHAPES | ({"f": (1,)} if total_is_odd else {})
     keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -50,7 +50,7 @@ def curved(f, q):
 @pytest.mark.parametrize("total_is_odd", [False, True])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 def test_there_and_back(total_is_odd, wrap):
-    q = tree(total_is_odd)
+    q = tree(total_is_odd=total_is_odd)
     jax.tree.map(np.testing.assert_array_equal, wrap(through_join)(q), as_it_is(q))
     assert_trees_close(wrap(jax.grad(partial(curved, through_join)))(q), jax.grad(partial(curved, as_it_is))(q))
     dots = jax.tree.map(jnp.cos, q)
