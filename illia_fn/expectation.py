@@ -113,9 +113,10 @@ def draws(
         noise = _noise(sampler, keys[:, 0])
         if not antithetic:
             return _sum_at_noise(call, sampler, noise, keys[:, 1])
-        signs_and_keys = (jnp.array([1.0, -1.0], jnp.float32), keys[:, 1:].swapaxes(0, 1))
-        value, aux = sum_over_chunks(partial(_sum_at_signs, call, sampler, noise), signs_and_keys, 1)
-        return value, jax.tree.map(partial(_interleave, len(keys)), aux)
+        mirrored = [-array for array in noise]
+        parts = [_sum_at_noise(call, sampler, noise, keys[:, 1]), _sum_at_noise(call, sampler, mirrored, keys[:, 2])]
+        (one, one_aux), (other, other_aux) = parts
+        return jax.tree.map(jnp.add, one, other), jax.tree.map(_interleave, one_aux, other_aux)
 
     # For each draw of noise one key, and one for each f that sees it.
     return chunk_sum, jax.random.split(key, (num_samples // 2, 3) if antithetic else (num_samples, 2))
@@ -126,13 +127,6 @@ def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
     size = sum(leaf.size for leaf in jax.eval_shape(sampler.noise, keys[0]))
     at_once = _NOISE_AT_ONCE // max(1, size)
     return jax.lax.map(sampler.noise, keys, batch_size=at_once if at_once > 1 else None)
-
-
-def _sum_at_signs(
-    f: Callable[..., tuple[PyTree, PyTree]], sampler: Sampler, noise: list[jax.Array], signs_and_keys: Any
-) -> tuple[PyTree, PyTree]:
-    (sign,), (keys,) = signs_and_keys
-    return _sum_at_noise(f, sampler, [sign.astype(array.dtype) * array for array in noise], keys)
 
 
 def _sum_at_noise(
@@ -148,9 +142,9 @@ def _sum_at_noise(
     return jax.tree.map(lambda leaf: jnp.sum(at_least_float32(leaf), axis=0), values), aux
 
 
-def _interleave(count: int, leaf: jax.Array) -> jax.Array:
-    """The aux of `count` draws and of their mirror images, (a_0, a_1, ..., b_0, b_1, ...), pair by pair."""
-    return leaf.reshape(2, count, *leaf.shape[1:]).swapaxes(0, 1).reshape(leaf.shape)
+def _interleave(one: jax.Array, other: jax.Array) -> jax.Array:
+    """(one_0, other_0, one_1, other_1, ...)."""
+    return jnp.stack([one, other], axis=1).reshape(-1, *one.shape[1:])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
