@@ -1,10 +1,13 @@
 """What every benchmark shares: fair timing, and a table that is printed, kept, drawn and asserted."""
 
+import contextlib
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,5 +79,11 @@ def report(
 
 def machine() -> str:
     """The machine and the versions, in one line."""
-    device = f"{os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-    return f"({device}, Python {platform.python_version()})"
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    cpu = names[0] if names else platform.machine()
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("jax", "numpyro", "torch", "torchbnn", "bayesian-torch", "blitz-bayesian-pytorch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return f"({cpu}, {os.cpu_count()} cores, {jax.default_backend()} backend; {', '.join(versions)})"

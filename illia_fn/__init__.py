@@ -2,12 +2,26 @@
 
 from illia_fn import adapters as adapters
 from illia_fn import metrics as metrics
+from illia_fn import schedules as schedules
+from illia_fn.bounds import cubo_loss as cubo_loss
+from illia_fn.bounds import iwae_loss as iwae_loss
+from illia_fn.bounds import renyi_loss as renyi_loss
 from illia_fn.expectation import expectation as expectation
 from illia_fn.kl import kl_divergence as kl_divergence
 from illia_fn.kl import kl_loss as kl_loss
 from illia_fn.kl import kl_tree as kl_tree
 from illia_fn.kl import register_kl as register_kl
+from illia_fn.likelihoods import asymmetric_laplace_nll as asymmetric_laplace_nll
+from illia_fn.likelihoods import bernoulli_nll as bernoulli_nll
+from illia_fn.likelihoods import categorical_nll as categorical_nll
 from illia_fn.likelihoods import gaussian_nll as gaussian_nll
+from illia_fn.likelihoods import laplace_nll as laplace_nll
+from illia_fn.likelihoods import mixture_density_nll as mixture_density_nll
+from illia_fn.likelihoods import negative_binomial_nll as negative_binomial_nll
+from illia_fn.likelihoods import ordinal_nll as ordinal_nll
+from illia_fn.likelihoods import poisson_nll as poisson_nll
+from illia_fn.likelihoods import student_t_nll as student_t_nll
+from illia_fn.likelihoods import von_mises_nll as von_mises_nll
 from illia_fn.mean_field import mean_field as mean_field
 from illia_fn.objectives import ELBOTerms as ELBOTerms
 from illia_fn.objectives import elbo_loss as elbo_loss

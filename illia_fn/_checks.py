@@ -17,19 +17,19 @@ def concrete(x: Any) -> np.ndarray | None:
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
-def check_scale(caller: str, scale: Any) -> None:
+def check_scale(caller: str, scale: Any, name: str = "scale, a standard deviation,") -> None:
     """A scale is positive and finite in the dtype it is used in, as far as that can be known before tracing."""
     value = concrete(scale)
     if value is None:
         return
     if value.dtype.kind in "SUO":
-        raise TypeError(f"{caller}: scale must be a number, got {describe(scale)}.")
+        raise TypeError(f"{caller}: {name.split(',')[0]} must be a number, got {describe(scale)}.")
     dtype = np.float64 if value.dtype != np.float32 and jax.config.read("jax_enable_x64") else np.float32
     with np.errstate(over="ignore"):
         value = value.astype(dtype)
     if not np.all((value >= SMALLEST_SCALE[dtype]) & (value < np.inf)):
         raise ValueError(
-            f"{caller}: scale, a standard deviation, must be positive and finite in {np.dtype(dtype)}, got {scale}. "
+            f"{caller}: {name} must be positive and finite in {np.dtype(dtype)}, got {scale}. "
             f"The smallest is {SMALLEST_SCALE[dtype]:.1e}."
         )
 
@@ -80,6 +80,12 @@ def check_draws(caller: str, key: Any, num_samples: Any, chunk_size: Any, antith
         raise TypeError(f"{caller}: antithetic must be True or False, got {describe(antithetic)}.")
     if antithetic and num_samples % 2:
         raise ValueError(f"{caller}: antithetic draws come in pairs, so num_samples must be even, got {num_samples}.")
+
+
+def check_count(caller: str, name: str, count: Any) -> None:
+    """A count is a Python (or NumPy) integer, at least one."""
+    if not _is_count(count):
+        raise ValueError(f"{caller}: {name} must be an int of at least 1, got {describe(count)}.")
 
 
 def _is_count(x: Any) -> bool:

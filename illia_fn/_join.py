@@ -31,11 +31,11 @@ class Joined(NamedTuple):
     tree: Callable[[Sequence[jax.Array]], PyTree]
 
     @staticmethod
-    def of(q: PyTree, is_node: Callable[[Any], bool], partners: Sequence[Hashable] | None = None) -> "Joined":
-        """Joins only nodes of one type, with one dtype of each field, that have equal partners."""
+    def of(q: PyTree, is_node: Callable[[Any], bool]) -> "Joined":
+        """Joins small nodes of one type and structure, with one dtype of each field."""
         leaves, structure = jax.tree.flatten(q, is_leaf=is_node)
         nodes = [leaf for leaf in leaves if is_node(leaf)]
-        groups = _groups(nodes, partners or [None] * len(nodes))
+        groups = _groups(nodes)
 
         def tree(arrays: Sequence[jax.Array]) -> PyTree:
             pieces = {}
@@ -47,14 +47,19 @@ class Joined(NamedTuple):
         return Joined([join([nodes[index] for index in group]) for group in groups], groups, tree)
 
 
-def _groups(nodes: Sequence[Any], partners: Sequence[Hashable]) -> list[list[int]]:
+def _groups(nodes: Sequence[Any]) -> list[list[int]]:
     groups: dict[Hashable, list[int]] = {}
-    for index, (node, partner) in enumerate(zip(nodes, partners, strict=True)):
+    for index, node in enumerate(nodes):
         fields = jax.tree.leaves(node)
-        joins = node.elementwise and all(np.size(field) <= _SMALL for field in fields)
-        kind = (type(node), partner, *[jnp.result_type(field) for field in fields]) if joins else index
+        joins = node.elementwise and all(np.size(field) <= _SMALL and not _is_sharded(field) for field in fields)
+        kind = (jax.tree.structure(node), *[jnp.result_type(field) for field in fields]) if joins else index
         groups.setdefault(kind, []).append(index)
     return list(groups.values())
+
+
+def _is_sharded(x: Any) -> bool:
+    """Whether it is sharded over an explicit axis of a mesh, along which JAX does not concatenate."""
+    return any(axis is not None for axis in getattr(getattr(jax.typeof(x), "sharding", None), "spec", ()))
 
 
 def join(nodes: Sequence[PyTree]) -> PyTree:

@@ -1,7 +1,6 @@
 """KL(q || p): one table of closed forms, and the loss made of it."""
 
-import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._checks import check_factor, check_key, check_num_samples, describe
-from illia_fn._join import Joined, join
+from illia_fn._gaussian_kl import kl_of_gaussians
+from illia_fn._join import Joined, join, split
 from illia_fn._numerics import at_least_float32, total
 from illia_fn._trees import PyTree, broadcast_prefix, leaves_with_path
 from illia_fn.expectation import expectation
@@ -130,7 +130,7 @@ def kl_loss(
             'Bayesian with mean_field, or use reduction="sum", which is 0.'
         )
     pairs = kl_pairs("kl_loss", params, prior, key)
-    kl = total_kl(Joined.of(params, is_posterior, [pair.partner for pair in pairs]), pairs, num_samples)
+    kl = total_kl(Joined.of(params, is_posterior), pairs, num_samples)
     return jnp.asarray(weight, kl.dtype) * (kl / jnp.asarray(count, kl.dtype) if reduction == "mean" else kl)
 
 
@@ -155,14 +155,14 @@ class Pair(NamedTuple):
 
     @property
     def partner(self) -> Hashable:
-        """Nodes with equal partners may be joined: their priors are equal, or are posteriors that are joined alike."""
+        """Nodes of one joined group with equal partners have one prior, or posteriors for priors that join alike."""
         fields = jax.tree.leaves(self.p)
-        if self.is_exact and is_posterior(self.p) and self.p.elementwise:
-            if np.shape(self.p.mean) == np.shape(self.q.mean):
-                return type(self.p), *[jnp.result_type(field) for field in fields]
-        elif self.is_exact and not any(np.shape(field) for field in fields):
-            return type(self.p), *[field if isinstance(field, (int, float)) else id(field) for field in fields]
-        return object()
+        if _CLOSED_FORMS.get((type(self.q), type(self.p))) is _kl_normal_normal:
+            if isinstance(self.p, Gaussian) and np.shape(self.p.mean) == np.shape(self.q.mean):
+                return Gaussian, *[jnp.result_type(field) for field in fields]
+            if isinstance(self.p, Normal) and not any(np.shape(field) for field in fields):
+                return Normal, *[field if isinstance(field, (int, float)) else id(field) for field in fields]
+        return object()  # a form or a prior of someone else's may go by the shape of one leaf
 
 
 def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) -> list[Pair]:
@@ -179,13 +179,37 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
 
 
 def total_kl(joined: Joined, pairs: list[Pair], num_samples: int) -> jax.Array:
-    """KL(q || prior) of the whole tree in nats; joined by the partners of the pairs."""
+    """KL(q || prior) of the whole tree in nats."""
+    return total([pair.kl(num_samples) for node, group in _groups(joined) for pair in _by_prior(node, group, pairs)])
+
+
+def log_prior(joined: Joined, pairs: list[Pair], w: list[jax.Array]) -> jax.Array:
+    """log p(w) in nats, at one draw for each joined node."""
     terms = []
-    for node, group in zip(joined.nodes, joined.groups, strict=True):
-        pair = pairs[group[0]]
-        p = join([pairs[index].p for index in group]) if is_posterior(pair.p) else pair.p
-        terms.append(pair._replace(q=node, p=p).kl(num_samples))
+    for (node, group), draw in zip(_groups(joined), w, strict=True):
+        joined_pairs = _by_prior(node, group, pairs)
+        pieces = [draw]
+        if len(joined_pairs) > 1:
+            joined_pairs = [pairs[index] for index in group]
+            pieces = split(draw, tuple(np.shape(pair.q.mean) for pair in joined_pairs))
+        terms += [_log_prior(pair.name, pair.p, piece) for pair, piece in zip(joined_pairs, pieces, strict=True)]
     return total(terms)
+
+
+def _groups(joined: Joined) -> Iterator[tuple[Any, list[int]]]:
+    return zip(joined.nodes, joined.groups, strict=True)
+
+
+def _by_prior(node: Any, group: list[int], pairs: list[Pair]) -> list[Pair]:
+    """A joined node and its joined prior, or one such pair for each of several priors."""
+    partners: dict[Hashable, list[Pair]] = {}
+    for pair in [pairs[index] for index in group]:
+        partners.setdefault(pair.partner, []).append(pair)
+    nodes = [node] if len(partners) == 1 else [join([pair.q for pair in some]) for some in partners.values()]
+    return [
+        some[0]._replace(q=q, p=join([pair.p for pair in some]) if isinstance(some[0].p, Gaussian) else some[0].p)
+        for q, some in zip(nodes, partners.values(), strict=True)
+    ]
 
 
 def _is_prior_leaf(node: Any) -> bool:
@@ -197,11 +221,7 @@ def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_sampl
     if closed_form is not None:
         _check_shapes(caller, q, map(np.shape, jax.tree.leaves(p)))
         return closed_form(q, p)
-    if not hasattr(p, "log_prob") or isinstance(p, type):
-        raise TypeError(
-            f"{caller}: the prior must have an element-wise log_prob, such as illia_fn.Normal(0.0, 0.1), got "
-            f"{describe(p)}."
-        )
+    _check_prior(caller, p)
     if not is_posterior(q):
         raise TypeError(
             f"{caller}: q must be a posterior node, such as illia_fn.Gaussian, or a Normal, got {describe(q)}."
@@ -215,16 +235,25 @@ def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_sampl
     check_key(caller, key)
     _check_shapes(caller, q, [getattr(p, "batch_shape", ())])
 
-    def log_prior(w: jax.Array) -> jax.Array:
-        log_p = p.log_prob(at_least_float32(w))
-        if log_p.shape != w.shape:
-            raise ValueError(
-                f"{caller}: the prior's log_prob must be element-wise: it has shape {log_p.shape} for w of shape "
-                f"{w.shape}."
-            )
-        return log_p
+    return -q.entropy() - expectation(partial(_log_prior, caller, p), q, key, num_samples)
 
-    return -q.entropy() - expectation(log_prior, q, key, num_samples)
+
+def _log_prior(caller: str, p: Any, w: jax.Array) -> jax.Array:
+    _check_prior(caller, p)
+    log_p = p.log_prob(at_least_float32(w))
+    if log_p.shape != w.shape:
+        raise ValueError(
+            f"{caller}: the prior's log_prob must be element-wise: it has shape {log_p.shape} for w of shape {w.shape}."
+        )
+    return log_p
+
+
+def _check_prior(caller: str, p: Any) -> None:
+    if not hasattr(p, "log_prob") or isinstance(p, type):
+        raise TypeError(
+            f"{caller}: the prior must have an element-wise log_prob, such as illia_fn.Normal(0.0, 0.1), got "
+            f"{describe(p)}."
+        )
 
 
 def _check_shapes(caller: str, q: Any, prior_shapes: Iterable[tuple[int, ...]]) -> None:
@@ -246,96 +275,4 @@ def _check_shapes(caller: str, q: Any, prior_shapes: Iterable[tuple[int, ...]]) 
 @jax.jit  # one dispatch outside of a jit, one compilation for each shape inside
 def _kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
     """KL = log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
-    return _apart(_kl_gaussian, q, p)
-
-
-def _kl_gaussian(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
-    q_loc, q_scale, q_log_scale = at_least_float32(q.loc), at_least_float32(q.scale), q.log_scale
-    p_loc, p_scale, p_log_scale = (at_least_float32(x).astype(q_loc.dtype) for x in (p.loc, p.scale, p.log_scale))
-    inverse = 1.0 / jnp.maximum(p_scale, jnp.finfo(p_scale.dtype).tiny)
-    args = jnp.broadcast_arrays(q_loc - p_loc, q_scale, q_log_scale, p_scale, p_log_scale, inverse)
-    return _kl_from_scales(isinstance(p, Gaussian), *args)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _apart(f: Callable[..., jax.Array], *args: Any) -> jax.Array:
-    """f(*args), whose value and derivative share no intermediate results.
-
-    Recomputing a few functions of numbers in registers is faster than writing them to memory for the other to read.
-    """
-    return f(*args)
-
-
-@_apart.defjvp
-def _apart_jvp(f, primals, tangents):
-    # In arrays of another shape not even constants are shared, which would be written to memory, too.
-    value = f(*primals)
-    apart, dots = jax.tree.map(lambda x: x[None] if jnp.ndim(x) else x, (primals, tangents))
-    return value, jax.jvp(f, jax.lax.optimization_barrier(apart), dots)[1].reshape(value.shape)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _kl_from_scales(
-    p_underflows: bool,  # noqa: FBT001
-    delta: jax.Array,
-    q_scale: jax.Array,
-    q_log_scale: jax.Array,
-    p_scale: jax.Array,
-    p_log_scale: jax.Array,
-    inverse: jax.Array,
-) -> jax.Array:
-    """KL = (z^2 + t (t + 2)) / 2 - log(1 + t), with z = delta / s_p, t = s_q / s_p - 1 and inverse = 1 / s_p.
-
-    Written without a branch: XLA's CPU backend sums such an expression faster than one with a select.
-    """
-    z, t, ratio, log_ratio = _standardise(p_underflows, delta, q_scale, q_log_scale, p_scale, p_log_scale, inverse)
-    # Near q = p the terms in t cancel to order t^2; there t - log(1 + t) is summed as a series in u = t / (t + 2):
-    # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u), so t - log(1 + t) = u t - 2 u^3 (1/3 + u^2/5 + u^4/7 + ...).
-    near = _clip(t, _LOW - 1.0, _HIGH - 1.0)
-    u = near / (near + 2.0)
-    last = 9 if t.dtype == jnp.float32 else 21
-    series = jnp.polyval(jnp.asarray([1 / k for k in range(last, 1, -2)], t.dtype), u * u)
-    near_kl = near * (0.5 * near + u) - 2.0 * u * (u * u) * series
-    # What lies beyond is added, and is exactly 0 within: _LOW * _HIGH = 1. Products halve first, as z^2 may overflow
-    # where half of it does not; what lies below _SMALL comes from the difference of the logarithms.
-    beyond = _clip(ratio, _SMALL, _LOW) * _clip(ratio, _HIGH, float(jnp.finfo(t.dtype).max))
-    far_kl = 0.5 * (t - near) * (t + near + 2.0) - jnp.log(beyond)
-    return 0.5 * z * z + near_kl + far_kl - jnp.minimum(log_ratio - math.log(_SMALL), 0.0)
-
-
-_LOW, _HIGH = 3 / 4, 4 / 3  # of the ratio of the scales
-_SMALL = 1e-4
-
-
-def _clip(x: jax.Array, low: float, high: float) -> jax.Array:
-    """`jnp.clip`, which XLA would take for a select when it looks for a fast sum."""
-    return -jnp.maximum(-jnp.maximum(x, low), -high)
-
-
-def _standardise(p_underflows, delta, q_scale, q_log_scale, p_scale, p_log_scale, inverse):
-    """z, t, the ratio of the scales and its logarithm, each to a few units in the last place."""
-    log_ratio = q_log_scale - p_log_scale
-    if not p_underflows:  # a Normal's scale does not
-        return delta * inverse, (q_scale - p_scale) * inverse, q_scale * inverse, log_ratio
-    # Where scales underflow, only their logarithms still tell them apart: the ratio is that of the scales, kept above a
-    # floor, times exp(below), and above the floor below = 0.
-    floor = float(jnp.finfo(p_scale.dtype).tiny) * 2.0**16
-    below = log_ratio - (jnp.maximum(q_log_scale, math.log(floor)) - jnp.maximum(p_log_scale, math.log(floor)))
-    below = jnp.minimum(below, 80.0)
-    p_floored, q_floored = jnp.maximum(p_scale, floor), jnp.maximum(q_scale, floor)
-    ratio = jnp.minimum(q_floored / p_floored, float(jnp.finfo(p_scale.dtype).max))  # times 0, inf would be nan
-    t = (q_floored - p_floored) / p_floored + jnp.expm1(below) * ratio
-    return delta * inverse, t, ratio * jnp.exp(below), log_ratio
-
-
-@_kl_from_scales.defjvp
-def _kl_from_scales_jvp(p_underflows, primals, tangents):
-    """The scales are functions of their logarithms, so all of their gradient goes through the logarithms.
-
-    Nothing is divided by s^2 or s^3, which underflow, and the gradient at q = p is exactly 0.
-    """
-    z, t, _, _ = _standardise(p_underflows, *primals)
-    square = t * (t + 2.0)
-    delta_dot, _, q_log_scale_dot, _, p_log_scale_dot, _ = tangents
-    slope = z * primals[-1] * delta_dot + square * q_log_scale_dot - (z * z + square) * p_log_scale_dot
-    return _kl_from_scales(p_underflows, *primals), slope
+    return kl_of_gaussians(q, p, p_underflows=isinstance(p, Gaussian))

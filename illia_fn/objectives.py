@@ -127,12 +127,12 @@ def elbo_loss(
     >>> print(terms.kl.round(6), loss == terms.nll + terms.weight * terms.kl)
     0.0 True
     """
-    _check_arguments("elbo_loss", apply_fn, loss_fn, params, num_data, kl_weight, weights)
+    check_arguments("elbo_loss", apply_fn, loss_fn, params, num_data, kl_weight, weights)
     check_draws("elbo_loss", key, num_samples, chunk_size, antithetic)
     draw_key, kl_key = jax.random.split(key)
 
     pairs = kl_pairs("elbo_loss", params, prior, kl_key)
-    joined = Joined.of(params, is_posterior, [pair.partner for pair in pairs])
+    joined = Joined.of(params, is_posterior)
 
     def mean_nll(w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, Any]:
         outputs, aux = split_aux("elbo_loss", "apply_fn", apply_fn(joined.tree(w), x, *apply_key), has_aux=has_aux)
@@ -150,10 +150,10 @@ def elbo_loss(
     )
     kl = total_kl(joined, pairs, num_samples)
     terms = ELBOTerms(nll, kl, _weight_of_kl("elbo_loss", params, num_data, kl_weight, kl.dtype))
-    return _with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
+    return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
 
 
-def _check_arguments(
+def check_arguments(
     caller: str,
     apply_fn: Any,
     loss_fn: Any,
@@ -162,6 +162,7 @@ def _check_arguments(
     kl_weight: Any,
     weights: Any,
 ) -> None:
+    """The checks that all objectives share."""
     check_callable(caller, "apply_fn", apply_fn)
     if loss_fn is not None:
         check_callable(caller, "loss_fn", loss_fn)
@@ -189,6 +190,6 @@ def _weight_of_kl(
     return jnp.asarray(1e-3 if kl_weight is None else kl_weight, dtype) / jnp.asarray(count, dtype)
 
 
-def _with_extras(loss: jax.Array, *extras: Any) -> Any:
+def with_extras(loss: jax.Array, *extras: Any) -> Any:
     """The loss alone, (loss, extra) or (loss, (extra, extra)): what `jax.value_and_grad(has_aux=True)` takes."""
     return loss if not extras else (loss, extras[0] if len(extras) == 1 else extras)

@@ -140,7 +140,7 @@ CASES = {
     "likelihood with two scales": (lambda: gaussian_nll((jnp.ones(3), jnp.ones(3)), jnp.ones(3), scale=1.0), ValueError, "gaussian_nll: outputs is a pair"),
     "likelihood with a negative scale": (lambda: gaussian_nll(jnp.ones(3), jnp.ones(3), scale=-1.0), ValueError, "gaussian_nll: scale, a standard deviation"),
     "likelihood with three outputs": (lambda: gaussian_nll((jnp.ones(3),) * 3, jnp.ones(3)), ValueError, "gaussian_nll: outputs must be loc or a pair"),
-    "rho that would broadcast": (lambda: gaussian_nll((jnp.ones((3, 2)), jnp.ones(2)), jnp.ones((3, 2))), ValueError, r"gaussian_nll: .*scale \(2,\)"),
+    "rho that would broadcast": (lambda: gaussian_nll((jnp.ones((3, 2)), jnp.ones(2)), jnp.ones((3, 2))), ValueError, r"gaussian_nll: rho .*\(2,\)"),
 }  # fmt: skip
 
 

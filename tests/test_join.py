@@ -8,6 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
+import illia_fn
 from illia_fn import Gaussian, Normal, _join, elbo_loss, kl_loss, kl_tree, mean_field, sample
 from illia_fn._join import Joined
 from illia_fn.posteriors import is_posterior
@@ -72,8 +73,8 @@ def test_under_vmap():
 
 
 def test_what_is_joined():
-    def groups(nodes, partners=None):
-        return Joined.of(nodes, is_posterior, partners).groups
+    def groups(nodes):
+        return Joined.of(nodes, is_posterior).groups
 
     def gaussian(*shape, dtype=jnp.float32):
         return Gaussian(jnp.zeros(shape, dtype), jnp.zeros(shape))
@@ -83,7 +84,6 @@ def test_what_is_joined():
 
     small, half, other = gaussian(2), gaussian(2, dtype=jnp.bfloat16), Other(jnp.zeros(2), jnp.zeros(2))
     assert groups([small, half, jnp.ones(2), small, other, half, other]) == [[0, 2], [1, 4], [3], [5]]
-    assert groups([small, small, small], partners=["a", "b", "a"]) == [[0, 2], [1]]
     assert groups([small, gaussian(2**16), gaussian(2**16 + 1), small]) == [[0, 1, 3], [2]]
 
 
@@ -124,8 +124,39 @@ def test_losses_are_those_of_the_leaves(prior, monkeypatch):
     assert_trees_close(joined[0], apart[0])
     draws = jax.vmap(sample, (0, None))(jax.random.split(jax.random.key(3), 2), q)
     assert jax.tree.map(jnp.shape, draws) == jax.tree.map(lambda leaf: (2, *leaf.shape), mean_of(q))
-    if prior is not PRIORS["sampled"]:  # two groups, which take their noise from the flat draw in another order
+    if prior is not PRIORS["sampled"]:  # whose draws for the prior go by the leaf
         assert_trees_close(joined[1], apart[1])
+
+
+def test_forms_of_others_see_their_leaves():
+    class FanIn:
+        def log_prob(self, w):
+            return w
+
+    illia_fn.register_kl(Gaussian, FanIn)(lambda q, p: jnp.full(q.loc.shape, float(q.loc.size)))
+    q = mean_field({"a": jnp.ones((4, 3)), "b": jnp.ones((5, 2))}, scale=1.0)
+    assert kl_loss(q, FanIn(), reduction="sum") == 12 * 12 + 10 * 10
+
+
+def test_the_draws_do_not_depend_on_the_prior_nor_on_jit():
+    q, scale = tree(), jnp.array(0.5)
+
+    def nll(q, prior):
+        return elbo_loss(
+            lambda w, x: x @ w["a"] @ w["e"].T + w["c"] + w["b"][None, :3],
+            q,
+            jnp.ones((2, 3)),
+            jnp.array([0, 2]),
+            jax.random.key(2),
+            2,
+            prior=prior,
+            num_data=10,
+            return_terms=True,
+        )[1].nll
+
+    shared = {name: Normal(0.0, scale if name in "ac" else 1.0) for name in q}
+    values = [nll(q, Normal(0.0, 1.0)), nll(q, shared), jax.jit(nll)(q, shared)]
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
 def test_a_leaf_adds_little_to_what_xla_compiles():

@@ -1,16 +1,20 @@
-"""-log p(y | f): per-example negative log-likelihoods that optax does not have, in nats, constants included."""
+"""Likelihoods of numbers and of angles."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._checks import check_scale
+from illia_fn._checks import concrete, describe
 from illia_fn._numerics import at_least_float32, log_softplus, normal_log_prob
+from illia_fn.likelihoods._shared import as_numbers, check_shapes, per_example, with_positive
+
+Outputs = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
-def gaussian_nll(
-    outputs: ArrayLike | tuple[ArrayLike, ArrayLike], targets: ArrayLike, *, scale: ArrayLike | None = None
-) -> jax.Array:
+def gaussian_nll(outputs: Outputs, targets: ArrayLike, *, scale: ArrayLike | None = None) -> jax.Array:
     """Gaussian negative log-likelihood, sum_d (y_d - loc_d)^2 / (2 scale_d^2) + log(scale_d) + log(2 pi) / 2.
 
     The noise scale is
@@ -37,23 +41,158 @@ def gaussian_nll(
     >>> print(gaussian_nll((jnp.zeros(2), jnp.full(2, -100.0)), jnp.zeros(2)))  # scale = exp(-100)
     [-99.08106 -99.08106]
     """
-    if isinstance(outputs, (tuple, list)):
-        if scale is not None:
-            raise ValueError(
-                "gaussian_nll: outputs is a pair (loc, rho), so scale must not be given as well. Drop one of the two."
-            )
-        if len(outputs) != 2:
-            raise ValueError(f"gaussian_nll: outputs must be loc or a pair (loc, rho), got {len(outputs)} items.")
-        loc, rho = map(at_least_float32, outputs)
-        log_scale = log_softplus(rho)
-    else:
-        scale = 1.0 if scale is None else scale
-        check_scale("gaussian_nll", scale)
-        loc, log_scale = at_least_float32(outputs), jnp.log(at_least_float32(scale))
-    targets = at_least_float32(targets)
-    if targets.ndim == 0 or loc.shape != targets.shape or log_scale.shape not in ((), loc.shape):
+    loc, log_scale, targets = with_positive("gaussian_nll", outputs, targets, scale)
+    return per_example(-normal_log_prob(targets, loc, log_scale))
+
+
+def laplace_nll(outputs: Outputs, targets: ArrayLike, *, scale: ArrayLike | None = None) -> jax.Array:
+    """Laplace negative log-likelihood, sum_d |y_d - loc_d| / scale_d + log(2 scale_d): robust, its mode the median.
+
+    Args, returns and errors are those of `gaussian_nll`; here scale is the mean absolute deviation.
+
+    >>> print(laplace_nll(jnp.zeros(2), jnp.array([0.0, 1.0])))
+    [0.6931472 1.6931472]
+    """
+    loc, log_scale, targets = with_positive("laplace_nll", outputs, targets, scale)
+    return per_example(jnp.abs(_standardise(targets, loc, log_scale)) + log_scale + math.log(2.0))
+
+
+def student_t_nll(
+    outputs: Outputs, targets: ArrayLike, *, df: ArrayLike = 4.0, scale: ArrayLike | None = None
+) -> jax.Array:
+    """Student-t negative log-likelihood: robust, with tails as heavy as its degrees of freedom are few.
+
+    sum_d (df + 1) / 2 log(1 + z_d^2 / df) + log(scale_d) + log B(df / 2, 1 / 2) + log(df) / 2,
+    with z = (y - loc) / scale. Lange, Little & Taylor 1989, https://doi.org/10.1080/01621459.1989.10478852.
+
+    Args:
+        outputs: loc or (loc, rho), as in `gaussian_nll`.
+        targets: y, in the shape of loc.
+        df: degrees of freedom, a positive number; may be traced (learned).
+        scale: as in `gaussian_nll`.
+
+    Returns and errors are those of `gaussian_nll`.
+
+    >>> print(student_t_nll(jnp.zeros(2), jnp.array([0.0, 1e30]), df=1.0))  # Cauchy
+    [  1.1447299 139.2998   ]
+    """
+    _check_positive("student_t_nll", "df", df)
+    loc, log_scale, targets = with_positive("student_t_nll", outputs, targets, scale)
+    df = jnp.asarray(df, loc.dtype)
+    z = jnp.abs(_standardise(targets, loc, log_scale)) / jnp.sqrt(df)
+    # log(1 + z^2), where z^2 may overflow
+    tail = jnp.where(z > 1.0, z, 1.0)
+    log_term = jnp.where(
+        z > 1.0, 2.0 * jnp.log(tail) + jnp.log1p(1.0 / tail / tail), jnp.log1p(jnp.square(jnp.where(z > 1.0, 1.0, z)))
+    )
+    constant = jax.scipy.special.betaln(df / 2, jnp.full_like(df, 0.5)) + jnp.log(df) / 2
+    return per_example((df + 1.0) / 2.0 * log_term + log_scale + constant)
+
+
+def asymmetric_laplace_nll(
+    outputs: Outputs, targets: ArrayLike, *, quantile: float, scale: ArrayLike | None = None
+) -> jax.Array:
+    """Asymmetric Laplace negative log-likelihood, whose mode is a quantile: the pinball loss as a likelihood.
+
+    sum_d (y_d - loc_d) (q - [y_d < loc_d]) / scale_d + log(scale_d) - log(q (1 - q)).
+    Yu & Moyeed 2001, Bayesian quantile regression, https://doi.org/10.1016/S0167-7152(01)00124-9.
+
+    Args:
+        outputs: the quantile, or (quantile, rho), as in `gaussian_nll`.
+        targets: y, in the shape of the quantile.
+        quantile: q, its level, a number in (0, 1).
+        scale: as in `gaussian_nll`.
+
+    Returns and errors are those of `gaussian_nll`.
+
+    >>> print(asymmetric_laplace_nll(jnp.zeros(2), jnp.array([-1.0, 1.0]), quantile=0.9))
+    [2.507946 3.307946]
+    """
+    if not (isinstance(quantile, (int, float)) and 0.0 < quantile < 1.0):
+        raise ValueError(f"asymmetric_laplace_nll: quantile must be a number in (0, 1), got {describe(quantile)}.")
+    loc, log_scale, targets = with_positive("asymmetric_laplace_nll", outputs, targets, scale)
+    z = _standardise(targets, loc, log_scale)
+    return per_example(
+        jnp.maximum(quantile * z, (quantile - 1.0) * z) + log_scale - math.log(quantile * (1 - quantile))
+    )
+
+
+def von_mises_nll(outputs: Outputs, targets: ArrayLike, *, concentration: ArrayLike | None = None) -> jax.Array:
+    """Von Mises negative log-likelihood of angles in radians, the Gaussian of the circle.
+
+    sum_d kappa_d (1 - cos(y_d - loc_d)) + log(2 pi) + log(exp(-kappa_d) I_0(kappa_d)).
+    Mardia & Jupp 2000, Directional statistics, https://doi.org/10.1002/9780470316979.
+
+    Args:
+        outputs: loc, (B, ...), or a pair (loc, rho) with concentration kappa = softplus(rho), as in `gaussian_nll`.
+        targets: angles of any winding, in the shape of loc.
+        concentration: kappa, fixed, 1 if not given.
+
+    Returns and errors are those of `gaussian_nll`.
+
+    >>> print(von_mises_nll(jnp.zeros(2), jnp.array([0.0, 2 * jnp.pi]), concentration=10.0).round(5))
+    [-0.22133 -0.22133]
+    """
+    loc, log_kappa, angles = with_positive(
+        "von_mises_nll", outputs, targets, concentration, names=("loc", "concentration")
+    )
+    kappa = jnp.exp(log_kappa)
+    # 1 - cos(d) = 2 sin(d / 2)^2 does not cancel near d = 0, where kappa may be large.
+    bend = 2.0 * kappa * jnp.square(jnp.sin((angles - loc) / 2.0))
+    return per_example(bend + math.log(2.0 * math.pi) + _log_i0e(kappa))
+
+
+def mixture_density_nll(outputs: tuple[ArrayLike, ArrayLike, ArrayLike], targets: ArrayLike) -> jax.Array:
+    """Mixture density network: -log sum_k pi_k N(y; loc_k, softplus(rho_k)^2), summed over trailing axes.
+
+    Bishop 1994, Mixture density networks, https://publications.aston.ac.uk/id/eprint/373/.
+
+    Args:
+        outputs: (logits, loc, rho), each (B, ..., K); pi = softmax(logits).
+        targets: y, (B, ...).
+
+    Returns:
+        One value per example, (B,), in nats; float32 or wider.
+
+    Raises:
+        ValueError: if outputs are not three arrays of the shape of targets with one more axis.
+
+    >>> logits, loc, rho = jnp.zeros((1, 2)), jnp.array([[-5.0, 5.0]]), jnp.full((1, 2), 0.5413249)
+    >>> print(mixture_density_nll((logits, loc, rho), jnp.array([5.0])).round(4))  # 0.9189 + log(2)
+    [1.6121]
+    """
+    if not isinstance(outputs, (tuple, list)) or len(outputs) != 3:
         raise ValueError(
-            "gaussian_nll: loc and targets must have the same shape (B, ...), and the scale that shape or (), got loc "
-            f"{loc.shape}, targets {targets.shape}, scale {log_scale.shape}. Nothing is broadcast: reshape one of them."
+            f"mixture_density_nll: outputs must be (logits, loc, rho), got {describe(outputs)}. apply_fn returns three."
         )
-    return jnp.sum(-normal_log_prob(targets, loc, log_scale), axis=tuple(range(1, targets.ndim)))
+    logits, loc, rho = map(at_least_float32, outputs)
+    targets = as_numbers(targets, loc)
+    if not logits.ndim or not logits.shape == loc.shape == rho.shape:
+        raise ValueError(
+            f"mixture_density_nll: logits, loc and rho must have one shape (B, ..., K), got {logits.shape}, "
+            f"{loc.shape} and {rho.shape}."
+        )
+    check_shapes("mixture_density_nll", "outputs without their last axis", logits[..., 0], targets)
+    # A density that underflows so far that its square overflows would have no gradient; it is held where it is finite.
+    log_prob = jnp.maximum(normal_log_prob(targets[..., None], loc, log_softplus(rho)), -1e30)
+    return per_example(-jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_prob, axis=-1))
+
+
+def _log_i0e(kappa: jax.Array) -> jax.Array:
+    """log(exp(-kappa) I_0(kappa)): the derivative of i0e cancels for large kappa, where its expansion takes over."""
+    large = jnp.where(kappa > 50.0, kappa, 50.0)
+    series = (1.0 + (4.5 + (37.5 + 459.375 / large) / large) / 8.0 / large) / 8.0 / large
+    small = jnp.where(kappa > 50.0, 50.0, kappa)
+    expansion = jnp.log1p(series) - 0.5 * jnp.log(2.0 * math.pi * large)
+    return jnp.where(kappa > 50.0, expansion, jnp.log(jax.scipy.special.i0e(small)))
+
+
+def _standardise(targets: jax.Array, loc: jax.Array, log_scale: jax.Array) -> jax.Array:
+    # the floor: see normal_log_prob
+    return (targets - loc) * jnp.exp(-jnp.maximum(log_scale, jnp.log(jnp.finfo(log_scale.dtype).tiny)))
+
+
+def _check_positive(caller: str, name: str, value: ArrayLike) -> None:
+    number = concrete(value)
+    if np.shape(value) != () or (number is not None and not 0 < number < np.inf):
+        raise ValueError(f"{caller}: {name} must be a positive number, got {describe(value)}.")

@@ -1,0 +1,254 @@
+"""Every bound is exact where q is the posterior, and elsewhere lies where quadrature puts it, with its gradient."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from illia_fn import Gaussian, Normal, cubo_loss, elbo_loss, gaussian_nll, iwae_loss, renyi_loss
+from illia_fn.bounds import log_power_mean
+
+ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
+BOUNDS = {
+    "iwae": (iwae_loss, 1.0, -1),
+    "renyi 0.5": (partial(renyi_loss, alpha=0.5), 0.5, -1),
+    "renyi 1": (partial(renyi_loss, alpha=1.0), 0.0, -1),
+    "renyi 3": (partial(renyi_loss, alpha=3.0), -2.0, -1),
+    "renyi -1": (partial(renyi_loss, alpha=-1.0), 2.0, -1),
+    "cubo": (cubo_loss, 2.0, 1),
+}
+bounds = pytest.mark.parametrize(("loss", "order", "sign"), BOUNDS.values(), ids=BOUNDS)
+LOG_Z = -7.515512  # prior N(0, 1), one y = 5 of unit noise: y ~ N(0, 2)
+
+
+def rho_of(scale):
+    return jnp.log(jnp.expm1(jnp.asarray(scale)))
+
+
+def scalar(loss, q, key, num_samples, **options):
+    """A bound of the scalar problem, per data set."""
+    data = jnp.zeros(1), jnp.full(1, 5.0)
+    return loss(lambda w, x: x + w, q, *data, key, num_samples, num_data=1, prior=Normal(0.0, 1.0), **options)
+
+
+def q_of(loc, scale):
+    return Gaussian(jnp.asarray(loc), rho_of(scale))
+
+
+@bounds
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_all_weights_are_the_evidence_at_the_exact_posterior(loss, order, sign, estimator):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = np.linalg.qr(rng.normal(size=(20, 3)))[0] * np.array([2.0, 5.0, 1.0])  # uncorrelated: q can be exact
+        y = rng.normal(size=20)
+        precision = np.diag(x.T @ x) / 0.25 + 1.0
+        q = {"w": q_of(x.T @ y / 0.25 / precision, precision**-0.5)}
+        covariance = x @ x.T + 0.25 * np.eye(20)
+        log_z = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(covariance)[1] + 20 * np.log(2 * np.pi))
+
+        def run(q, key):
+            return loss(
+                lambda w, x: x @ w["w"],
+                q,
+                jnp.asarray(x),
+                jnp.asarray(y),
+                key,
+                5,
+                num_data=20,
+                loss_fn=partial(gaussian_nll, scale=0.5),
+                prior=Normal(0.0, 1.0),
+                estimator=estimator,
+                return_log_weights=True,
+            )
+
+        for seed in range(3):
+            (value, log_weights), grads = jax.value_and_grad(run, has_aux=True)(q, jax.random.key(seed))
+            np.testing.assert_allclose(sign * 20 * value, log_z, atol=1e-9)
+            np.testing.assert_allclose(log_weights, log_z, atol=1e-9)
+            if estimator == "doubly_reparameterised":  # sticking the landing: it vanishes draw by draw
+                assert all(np.abs(leaf).max() < 1e-9 for leaf in jax.tree.leaves(grads))
+            else:
+                assert any(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads)) or order != 0.0
+
+
+NODES, MASS = np.polynomial.hermite_e.hermegauss(80)
+MASS = MASS / MASS.sum()
+
+
+def by_quadrature(order, num_samples=2):
+    """Value and gradient, to (loc, rho), of the expectation with two samples, or of the limit of many (None)."""
+
+    def value(loc, rho):
+        scale = jax.nn.softplus(rho)
+        w = loc + scale * NODES
+        log_q = -0.5 * NODES**2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
+        log_weights = -0.5 * ((5.0 - w) ** 2 + w**2) - jnp.log(2 * jnp.pi) - log_q
+        if num_samples is None:
+            return jax.nn.logsumexp(order * log_weights, b=MASS) / order
+        pairs = jnp.stack(jnp.meshgrid(log_weights, log_weights), axis=-1)
+        means = jax.vmap(jax.vmap(lambda pair: log_power_mean(pair, order)))(pairs)
+        return jnp.sum(MASS[:, None] * MASS[None, :] * means)
+
+    with jax.enable_x64(True):
+        loc, scale = Q
+        return jax.value_and_grad(value, (0, 1))(jnp.float64(loc), jnp.log(jnp.expm1(jnp.float64(scale))))
+
+
+Q = (2.2, 0.6)
+ELSEWHERE = q_of(*Q)
+
+
+def many(loss, num_samples, count=40_000, seed=0, q=ELSEWHERE, **options):
+    """Values and gradients from many keys: (count,), and (count, 2) for loc and rho."""
+    run = jax.value_and_grad(partial(scalar, loss, num_samples=num_samples, chunk_size=None, **options))
+    keys = jax.random.split(jax.random.key(seed), count)
+    values, grads = jax.jit(jax.vmap(run, (None, 0)))(q, keys)
+    return np.asarray(values), np.stack([grads.loc, grads.rho], axis=1)
+
+
+def assert_mean(samples, expected):
+    error = samples.std(axis=0) / np.sqrt(len(samples))
+    np.testing.assert_array_less(np.abs(samples.mean(axis=0) - np.asarray(expected)), 5 * error)
+
+
+@bounds
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_value_and_gradient_against_quadrature(loss, order, sign, estimator):
+    value, grads = by_quadrature(order)
+    values, gradients = many(loss, 2, estimator=estimator)
+    assert_mean(sign * values, value)
+    assert_mean(sign * gradients, [float(leaf) for leaf in grads])
+
+
+def test_the_order_of_the_bounds():
+    exact = {order: float(by_quadrature(order)[0]) for order in (-2.0, 0.0, 0.5, 1.0)}
+    limit = float(by_quadrature(2.0, num_samples=None)[0])
+    assert exact[-2.0] < exact[0.0] < exact[0.5] < exact[1.0] < LOG_Z < limit
+    means = [-many(iwae_loss, k, count=4000)[0].mean() for k in (1, 2, 8, 32)]
+    assert means == sorted(means)
+    assert means[-1] < LOG_Z
+    elbo = -float(scalar(elbo_loss, ELSEWHERE, jax.random.key(0), 4000, chunk_size=None))
+    assert elbo == pytest.approx(exact[0.0], abs=0.05)
+    upper = float(scalar(cubo_loss, ELSEWHERE, jax.random.key(0), 100_000, chunk_size=None))
+    assert upper == pytest.approx(limit, abs=0.05)
+
+
+def test_the_signal_of_dreg_does_not_drown():
+    def signal_to_noise(estimator, num_samples):
+        wide = q_of(2.0, 0.9)  # wider than the posterior, so that the weights have all their moments
+        _, gradients = many(iwae_loss, num_samples, count=2000, q=wide, estimator=estimator)
+        return np.abs(gradients.mean(axis=0)) / gradients.std(axis=0)
+
+    for few, more in ((4, 16), (16, 64)):
+        assert (signal_to_noise("doubly_reparameterised", more) > signal_to_noise("doubly_reparameterised", few)).all()
+    assert (signal_to_noise("reparameterised", 64)[1]) < 0.9 * signal_to_noise("reparameterised", 4)[1]
+    assert (signal_to_noise("doubly_reparameterised", 64) > 2 * signal_to_noise("reparameterised", 64)).all()
+
+
+def test_sticking_the_landing_is_quieter_near_the_optimum():
+    elbo = partial(renyi_loss, alpha=1.0)
+    _, sticking = many(elbo, 2, count=4000)
+    _, plain = many(elbo, 2, count=4000, estimator="reparameterised")
+    assert (sticking.var(axis=0) < 0.5 * plain.var(axis=0)).all()
+
+
+def test_the_score_function_needs_no_gradient_of_the_loss():
+    def wrong(outputs, targets):
+        return jnp.where(outputs < targets - 2.5, 3.0, 0.0)  # 3 where w < 2.5, and flat
+
+    _, gradients = many(partial(renyi_loss, alpha=1.0), 8, loss_fn=wrong, estimator="score_function")
+    loc, scale = Q
+    z = (2.5 - loc) / scale
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    # d/dloc 3 P(w < 2.5) = -3 density(z) / scale; the KL has d/dloc = loc, d/drho = (scale - 1 / scale) sigmoid(rho)
+    slope = 1 - np.exp(-scale)
+    expected = [loc - 3 * density / scale, (scale - 1 / scale - 3 * z * density / scale) * slope]
+    assert_mean(gradients, expected)
+    _, blind = many(partial(renyi_loss, alpha=1.0), 8, loss_fn=wrong, estimator="reparameterised")
+    assert abs(blind.mean(axis=0)[0] - expected[0]) > 0.5
+
+
+@bounds
+def test_kl_weight_tempers_every_estimator_alike(loss, order, sign):
+    means = [
+        many(loss, 2, kl_weight=0.5, estimator=estimator, seed=seed)[1] for seed, estimator in enumerate(ESTIMATORS)
+    ]
+    for other in means[1:]:
+        error = np.sqrt((means[0].var(axis=0) + other.var(axis=0)) / len(other))
+        np.testing.assert_array_less(np.abs(means[0].mean(axis=0) - other.mean(axis=0)), 5 * error)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_chunks_weights_aux_and_learned_priors(estimator):
+    params = {"w": q_of([0.1, -0.2], [0.3, 0.2]), "b": jnp.array(0.5)}
+    x, y = jnp.arange(8.0).reshape(4, 2) / 4, jnp.array([0.3, 1.0, -0.2, 0.0])
+
+    def run(trainable, chunk_size, x=x, y=y, weights=None):
+        params, log_scale = trainable
+        return iwae_loss(
+            lambda w, x, key: (x @ w["w"] + w["b"], jax.random.key_data(key)),
+            params,
+            x,
+            y,
+            jax.random.key(1),
+            6,
+            num_data=40,
+            prior={"w": Normal(0.0, jnp.exp(log_scale)), "b": None},
+            weights=weights,
+            chunk_size=chunk_size,
+            estimator=estimator,
+            needs_key=True,
+            has_aux=True,
+        )
+
+    trainable = params, jnp.array(-0.5)
+    step = jax.jit(jax.value_and_grad(run, has_aux=True), static_argnums=1)
+    (value, aux), grads = step(trainable, 1)
+    assert len(np.unique(aux, axis=0)) == 6
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+    for chunk_size in (4, None):
+        for a, b in zip(
+            jax.tree.leaves(step(trainable, chunk_size)), jax.tree.leaves(((value, aux), grads)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    padded_x, padded_y = jnp.concatenate([x, jnp.ones((2, 2))]), jnp.concatenate([y, jnp.full(2, jnp.nan)])
+    weights = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    np.testing.assert_allclose(run(trainable, 1, padded_x, padded_y, weights)[0], value, rtol=1e-5)
+
+
+def test_it_trains():
+    q = q_of(0.0, 0.5)
+    step = jax.jit(jax.grad(partial(scalar, iwae_loss, num_samples=8)))
+    for key in jax.random.split(jax.random.key(0), 500):
+        q = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, step(q, key))
+    np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
+    np.testing.assert_allclose(jax.nn.softplus(q.rho), 0.5**0.5, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda **o: scalar(partial(renyi_loss, alpha=np.inf), **o), ValueError, "renyi_loss: alpha must be a finite"),
+        (lambda **o: scalar(partial(cubo_loss, order=0.5), **o), ValueError, "cubo_loss: order must be at least 1"),
+        (lambda **o: scalar(iwae_loss, **{**o, "num_samples": 0}), ValueError, "iwae_loss: num_samples must be"),
+        (lambda **o: scalar(iwae_loss, **o, antithetic=True), ValueError, "needs independent draws"),
+        (lambda **o: scalar(iwae_loss, **o, estimator="stl"), ValueError, "iwae_loss: estimator must be one of"),
+        (
+            lambda **o: scalar(iwae_loss, **{**o, "num_samples": 1}, estimator="score_function"),
+            ValueError,
+            "needs num_samples of at least 2",
+        ),
+        (lambda **o: scalar(iwae_loss, **o, num_sample=3), TypeError, "iwae_loss: unknown option num_sample"),
+        (
+            lambda q, key, num_samples: iwae_loss(lambda w, x: x + w, q, jnp.ones(1), jnp.ones(1), key, num_samples),
+            ValueError,
+            "iwae_loss: num_data is required",
+        ),
+    ],
+)
+def test_errors(call, error, match):
+    with pytest.raises(error, match=match):
+        call(q=ELSEWHERE, key=jax.random.key(0), num_samples=2)
