@@ -101,7 +101,7 @@ Q = (2.2, 0.6)
 ELSEWHERE = q_of(*Q)
 
 
-def many(loss, num_samples, count=40_000, seed=0, q=ELSEWHERE, **options):
+def many(loss, num_samples, count=20_000, seed=0, q=ELSEWHERE, **options):
     """Values and gradients from many keys: (count,), and (count, 2) for loc and rho."""
     run = jax.value_and_grad(partial(scalar, loss, num_samples=num_samples, chunk_size=None, **options))
     keys = jax.random.split(jax.random.key(seed), count)
