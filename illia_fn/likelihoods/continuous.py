@@ -73,8 +73,8 @@ def student_t_nll(
 
     Returns and errors are those of `gaussian_nll`.
 
-    >>> print(student_t_nll(jnp.zeros(2), jnp.array([0.0, 1e30]), df=1.0))  # Cauchy
-    [  1.1447299 139.2998   ]
+    >>> [f"{nll:.3f}" for nll in student_t_nll(jnp.zeros(2), jnp.array([0.0, 1e30]), df=1.0)]  # Cauchy
+    ['1.145', '139.300']
     """
     _check_positive("student_t_nll", "df", df)
     loc, log_scale, targets = with_positive("student_t_nll", outputs, targets, scale)
@@ -105,8 +105,8 @@ def asymmetric_laplace_nll(
 
     Returns and errors are those of `gaussian_nll`.
 
-    >>> print(asymmetric_laplace_nll(jnp.zeros(2), jnp.array([-1.0, 1.0]), quantile=0.9))
-    [2.507946 3.307946]
+    >>> [f"{nll:.4f}" for nll in asymmetric_laplace_nll(jnp.zeros(2), jnp.array([-1.0, 1.0]), quantile=0.9)]
+    ['2.5079', '3.3079']
     """
     if not (isinstance(quantile, (int, float)) and 0.0 < quantile < 1.0):
         raise ValueError(f"asymmetric_laplace_nll: quantile must be a number in (0, 1), got {describe(quantile)}.")
@@ -130,8 +130,8 @@ def von_mises_nll(outputs: Outputs, targets: ArrayLike, *, concentration: ArrayL
 
     Returns and errors are those of `gaussian_nll`.
 
-    >>> print(von_mises_nll(jnp.zeros(2), jnp.array([0.0, 2 * jnp.pi]), concentration=10.0).round(5))
-    [-0.22133 -0.22133]
+    >>> [f"{nll:.3f}" for nll in von_mises_nll(jnp.zeros(2), jnp.array([0.0, 2 * jnp.pi]), concentration=10.0)]
+    ['-0.219', '-0.219']
     """
     loc, log_kappa, angles = with_positive(
         "von_mises_nll", outputs, targets, concentration, names=("loc", "concentration")
