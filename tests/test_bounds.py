@@ -172,8 +172,8 @@ def test_the_score_function_needs_no_gradient_of_the_loss():
     assert abs(blind.mean(axis=0)[0] - expected[0]) > 0.5
 
 
-@bounds
-def test_kl_weight_tempers_every_estimator_alike(loss, order, sign):
+@pytest.mark.parametrize("loss", [iwae_loss, cubo_loss])
+def test_kl_weight_tempers_every_estimator_alike(loss):
     means = [
         many(loss, 2, kl_weight=0.5, estimator=estimator, seed=seed)[1] for seed, estimator in enumerate(ESTIMATORS)
     ]
