@@ -233,13 +233,13 @@ def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_sampl
         )
     check_num_samples(caller, num_samples)
     check_key(caller, key)
-    _check_shapes(caller, q, [getattr(p, "batch_shape", ())])
-
     return -q.entropy() - expectation(partial(_log_prior, caller, p), q, key, num_samples)
 
 
 def _log_prior(caller: str, p: Any, w: jax.Array) -> jax.Array:
     _check_prior(caller, p)
+    known = isinstance(p, (Normal, Gaussian))
+    _check_shapes(caller, w, map(np.shape, jax.tree.leaves(p)) if known else [getattr(p, "batch_shape", ())])
     log_p = p.log_prob(at_least_float32(w))
     if log_p.shape != w.shape:
         raise ValueError(

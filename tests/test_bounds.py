@@ -244,6 +244,20 @@ def test_it_trains():
         ),
         (lambda **o: scalar(iwae_loss, **o, num_sample=3), TypeError, "iwae_loss: unknown option num_sample"),
         (
+            lambda q, key, num_samples: iwae_loss(
+                lambda w, x: x @ w,
+                q_of(np.zeros((2, 3)), np.ones((2, 3))),
+                jnp.ones((3, 2)),
+                jnp.ones((3, 3)),
+                key,
+                num_samples,
+                num_data=3,
+                prior=Normal(0.0, jnp.ones(3)),
+            ),
+            ValueError,
+            "iwae_loss at params: a prior parameter of shape",
+        ),
+        (
             lambda q, key, num_samples: iwae_loss(lambda w, x: x + w, q, jnp.ones(1), jnp.ones(1), key, num_samples),
             ValueError,
             "iwae_loss: num_data is required",
