@@ -269,3 +269,11 @@ ERRORS = {
 def test_errors(loss, outputs, targets, error, match):
     with pytest.raises(error, match=match):
         loss(outputs, targets)
+
+
+def test_a_label_that_is_no_class_is_nan_under_jit():
+    """optax takes -1 for the last class."""
+    logits = jnp.zeros((3, 4))
+    for wrong in (-1, 4):
+        nll = jax.jit(fn.categorical_nll)(logits, jnp.array([0, wrong, 3]))
+        np.testing.assert_array_equal(np.isnan(nll), [False, True, False])

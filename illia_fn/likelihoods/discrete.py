@@ -40,7 +40,8 @@ def bernoulli_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
 def categorical_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     """Categorical negative log-likelihood, -log softmax(f)[y], summed over trailing axes of the targets.
 
-    `optax.softmax_cross_entropy_with_integer_labels`, with shapes and targets checked.
+    `optax.softmax_cross_entropy_with_integer_labels`, with shapes and targets checked. Under jit, where targets cannot
+    be refused, a label that is no class makes its example NaN.
 
     Args:
         outputs: logits f, (B, ..., K).
@@ -61,7 +62,10 @@ def categorical_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
         raise ValueError(f"categorical_nll: logits must have shape (B, ..., K), got {describe(outputs)}.")
     _check_labels("categorical_nll", labels, logits.shape[-1])
     check_shapes("categorical_nll", "logits without their last axis", logits[..., 0], labels)
-    return per_example(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    # optax takes a label -1 for the last class
+    inside = (labels >= 0) & (labels < logits.shape[-1])
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(inside, labels, 0))
+    return per_example(nll + jnp.where(inside, 0.0, jnp.nan).astype(nll.dtype))
 
 
 def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax.Array:
