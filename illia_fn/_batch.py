@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
 from illia_fn._checks import concrete, describe
 from illia_fn._numerics import at_least_float32
-from illia_fn.likelihoods import gaussian_nll
+from illia_fn.likelihoods import categorical_nll, gaussian_nll
 
 LossFn = Callable[[Any, Any], jax.Array]
 
@@ -28,6 +27,19 @@ def check_weights(caller: str, weights: ArrayLike | None) -> None:
 
 def mean_loss(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights: ArrayLike | None) -> jax.Array:
     """sum_i weights_i loss_i / sum_i weights_i; a scalar loss is taken to be that mean already."""
+    return weighted_mean(example_losses(caller, loss_fn, outputs, y, weights), weights)
+
+
+def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
+    """sum_i weights_i values_i / sum_i weights_i of values (B,); a scalar stays."""
+    if weights is None or values.ndim == 0:
+        return jnp.mean(values)
+    weights = jnp.asarray(weights).astype(values.dtype)
+    return jnp.sum(weights * values) / jnp.sum(weights)
+
+
+def example_losses(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights: ArrayLike | None) -> jax.Array:
+    """One loss per example, (B,), in float32 or wider; or the scalar that loss_fn returns."""
     batch_size = _batch_size(caller, outputs, y)
     outputs, y = jax.tree.map(_widen, (outputs, y))
     if weights is not None:
@@ -35,8 +47,7 @@ def mean_loss(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights
             raise ValueError(
                 f"{caller}: weights must have shape ({batch_size},), one per example, got {jnp.shape(weights)}."
             )
-        weights = jnp.asarray(weights)
-        outputs, y = jax.tree.map(partial(_fill_padding, weights), (outputs, y))
+        outputs, y = jax.tree.map(partial(_fill_padding, jnp.asarray(weights)), (outputs, y))
     values = (loss_fn or _default_loss(caller, outputs, y))(outputs, y)
     if jax.tree.structure(values) != jax.tree.structure(0):
         raise TypeError(f"{caller}: loss_fn must return one array, got a {type(values).__name__}.")
@@ -48,11 +59,7 @@ def mean_loss(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights
             )
         return at_least_float32(values)
     _check_values(caller, values, outputs, y)
-    values = jnp.sum(at_least_float32(values), axis=tuple(range(1, values.ndim)))
-    if weights is None:
-        return jnp.mean(values)
-    weights = weights.astype(values.dtype)
-    return jnp.sum(weights * values) / jnp.sum(weights)
+    return jnp.sum(at_least_float32(values), axis=tuple(range(1, values.ndim)))
 
 
 def _widen(x: Any) -> jax.Array:
@@ -111,7 +118,7 @@ def _default_loss(caller: str, outputs: Any, y: Any) -> LossFn:
                 f"{caller}: integer targets of shape {y.shape} are class labels and need logits with one more axis, "
                 f"got outputs {describe(outputs)}. Pass loss_fn for another likelihood."
             )
-        return optax.softmax_cross_entropy_with_integer_labels
+        return categorical_nll
     if jnp.issubdtype(dtype, jnp.floating):
         return gaussian_nll
     raise ValueError(f"{caller}: there is no default loss for targets {describe(y)}. Pass loss_fn(outputs, y).")

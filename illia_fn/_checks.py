@@ -41,6 +41,13 @@ def check_factor(caller: str, name: str, factor: Any) -> None:
         raise ValueError(f"{caller}: {name} must be a finite number that is not negative, got {describe(factor)}.")
 
 
+def check_temperature(caller: str, temperature: Any) -> None:
+    """A temperature is a positive, finite scalar, as far as that can be known before tracing."""
+    value = concrete(temperature)
+    if np.shape(temperature) != () or (value is not None and not 0 < value < np.inf):
+        raise ValueError(f"{caller}: temperature must be a positive, finite number, got {describe(temperature)}.")
+
+
 def check_callable(caller: str, name: str, f: Any) -> None:
     """`f` is a function."""
     if not callable(f):

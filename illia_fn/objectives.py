@@ -1,19 +1,16 @@
 """L(q): what to minimise."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from illia_fn._batch import LossFn, check_weights, mean_loss
-from illia_fn._checks import check_callable, check_draws, check_factor, check_num_data, split_aux
-from illia_fn._join import Joined
+from illia_fn._batch import LossFn, weighted_mean
+from illia_fn._call import Call, Options, check_options, with_extras
+from illia_fn._estimators import Estimator
 from illia_fn._trees import PyTree
-from illia_fn.expectation import expectation
-from illia_fn.kl import kl_pairs, total_kl
-from illia_fn.posteriors import is_posterior, num_params
 from illia_fn.priors import Normal
 
 
@@ -22,7 +19,7 @@ class ELBOTerms(NamedTuple):
 
     Attributes:
         nll: mean negative log-likelihood per example, averaged over the Monte Carlo samples, in nats.
-        kl: KL(q || prior) of the whole tree, in nats.
+        kl: KL(q || prior) of the whole tree, in nats; with `temperature` or `free_nats`, what takes its place.
         weight: the factor of the KL: kl_weight / num_data, or kl_weight / num_params(params) without `num_data`.
     """
 
@@ -60,7 +57,10 @@ def elbo_loss(
     prior: PyTree = Normal(0.0, 0.1),
     num_data: int | None = None,
     kl_weight: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    free_nats: PyTree | None = None,
     weights: ArrayLike | None = None,
+    estimator: Estimator = "reparameterised",
     chunk_size: int | None = 1,
     antithetic: bool = False,
     needs_key: bool = False,
@@ -99,9 +99,22 @@ def elbo_loss(
             Gaussian likelihood of unit scale (`gaussian_nll`). Half-precision outputs reach it as float32.
         prior: as in `kl_loss`. A prior without a closed form (any but ours and those of `register_kl`) is sampled.
         num_data: N, the size of the training set.
-        kl_weight: a factor of the KL, not negative; may be traced (a schedule).
+        kl_weight: a factor of the KL, not negative; may be traced (a schedule). A tempered posterior,
+            p(y | w)^(1 / kl_weight) p(w), is the optimum of kl_weight other than 1.
+        temperature: T, positive; may be traced. The optimum is the cold (T < 1) or warm posterior
+            (p(y | w) p(w))^(1 / T): KL(q || prior) becomes -E_q[log prior(w)] - T H(q) = KL + (1 - T) H(q) (Wenzel et
+            al. 2020, https://arxiv.org/abs/2002.02405).
+        free_nats: free bits (Kingma et al. 2016, https://arxiv.org/abs/1606.04934), in nats: the KL of each leaf l
+            becomes max(KL_l, free_nats), so that up to there it costs nothing. A number for each leaf, or a prefix tree
+            of them. The loss stays an upper bound of the negative ELBO.
         weights: weights of the examples, (B,), for a weighted mean; 0 for padding, whose targets may be anything, but
             whose inputs must be finite. If all are 0 under jit, the loss is NaN.
+        estimator: how the gradient is estimated; the value is the same. "reparameterised": through the draws, with the
+            exact gradient of the KL. "doubly_reparameterised": sticking the landing (Roeder et al. 2017,
+            https://arxiv.org/abs/1703.09194), with the KL's gradient taken at the same draws and through them alone,
+            so that the noise of both terms cancels where q is the posterior. "score_function": for a loss_fn or a model
+            without a gradient (the 0/1 error, a simulator), through log q, with leave-one-out control variates (Mnih &
+            Rezende 2016, https://arxiv.org/abs/1602.06725); it needs num_samples of at least 2.
         chunk_size: how many networks run at once, in one vmap; None for all. The memory does not grow with
             `num_samples`; see `expectation`.
         antithetic: whether the networks come in pairs that mirror each other; see `expectation`.
@@ -117,7 +130,8 @@ def elbo_loss(
     Raises:
         ValueError: if batch sizes or shapes of outputs, targets and weights do not match (nothing is broadcast); for
             num_samples, chunk_size or num_data < 1, an odd number of antithetic samples, a prior that does not match,
-            or, without `num_data`, a tree without posterior nodes.
+            a temperature that is not positive, an unknown estimator or one that does not go with the samples, or,
+            without `num_data`, a tree without posterior nodes.
         TypeError: if `key` is not a PRNG key.
 
     >>> from illia_fn import mean_field
@@ -127,69 +141,90 @@ def elbo_loss(
     >>> print(terms.kl.round(6), loss == terms.nll + terms.weight * terms.kl)
     0.0 True
     """
-    check_arguments("elbo_loss", apply_fn, loss_fn, params, num_data, kl_weight, weights)
-    check_draws("elbo_loss", key, num_samples, chunk_size, antithetic)
-    draw_key, kl_key = jax.random.split(key)
-
-    pairs = kl_pairs("elbo_loss", params, prior, kl_key)
-    joined = Joined.of(params, is_posterior)
-
-    def mean_nll(w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, aux = split_aux("elbo_loss", "apply_fn", apply_fn(joined.tree(w), x, *apply_key), has_aux=has_aux)
-        return mean_loss("elbo_loss", loss_fn, outputs, y, weights), aux
-
-    nll, aux = expectation(
-        mean_nll,
-        joined.nodes,
-        draw_key,
-        num_samples,
+    call = Call(
+        caller="elbo_loss",
+        apply_fn=apply_fn,
+        params=params,
+        x=x,
+        y=y,
+        key=key,
+        num_samples=num_samples,
+        loss_fn=loss_fn,
+        prior=prior,
+        num_data=num_data,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        free_nats=free_nats,
+        weights=weights,
+        estimator=estimator,
         chunk_size=chunk_size,
         antithetic=antithetic,
         needs_key=needs_key,
-        has_aux=True,
+        has_aux=has_aux,
     )
-    kl = total_kl(joined, pairs, num_samples)
-    terms = ELBOTerms(nll, kl, _weight_of_kl("elbo_loss", params, num_data, kl_weight, kl.dtype))
+    nll, aux = call.mean(call.mean_loss)
+    kl = call.kl()
+    terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
     return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
 
 
-def check_arguments(
-    caller: str,
-    apply_fn: Any,
-    loss_fn: Any,
+class ELBOOptions(Options, total=False):
+    """Keyword arguments of the losses that are made of `ELBOTerms`."""
+
+    free_nats: PyTree | None
+    return_terms: bool
+
+
+def predictive_loss(
+    apply_fn: Callable[..., Any],
     params: PyTree,
-    num_data: Any,
-    kl_weight: Any,
-    weights: Any,
-) -> None:
-    """The checks that all objectives share."""
-    check_callable(caller, "apply_fn", apply_fn)
-    if loss_fn is not None:
-        check_callable(caller, "loss_fn", loss_fn)
-    if not jax.tree.leaves(params):
-        raise ValueError(
-            f"{caller}: params has no leaves, got {params!r}. Pass a posterior tree, such as mean_field makes."
-        )
-    check_num_data(caller, num_data)
-    if kl_weight is not None:
-        check_factor(caller, "kl_weight", kl_weight)
-    check_weights(caller, weights)
+    x: Any,
+    y: Any,
+    key: jax.Array,
+    num_samples: int = 1,
+    **options: Unpack[ELBOOptions],
+) -> Any:
+    """Predictive negative log-likelihood with a KL: the mean over networks is inside the logarithm, per example.
 
+        L = mean_i -log (1 / S) sum_s p(y_i | f(x_i, w_s)) + kl_weight * KL(q || prior) / N,    w_s ~ q
 
-def _weight_of_kl(
-    caller: str, params: PyTree, num_data: int | None, kl_weight: ArrayLike | None, dtype: Any
-) -> jax.Array:
-    if num_data is not None:
-        return jnp.asarray(1.0 if kl_weight is None else kl_weight, dtype) / jnp.asarray(num_data, dtype)
-    count = num_params(params)
-    if count == 0:
-        raise ValueError(
-            f"{caller}: params has no posterior node, so there is no KL per variational parameter. Make some leaves "
-            "Bayesian with mean_field, or pass num_data: the loss of a deterministic tree is then its mean NLL."
-        )
-    return jnp.asarray(1e-3 if kl_weight is None else kl_weight, dtype) / jnp.asarray(count, dtype)
+    It trains what is deployed, the posterior predictive: direct loss minimisation (Sheth & Khardon 2017,
+    https://arxiv.org/abs/1706.00473), PAC^m-Bayes (Morningstar et al. 2022, https://arxiv.org/abs/2010.09629). With one
+    sample it is the ELBO loss, and with more it lies below it: -N * L is no lower bound on the log evidence.
 
+    Args:
+        apply_fn, params, x, y, key, num_samples: as in `elbo_loss`. It takes more than one sample to differ from it.
+        options: keyword arguments, all of them as in `elbo_loss`; loss_fn must return values per example.
 
-def with_extras(loss: jax.Array, *extras: Any) -> Any:
-    """The loss alone, (loss, extra) or (loss, (extra, extra)): what `jax.value_and_grad(has_aux=True)` takes."""
-    return loss if not extras else (loss, extras[0] if len(extras) == 1 else extras)
+    Returns and errors are those of `elbo_loss`, and ValueError for a loss_fn that returns a scalar.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.zeros((3, 2))}, scale=1.0)
+    >>> args = lambda w, x: x @ w["w"], q, jnp.ones((5, 3)), jnp.array([0, 1, 0, 1, 1]), jax.random.key(0), 8
+    >>> predictive_loss(*args, num_data=100) < elbo_loss(*args, num_data=100)
+    Array(True, dtype=bool)
+    """
+    check_options("predictive_loss", {**options}, ELBOOptions)
+    call = Call(
+        caller="predictive_loss",
+        apply_fn=apply_fn,
+        params=params,
+        x=x,
+        y=y,
+        key=key,
+        num_samples=num_samples,
+        **options,
+    )
+
+    def predictive_nll(losses: jax.Array) -> jax.Array:
+        if losses.ndim == 1:
+            raise ValueError(
+                "predictive_loss: loss_fn must return one value per example, but it returned a scalar. Drop its mean."
+            )
+        log_count = jnp.log(jnp.asarray(len(losses), losses.dtype))
+        return weighted_mean(log_count - jax.nn.logsumexp(-losses, axis=0), call.weights)
+
+    nll, aux = call.reduced(call.losses, predictive_nll)
+    kl = call.kl()
+    terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
+    return with_extras(terms.loss, *[terms] * call.return_terms, *[aux] * call.has_aux)

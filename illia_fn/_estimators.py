@@ -1,0 +1,66 @@
+"""How the gradient of an expectation over draws is estimated, whatever the objective."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+Estimator = Literal["reparameterised", "doubly_reparameterised", "score_function"]
+
+
+def check_estimator(caller: str, estimator: Any, num_samples: int, *, antithetic: bool) -> None:
+    """The estimator is known, and the draws are as it needs them."""
+    if estimator not in get_args(Estimator):
+        raise ValueError(
+            f"{caller}: estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}. Of one sample, "
+            "doubly_reparameterised is sticking the landing."
+        )
+    if estimator == "score_function" and num_samples < 2:
+        raise ValueError(
+            f"{caller}: the leave-one-out control variate of the score function needs num_samples of at least 2, got "
+            f"{num_samples}."
+        )
+    if estimator == "score_function" and antithetic:
+        refuse_antithetic(caller, estimator)
+
+
+def refuse_antithetic(caller: str, estimator: str) -> None:
+    """For estimators that are unbiased for independent draws only."""
+    raise ValueError(
+        f'{caller}: estimator="{estimator}" needs independent draws. Drop antithetic=True, or take '
+        'estimator="reparameterised".'
+    )
+
+
+def score_function(reduce: Callable[[jax.Array], jax.Array], values: jax.Array, log_q: jax.Array) -> jax.Array:
+    """reduce(values), with the score function's gradient with respect to q.
+
+    sum_s [reduce(values) - reduce(values of all draws but s)] grad log q(w_s): what is left out does not depend on w_s,
+    so it is a control variate without bias (Mnih & Rezende 2016). The gradient with respect to all else goes through
+    the values.
+
+    Args:
+        reduce: from the values of all draws to a number.
+        values: one for each draw, (S, ...), computed at draws that are held.
+        log_q: log q of each draw, (S,), as a function of q alone.
+    """
+    value = reduce(values)
+    advantage = jax.lax.stop_gradient(value - _leave_one_out(reduce, values))
+    return with_gradient_of(value, value + jnp.sum(advantage * log_q))
+
+
+def _leave_one_out(reduce: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
+    """The reduction of all rows but one, for each."""
+    count = len(values)
+    others = (jnp.arange(count)[:, None] + jnp.arange(1, count)[None, :]) % count
+    return jax.vmap(lambda rows: reduce(values[rows]))(others)
+
+
+@jax.custom_jvp
+def with_gradient_of(value: jax.Array, surrogate: jax.Array) -> jax.Array:  # noqa: ARG001
+    """The value, with the derivative of the surrogate."""
+    return value
+
+
+with_gradient_of.defjvps(None, lambda tangent, _, __, ___: tangent)

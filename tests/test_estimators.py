@@ -1,0 +1,303 @@
+"""The gradient estimators of the ELBO and of the predictive loss, and what their KL can be tempered with."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scalar_problem import (
+    MASS,
+    WIDE,
+    Q,
+    assert_mean,
+    by_quadrature,
+    many,
+    mean_over_pairs,
+    orthogonal_regression,
+    q_of,
+    scalar,
+)
+
+from illia_fn import Normal, elbo_loss, gaussian_nll, kl_loss, mean_field, predictive_loss
+
+ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
+KEY = jax.random.key(0)
+
+
+def kl_to_prior(loc, scale):
+    """KL(N(loc, scale^2) || N(0, 1)) and its gradient to (loc, rho)."""
+    value = 0.5 * (loc**2 + scale**2 - 1) - np.log(scale)
+    return value, np.array([loc, (scale - 1 / scale) * (1 - np.exp(-scale))])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("options", [{}, {"kl_weight": 0.5}, {"temperature": 0.5}])
+def test_elbo_against_the_closed_form(estimator, options):
+    values, gradients = many(elbo_loss, 3, estimator=estimator, **options)
+    loc, scale = Q
+    slope = 1 - np.exp(-scale)
+    kl, kl_grads = kl_to_prior(loc, scale)
+    cooling = 1 - options.get("temperature", 1.0)
+    kl += cooling * (np.log(scale) + 0.5 * np.log(2 * np.pi * np.e))
+    kl_grads[1] += cooling * slope / scale
+    weight = options.get("kl_weight", 1.0)
+    nll = 0.5 * ((5 - loc) ** 2 + scale**2) + 0.5 * np.log(2 * np.pi)
+    assert_mean(values, nll + weight * kl)
+    assert_mean(gradients, np.array([loc - 5, scale * slope]) + weight * kl_grads)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, 3, None])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_sticking_the_landing_vanishes_draw_by_draw_at_the_posterior(temperature, chunk_size, antithetic):
+    with jax.enable_x64(True):
+        x, y, q, log_z = orthogonal_regression(temperature)
+
+        def run(q, key, estimator, num_samples):
+            return elbo_loss(
+                lambda w, x: x @ w["w"],
+                q,
+                x,
+                y,
+                key,
+                num_samples,
+                num_data=20,
+                loss_fn=partial(gaussian_nll, scale=0.5),
+                prior=Normal(0.0, 1.0),
+                temperature=temperature,
+                estimator=estimator,
+                chunk_size=chunk_size,
+                antithetic=antithetic,
+            )
+
+        step = jax.jit(jax.value_and_grad(run), static_argnums=(2, 3))
+        _, landed = step(q, KEY, "doubly_reparameterised", 4)
+        assert np.abs(landed["w"].loc).max() < 1e-10
+        assert np.abs(landed["w"].rho).max() < 1e-10
+        _, plain = step(q, KEY, "reparameterised", 4)
+        assert np.abs(plain["w"].rho).max() > 1e-3
+        # the ELBO of the exact posterior is its evidence: log Z to the power T
+        values = [step(q, jax.random.key(seed), "reparameterised", 4)[0] for seed in range(200)]
+        assert_mean(-20 * np.array(values), temperature * log_z)
+
+
+def test_the_value_does_not_depend_on_the_estimator():
+    run = partial(scalar, elbo_loss, q_of(*Q), KEY, 4)
+    plain = run(return_terms=True)
+    for estimator in ESTIMATORS[1:]:
+        for leaf, other in zip(
+            jax.tree.leaves(run(estimator=estimator, return_terms=True)), jax.tree.leaves(plain), strict=True
+        ):
+            np.testing.assert_allclose(leaf, other, rtol=1e-6)
+
+
+def test_sticking_the_landing_is_quieter_near_the_optimum_and_so_is_a_baseline():
+    near = (2.4, 0.68)
+    variances = {name: many(elbo_loss, 4, 4000, q=near, estimator=name)[1].var(axis=0) for name in ESTIMATORS}
+    assert (variances["doubly_reparameterised"] < 0.1 * variances["reparameterised"]).all()
+    loc, scale = near
+    noise = np.random.default_rng(0).normal(size=(4000, 4))
+    nll = 0.5 * (5 - loc - scale * noise) ** 2
+    without_baseline = np.mean(nll * noise / scale, axis=1).var()
+    assert variances["score_function"][0] < 0.3 * without_baseline
+
+
+def test_the_score_function_needs_no_gradient_of_the_loss():
+    def wrong(outputs, targets):
+        return jnp.where(outputs < targets - 2.5, 3.0, 0.0)  # 3 where w < 2.5, and flat
+
+    loc, scale = Q
+    z = (2.5 - loc) / scale
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    slope = 1 - np.exp(-scale)
+    # d/dloc 3 P(w < 2.5) = -3 density(z) / scale
+    exact = np.array([-3 * density / scale, -3 * z * density / scale * slope]) + kl_to_prior(loc, scale)[1]
+    assert_mean(many(elbo_loss, 8, loss_fn=wrong, estimator="score_function")[1], exact)
+    _, blind = many(elbo_loss, 8, 100, loss_fn=wrong)
+    assert abs(blind.mean(axis=0)[0] - exact[0]) > 0.5
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("loss", [elbo_loss, predictive_loss])
+def test_gradients_reach_everything_that_is_not_q(loss, estimator):
+    """Deterministic leaves, the prior and what apply_fn closes over."""
+    params = {"w": q_of([0.1, -0.2], [0.3, 0.2]), "b": jnp.array([0.5])}
+    x, y = jnp.arange(8.0).reshape(4, 2) / 4, jnp.array([0.3, 1.0, -0.2, 0.0])
+
+    def run(trainable, key, estimator):
+        params, log_scale, shift = trainable
+        prior = {"w": Normal(0.0, jnp.exp(log_scale)), "b": None}
+        return loss(
+            lambda w, x: x @ w["w"] + w["b"] + shift,
+            params,
+            x,
+            y,
+            key,
+            4,
+            num_data=8,
+            prior=prior,
+            estimator=estimator,
+            chunk_size=2,
+        )
+
+    def mean_gradient(estimator):
+        keys = jax.random.split(KEY, 2000)
+        trainable = params, jnp.array(-0.5), jnp.array([0.1])
+        grads = jax.jit(jax.vmap(jax.grad(partial(run, estimator=estimator)), (None, 0)))(trainable, keys)
+        flat = np.concatenate([leaf.reshape(len(keys), -1) for leaf in jax.tree.leaves(grads)], axis=1)
+        return flat.mean(axis=0), flat.std(axis=0) / np.sqrt(len(keys))
+
+    mean, error = mean_gradient(estimator)
+    exact, exact_error = mean_gradient("reparameterised")
+    assert np.abs(mean).min() > 1e-3  # none is cut off
+    np.testing.assert_array_less(np.abs(mean - exact), 5 * np.hypot(error, exact_error) + 1e-6)
+
+
+# --- the predictive loss ----------------------------------------------------------------------------------------------
+
+
+def log_mean_exp(values):
+    return jax.nn.logsumexp(values) - jnp.log(len(values))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_predictive_loss_of_two_samples_against_quadrature(estimator):
+    value, grads = by_quadrature(lambda w, _, log_likelihood: -mean_over_pairs(log_mean_exp)(log_likelihood))
+    kl, kl_grads = kl_to_prior(*Q)
+    values, gradients = many(predictive_loss, 2, estimator=estimator)
+    assert_mean(values, value + kl)
+    assert_mean(gradients, grads + kl_grads)
+
+
+def test_the_predictive_loss_tends_to_the_predictive_density():
+    values = scalar(predictive_loss, q_of(*WIDE), KEY, 200_000, chunk_size=None, return_terms=True)[1].nll
+    exact, _ = by_quadrature(lambda w, _, log_likelihood: -jax.nn.logsumexp(log_likelihood, b=MASS), WIDE)
+    scale = np.sqrt(1 + WIDE[1] ** 2)  # the density of N(loc, 1 + scale^2) at 5
+    assert exact == pytest.approx(0.5 * ((5 - WIDE[0]) / scale) ** 2 + np.log(scale) + 0.5 * np.log(2 * np.pi))
+    assert values == pytest.approx(exact, rel=0.01)
+
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+LABELS = jnp.array([0, 1, 2, 1, 0, 2])
+PARAMS = {"kernel": jnp.arange(9.0).reshape(3, 3) / 9, "bias": jnp.zeros((1, 3))}
+
+
+def linear(w, x):
+    return x @ w["kernel"] + w["bias"]
+
+
+def test_the_mean_is_inside_the_logarithm_of_each_example():
+    q = mean_field(PARAMS, scale=0.5)
+
+    def apply_fn(w, x):
+        return linear(w, x), linear(w, x)
+
+    weights = jnp.array([1.0, 2.0, 0.0, 1.0, 0.5, 1.0])
+    loss = partial(predictive_loss, apply_fn, q, X, LABELS, KEY, num_data=60, weights=weights, has_aux=True)
+    value, (terms, logits) = loss(num_samples=5, return_terms=True)
+    probs = np.asarray(jax.nn.softmax(logits))[:, np.arange(6), LABELS]  # (samples, examples)
+    np.testing.assert_allclose(terms.nll, np.average(-np.log(probs.mean(axis=0)), weights=weights), rtol=1e-5)
+    assert value == terms.nll + terms.weight * terms.kl
+    assert value < elbo_loss(apply_fn, q, X, LABELS, KEY, 5, num_data=60, weights=weights, has_aux=True)[0]
+
+
+def test_the_predictive_loss_of_one_sample_is_the_elbo():
+    q = mean_field(PARAMS, scale=0.5)
+    for options in ({}, {"num_data": 60, "temperature": 0.5, "free_nats": 3.0}):
+        pair = [
+            jax.value_and_grad(partial(loss, linear, **options))(q, X, LABELS, KEY)
+            for loss in (elbo_loss, predictive_loss)
+        ]
+        for leaf, other in zip(*map(jax.tree.leaves, pair), strict=True):
+            np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
+
+
+def test_the_predictive_loss_takes_chunks_pairs_and_padding():
+    q = mean_field(PARAMS, scale=0.5)
+    run = partial(predictive_loss, linear, num_samples=4, num_data=60)
+    value, grads = jax.jit(jax.value_and_grad(run))(q, X, LABELS, KEY)
+    for chunk_size in (3, None):
+        other, other_grads = jax.jit(jax.value_and_grad(partial(run, chunk_size=chunk_size)))(q, X, LABELS, KEY)
+        np.testing.assert_allclose(other, value, rtol=1e-6)
+        for leaf, exact in zip(jax.tree.leaves(other_grads), jax.tree.leaves(grads), strict=True):
+            np.testing.assert_allclose(leaf, exact, rtol=1e-4, atol=1e-6)
+    padded = run(
+        q, jnp.concatenate([X, X[:2]]), jnp.concatenate([LABELS, -LABELS[1:3]]), KEY, weights=jnp.arange(8) < 6
+    )
+    np.testing.assert_allclose(padded, value, rtol=1e-6)
+    assert run(q, X, LABELS, KEY, antithetic=True) != value
+
+
+# --- temperature and free nats ----------------------------------------------------------------------------------------
+
+
+def test_terms_hold_what_takes_the_place_of_the_kl():
+    q = mean_field(PARAMS, scale=0.5)
+    kl = kl_loss(q, Normal(0.0, 1.0), reduction="sum")
+    entropy = 12 * (np.log(0.5) + 0.5 * np.log(2 * np.pi * np.e))
+    for temperature in (0.25, 2, jnp.float32(0.5)):
+        options = {"prior": Normal(0.0, 1.0), "num_data": 60, "temperature": temperature, "return_terms": True}
+        loss, terms = elbo_loss(linear, q, X, LABELS, KEY, **options)
+        np.testing.assert_allclose(terms.kl, kl + (1 - float(temperature)) * entropy, rtol=1e-6)
+        assert loss == terms.nll + terms.weight * terms.kl
+
+
+def test_free_nats_are_free_leaf_by_leaf():
+    q = {"far": q_of([3.0, 3.0], [0.5, 0.5]), "near": q_of([0.1, 0.0], [0.9, 1.0]), "b": jnp.zeros(1)}
+    prior = {"far": Normal(0.0, 1.0), "near": Normal(0.0, 1.0), "b": None}
+    far, near = (float(kl_loss(q[name], prior[name], reduction="sum")) for name in ("far", "near"))
+    assert near < 2.0 < far
+
+    def kl(q, free_nats):
+        args = lambda w, x: x + w["far"].sum() + w["near"].sum() + w["b"], q, jnp.zeros(1), jnp.zeros(1), KEY
+        return elbo_loss(*args, num_data=1, prior=prior, free_nats=free_nats, return_terms=True)[1].kl
+
+    assert kl(q, 2.0) == pytest.approx(far + 2.0)
+    assert kl(q, {"far": 100.0, "near": 0.0, "b": None}) == pytest.approx(100.0 + near)
+    assert kl(q, {"far": None, "near": jnp.array(3.0), "b": None}) == pytest.approx(far + 3.0)
+    grads = jax.grad(kl)(q, 2.0)
+    assert (grads["near"].loc == 0).all()
+    assert (grads["near"].rho == 0).all()
+    assert (grads["far"].loc > 0).all()
+
+
+@pytest.mark.parametrize("loss", [elbo_loss, predictive_loss])
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"estimator": "stl"}, ValueError, "estimator must be one of .*sticking the landing"),
+        ({"estimator": "score_function", "num_samples": 1}, ValueError, "needs num_samples of at least 2, got 1"),
+        ({"estimator": "score_function", "antithetic": True}, ValueError, "needs independent draws"),
+        ({"temperature": 0.0}, ValueError, "temperature must be a positive, finite number, got 0.0"),
+        ({"temperature": jnp.ones(2)}, ValueError, "temperature must be a positive"),
+        ({"free_nats": -1.0}, ValueError, "free_nats must be a finite number that is not negative, got -1.0"),
+        ({"free_nats": {"w": 1.0}}, ValueError, "free_nats must be a single value or a prefix tree"),
+        ({"free_nats": 1.0, "estimator": "doubly_reparameterised"}, ValueError, "free_nats need the exact gradient"),
+    ],
+)
+def test_errors(loss, options, error, match):
+    with pytest.raises(error, match=f"{loss.__name__}: .*{match}"):
+        loss(linear, mean_field(PARAMS, scale=0.1), X, LABELS, KEY, **{"num_samples": 2, "num_data": 6, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        (
+            {"loss_fn": lambda f, y: optax.softmax_cross_entropy_with_integer_labels(f, y).mean()},
+            ValueError,
+            "predictive_loss: loss_fn must return one value per example, but it returned a scalar",
+        ),
+        (
+            {"num_sample": 3},
+            TypeError,
+            "predictive_loss: unknown option num_sample. The options are loss_fn, .*free_nats",
+        ),
+        ({"return_log_weights": True}, TypeError, "predictive_loss: unknown option return_log_weights"),
+    ],
+)
+def test_errors_of_the_predictive_loss(options, error, match):
+    with pytest.raises(error, match=match):
+        predictive_loss(linear, mean_field(PARAMS, scale=0.1), X, LABELS, KEY, 2, num_data=6, **options)
