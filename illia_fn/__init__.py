@@ -1,11 +1,14 @@
 """Variational inference for any JAX model, as small stateless functions on pytrees of parameters."""
 
 from illia_fn import adapters as adapters
+from illia_fn import divergences as divergences
 from illia_fn import metrics as metrics
+from illia_fn import pac_bayes as pac_bayes
 from illia_fn import schedules as schedules
 from illia_fn.bounds import cubo_loss as cubo_loss
 from illia_fn.bounds import iwae_loss as iwae_loss
 from illia_fn.bounds import renyi_loss as renyi_loss
+from illia_fn.divergences import f_divergence_loss as f_divergence_loss
 from illia_fn.expectation import expectation as expectation
 from illia_fn.kl import kl_divergence as kl_divergence
 from illia_fn.kl import kl_loss as kl_loss
@@ -25,6 +28,9 @@ from illia_fn.likelihoods import von_mises_nll as von_mises_nll
 from illia_fn.mean_field import mean_field as mean_field
 from illia_fn.objectives import ELBOTerms as ELBOTerms
 from illia_fn.objectives import elbo_loss as elbo_loss
+from illia_fn.objectives import predictive_loss as predictive_loss
+from illia_fn.pac_bayes import pac_bayes_certificate as pac_bayes_certificate
+from illia_fn.pac_bayes import pac_bayes_loss as pac_bayes_loss
 from illia_fn.posteriors import Gaussian as Gaussian
 from illia_fn.posteriors import Posterior as Posterior
 from illia_fn.posteriors import is_posterior as is_posterior

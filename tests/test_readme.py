@@ -33,4 +33,4 @@ def test_every_public_name_is_documented_with_an_example():
     ):
         doc = inspect.getdoc(getattr(illia_fn, name))
         assert doc, name
-        assert ">>>" in doc or name in {"Posterior", "ELBOTerms", "adapters", "metrics", "schedules"}, name
+        assert ">>>" in doc or name in {"Posterior", "ELBOTerms"} or inspect.ismodule(getattr(illia_fn, name)), name
