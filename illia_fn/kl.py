@@ -213,7 +213,8 @@ def _by_prior(node: Any, group: list[int], pairs: list[Pair]) -> list[Pair]:
 
 
 def _is_prior_leaf(node: Any) -> bool:
-    return node is None or hasattr(node, "log_prob")
+    # of its type: a flax.nnx.Param has the attributes of what it holds, such as those of a posterior
+    return node is None or hasattr(type(node), "log_prob")
 
 
 def _kl_divergence(caller: str, q: Any, p: Any, key: jax.Array | None, num_samples: int) -> jax.Array:

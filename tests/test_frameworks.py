@@ -68,6 +68,14 @@ def test_training_steps(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_yesterdays_posterior_is_todays_prior(model):
+    """The containers of a framework may look like what they hold: a flax.nnx.Param of a Gaussian has its log_prob."""
+    q = illia_fn.mean_field(model()[1], scale=0.1)
+    assert illia_fn.kl_loss(q, q) == 0.0
+    assert illia_fn.kl_loss(q, illia_fn.mean_field(model()[1], scale=0.2)) > 0.0
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_kernels_only(model):
     _, params = model()
     mask = jax.tree.map(lambda leaf: leaf.ndim == 2, params)
