@@ -17,7 +17,7 @@ def main(num_seeds: int = 4) -> None:
     dataset = data.digits()
     scores = {}
     for seed in range(num_seeds):
-        apply_fn, networks = train(dataset, seed, epochs=100, num_samples=1)
+        apply_fn, networks, _ = train(dataset, "elbo", seed, epochs=100, num_samples=1)
         for name, inputs in predict_classes(dataset, apply_fn, networks, seed).items():
             for kind, probs in inputs.items():
                 for metric, value in class_metrics(probs, None if kind == "noise" else dataset.y_test).items():

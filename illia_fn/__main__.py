@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import illia_fn
+from illia_fn import divergences
 
 try:
     from flax import nnx
@@ -26,6 +27,17 @@ try:
     from illia_fn._demo.report import report
 except ModuleNotFoundError as error:
     sys.exit(f"python -m illia_fn needs {error.name}: pip install 'illia_fn[demo]'")
+
+
+OBJECTIVES = {
+    "elbo": illia_fn.elbo_loss,
+    "predictive": illia_fn.predictive_loss,
+    "iwae": illia_fn.iwae_loss,
+    "renyi": partial(illia_fn.renyi_loss, alpha=0.5),
+    "cubo": illia_fn.cubo_loss,
+    "f_divergence": partial(illia_fn.f_divergence_loss, generator=divergences.jeffreys),
+    "pac_bayes": illia_fn.pac_bayes_loss,
+}
 
 
 def fit(loss, q, x, y, keys, optimizer, batch_size):
@@ -46,8 +58,11 @@ def fit(loss, q, x, y, keys, optimizer, batch_size):
     return q, jnp.stack(values)
 
 
-def train(dataset, seed, epochs, num_samples):
-    """Train the Bayesian network and its deterministic twin; return apply_fn and the parameters of both."""
+def train(dataset, objective, seed, epochs, num_samples):
+    """Train the Bayesian network and its deterministic twin.
+
+    Returns apply_fn, the parameters of both, and for "pac_bayes" a certificate of the Bayesian one.
+    """
     rngs = nnx.Rngs(seed)
     if dataset.classes is None:
         model = models.Regressor(dataset.x_train.shape[1], rngs)
@@ -63,27 +78,35 @@ def train(dataset, seed, epochs, num_samples):
     def is_weight(params):  # the noise scale of a regression is learned, but not uncertain
         return jax.tree.map_with_path(lambda path, _: "noise_rho" not in jax.tree_util.keystr(path), params)
 
-    q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
     x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
-    batch_size = min(128, len(x))
-    steps_per_epoch = -(-len(x) // batch_size)
+    steps_per_epoch = -(-len(x) // 128)
     min_steps = 3000 if x.ndim == 2 else 0
     num_steps = epochs * steps_per_epoch if epochs else max(100 * steps_per_epoch, min_steps)
     keys = jax.random.split(jax.random.key(seed), num_steps)
-    loss = partial(illia_fn.elbo_loss, apply_fn, num_data=len(x), prior=illia_fn.Normal(0.0, 0.5))
-    if dataset.classes is None:
-        loss = partial(loss, loss_fn=illia_fn.gaussian_nll)
+    loss_fn = illia_fn.gaussian_nll if dataset.classes is None else None
 
-    def run(name, tree, num_samples, learning_rate):
+    def run(name, objective, tree, x, y, learning_rate, **options):
         progress = track(keys, f"{name:>13}", console=Console(stderr=True))
         optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, len(keys)))
-        return fit(partial(loss, num_samples=num_samples), tree, x, y, progress, optimizer, batch_size)[0]
+        loss = partial(OBJECTIVES[objective], apply_fn, num_data=len(x), loss_fn=loss_fn, **options)
+        return fit(loss, tree, x, y, progress, optimizer, batch_size=min(128, len(x)))[0]
 
-    return apply_fn, {
-        "Bayesian": run("Bayesian", q, num_samples, 1e-2),
-        # without a posterior in the tree the loss is the mean negative log-likelihood
-        "deterministic": run("deterministic", params, 1, 1e-3),
-    }
+    # without a posterior in the tree the ELBO loss is the mean negative log-likelihood
+    networks = {"deterministic": run("deterministic", "elbo", params, x, y, 1e-3)}
+    certificate = None
+    if objective == "pac_bayes":
+        # a prior from one half of the data, and a posterior and its certificate from the other
+        half = len(x) // 2
+        prior = illia_fn.mean_field(run("prior", "elbo", params, x[:half], y[:half], 1e-3), scale=0.02)
+        rest = x[half:], y[half:]
+        q = run("Bayesian", objective, prior, *rest, 1e-3, prior=prior, num_samples=num_samples)
+        certify = jax.jit(partial(illia_fn.pac_bayes_certificate, apply_fn, num_samples=500))
+        certificate = certify(q, *rest, jax.random.key(seed), prior=prior)
+    else:
+        prior = illia_fn.Normal(0.0, 0.5)
+        q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
+        q = run("Bayesian", objective, q, x, y, 1e-2, prior=prior, num_samples=num_samples)
+    return apply_fn, {"Bayesian": q, **networks}, certificate
 
 
 def parse(argv):
@@ -101,7 +124,12 @@ def parse(argv):
     parser.add_argument(
         "--epochs", type=at_least(1), help="passes over the data [100; a table takes 3000 steps or more]"
     )
-    parser.add_argument("--num-samples", type=at_least(1), default=1, help="Monte Carlo samples in a training step [1]")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="elbo", help="the bound to train with [elbo]")
+    parser.add_argument(
+        "--num-samples",
+        type=at_least(1),
+        help="Monte Carlo samples in a training step [1 for elbo and pac_bayes, or 4]",
+    )
     parser.add_argument("--output", metavar="PNG", type=Path, help="where the picture goes [illia_fn_DATA.png]")
     args = parser.parse_args(argv)
     if (args.csv is None) != (args.target is None) or (args.task and not args.csv):
@@ -110,6 +138,11 @@ def parse(argv):
         dataset = data.table(args.csv, args.target, args.task) if args.csv else data.SOURCES[args.data]()
     except data.DataError as error:
         parser.error(str(error))
+    if args.objective == "pac_bayes" and dataset.classes is None:
+        parser.error("--objective pac_bayes needs a loss in [0, 1], so it takes classes only")
+    if args.objective == "f_divergence" and args.num_samples == 1:
+        parser.error("--objective f_divergence needs --num-samples of at least 2: they estimate the evidence")
+    args.num_samples = args.num_samples or (1 if args.objective in ("elbo", "pac_bayes") else 4)
     args.output = args.output or Path(f"illia_fn_{dataset.name}.png")
     if args.output.suffix != ".png" or not args.output.parent.is_dir():
         parser.error(f"--output {args.output}: it must be the name of a .png file in a folder that exists")
@@ -139,10 +172,15 @@ def main(argv=None):
     task = f"{len(dataset.classes)} classes" if dataset.classes else f"regression on {dataset.target}"
     sizes = f"{len(dataset.x_train)} examples to train on, {len(dataset.x_test)} held out"
     console.print(f"{dataset.name}: {sizes}, {task}")
-    apply_fn, networks = train(dataset, args.seed, args.epochs, args.num_samples)
+    apply_fn, networks, certificate = train(dataset, args.objective, args.seed, args.epochs, args.num_samples)
     table, figure = report(dataset, apply_fn, networks, args.seed)
     figure.savefig(args.output, dpi=130)
     console.print(table)
+    if certificate is not None:
+        console.print(
+            f"certificate: with probability 0.95, networks drawn from q err on at most {100 * certificate.bound:.1f} % "
+            f"of new examples like these ({100 * certificate.empirical_risk:.1f} % of those it was certified on)"
+        )
     console.print(f"picture: {args.output}   ({time.perf_counter() - start:.0f} s)")
 
 
