@@ -118,7 +118,8 @@ def cubo_loss(
         L = (1 / N) (1 / n) log (1 / S) sum_s exp(n l_s),    n = order
 
     with the l_s of `iwae_loss`: CHIVI, whose q covers the posterior. Dieng et al. 2017, Variational inference via chi
-    upper bound minimization, https://arxiv.org/abs/1611.00328. The bound is that of many samples; the logarithm of a
+    upper bound minimization, https://arxiv.org/abs/1611.00328. It falls with n, to the log evidence at n = 1, where
+    `iwae_loss` comes to it from below, and on to the ELBO at n = 0. The bound is that of many samples; the logarithm of a
     mean over few lies below it on average. So the gradient is not that of this value, which for one sample would
     maximise the divergence, but, as in the paper, that of the mean of exp(n l_s), divided by its value: consistent,
     and unbiased up to that factor.

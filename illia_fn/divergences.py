@@ -91,65 +91,113 @@ def f_divergence_loss(
 
 
 def kl_reverse(log_u: jax.Array) -> jax.Array:
-    """f(u) = -log u: KL(q || p), the divergence of the ELBO."""
+    """f(u) = -log u: KL(q || p), the divergence of the ELBO.
+
+    >>> print(f"{kl_reverse(jnp.log(0.5)):.4f}")  # log 2
+    0.6931
+    """
     return -log_u
 
 
 def kl_forward(log_u: jax.Array) -> jax.Array:
-    """f(u) = u log u: KL(p || q)."""
+    """f(u) = u log u: KL(p || q).
+
+    >>> print(f"{kl_forward(jnp.log(2.0)):.4f}")  # 2 log 2
+    1.3863
+    """
     return jnp.exp(log_u) * log_u
 
 
 def jeffreys(log_u: jax.Array) -> jax.Array:
-    """f(u) = (u - 1) log(u) / 2: the mean of KL(p || q) and KL(q || p)."""
+    """f(u) = (u - 1) log(u) / 2: the mean of KL(p || q) and KL(q || p).
+
+    >>> print(f"{jeffreys(jnp.log(3.0)):.4f}")  # log 3
+    1.0986
+    """
     return 0.5 * jnp.expm1(log_u) * log_u
 
 
 def jensen_shannon(log_u: jax.Array) -> jax.Array:
-    """f(u) = u log u - (1 + u) log((1 + u) / 2): KL(p || m) + KL(q || m) with m = (p + q) / 2 (Lin 1991)."""
+    """f(u) = u log u - (1 + u) log((1 + u) / 2): KL(p || m) + KL(q || m) with m = (p + q) / 2 (Lin 1991).
+
+    >>> print(f"{jensen_shannon(jnp.log(3.0)):.4f}")  # 3 log 3 - 4 log 2
+    0.5232
+    """
     # u log u - u log(1 + u) cancels for large u; -u log(1 + 1 / u) does not.
     u = jnp.exp(log_u)
     return (1.0 + u) * _LOG_2 - u * jax.nn.softplus(-log_u) - jax.nn.softplus(log_u)
 
 
 def arithmetic_geometric(log_u: jax.Array) -> jax.Array:
-    """f(u) = (1 + u) log((1 + u) / (2 sqrt(u))): KL(m || p) + KL(m || q) with m = (p + q) / 2."""
+    """f(u) = (1 + u) log((1 + u) / (2 sqrt(u))): KL(m || p) + KL(m || q) with m = (p + q) / 2.
+
+    >>> print(f"{arithmetic_geometric(jnp.log(4.0)):.4f}")  # 5 log(5 / 4)
+    1.1157
+    """
     half = 0.5 * log_u
     return (1.0 + jnp.exp(log_u)) * (jnp.logaddexp(half, -half) - _LOG_2)
 
 
 def total_variation(log_u: jax.Array) -> jax.Array:
-    """f(u) = |u - 1| / 2: the total variation distance."""
+    """f(u) = |u - 1| / 2: the total variation distance.
+
+    >>> print(f"{total_variation(jnp.log(3.0)):.4f}")  # |3 - 1| / 2
+    1.0000
+    """
     return 0.5 * jnp.abs(jnp.expm1(log_u))
 
 
 def pearson(log_u: jax.Array) -> jax.Array:
-    """f(u) = (u - 1)^2: Pearson's chi-square."""
+    """f(u) = (u - 1)^2: Pearson's chi-square.
+
+    >>> print(f"{pearson(jnp.log(3.0)):.4f}")  # (3 - 1)^2
+    4.0000
+    """
     return jnp.square(jnp.expm1(log_u))
 
 
 def chi_square(log_u: jax.Array) -> jax.Array:
-    """f(u) = u^2 - 1: `pearson` with another linear term; that of `cubo_loss`."""
+    """f(u) = u^2 - 1: `pearson` with another linear term; that of `cubo_loss`.
+
+    >>> print(f"{chi_square(jnp.log(3.0)):.4f}")  # 3^2 - 1
+    8.0000
+    """
     return jnp.expm1(2.0 * log_u)
 
 
 def squared_hellinger(log_u: jax.Array) -> jax.Array:
-    """f(u) = (sqrt(u) - 1)^2: the squared Hellinger distance."""
+    """f(u) = (sqrt(u) - 1)^2: the squared Hellinger distance.
+
+    >>> print(f"{squared_hellinger(jnp.log(9.0)):.4f}")  # (3 - 1)^2
+    4.0000
+    """
     return jnp.square(jnp.expm1(0.5 * log_u))
 
 
 def triangular(log_u: jax.Array) -> jax.Array:
-    """f(u) = (u - 1)^2 / (u + 1): the triangular discrimination."""
+    """f(u) = (u - 1)^2 / (u + 1): the triangular discrimination.
+
+    >>> print(f"{triangular(jnp.log(3.0)):.4f}")  # (3 - 1)^2 / (3 + 1)
+    1.0000
+    """
     return jnp.expm1(log_u) * jnp.tanh(0.5 * log_u)
 
 
 def modified_gan(log_u: jax.Array) -> jax.Array:
-    """f(u) = log((1 + u) / (2 u)): KL(q || m) with m = (p + q) / 2."""
+    """f(u) = log((1 + u) / (2 u)): KL(q || m) with m = (p + q) / 2.
+
+    >>> print(f"{modified_gan(jnp.log(3.0)):.4f}")  # log(4 / 6)
+    -0.4055
+    """
     return jax.nn.softplus(-log_u) - _LOG_2
 
 
 def log1p_abs(log_u: jax.Array) -> jax.Array:
-    """f(u) = max(u, 1 / u) - 1, so that log(1 + f(u)) = |log u|."""
+    """f(u) = max(u, 1 / u) - 1, so that log(1 + f(u)) = |log u|.
+
+    >>> print(f"{log1p_abs(jnp.log(0.25)):.4f}")  # 4 - 1
+    3.0000
+    """
     return jnp.expm1(jnp.abs(log_u))
 
 

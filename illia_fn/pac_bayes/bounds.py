@@ -19,7 +19,11 @@ from illia_fn.pac_bayes._kl_inverse import kl_inverse
 
 
 def complexity(kl: ArrayLike, num_data: ArrayLike, delta: float) -> jax.Array:
-    """c = (KL + log(2 sqrt(n) / delta)) / n. Maurer 2004, https://arxiv.org/abs/cs/0411099."""
+    """c = (KL + log(2 sqrt(n) / delta)) / n. Maurer 2004, https://arxiv.org/abs/cs/0411099.
+
+    >>> print(complexity(5.0, 1000, 0.05).round(4))
+    0.0121
+    """
     kl = at_least_float32(kl)
     num_data = jnp.asarray(num_data, kl.dtype)
     return (kl + 0.5 * jnp.log(num_data) + math.log(2.0 / probability("complexity", "delta", delta))) / num_data
