@@ -181,6 +181,12 @@ def _power_mean_loss(
     return_log_weights: bool = False,
     **unknown: Any,
 ) -> Any:
+    if "coupling" in unknown:
+        raise ValueError(
+            f"{caller}: an importance weight is that of one w for the whole batch, so there is no coupling but one "
+            f"shared draw, got coupling={unknown['coupling']!r}. Drop it, or use elbo_loss, whose data term is a sum "
+            "over examples."
+        )
     if unknown:
         raise TypeError(f"{caller}: unknown option {', '.join(unknown)}. The options are {', '.join(_OPTIONS)}.")
     check_arguments(caller, apply_fn, loss_fn, params, num_data, kl_weight, weights)
