@@ -109,8 +109,8 @@ def elbo_loss(
             "decorrelated", the noise of each leaf apart for each example where that is cheap and exact, for the same
             expectation at a lower variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`.
         chunk_size: how many samples run at once; None for all. The memory does not grow with `num_samples`, but with
-            this; see `expectation`. "auto" is what is usually fastest on a CPU: one after another for "shared", and all
-            at once, as one large batch, for other couplings.
+            this; see `expectation`. "auto" is one after another, which is usually fastest on a CPU, and all at
+            once, as one large batch, if the coupling leaves no noise that all examples share.
         antithetic: whether the networks come in pairs that mirror each other; see `expectation`.
         needs_key: whether apply_fn takes a key.
         has_aux: whether apply_fn returns (outputs, aux).

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
@@ -97,6 +98,7 @@ def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[An
     firing = FIRING[name](view, position, known, eqn)
     if firing is None:
         return None
+    firing = firing._replace(data=_fenced(firing.data))
     if view.strategy == "flipout":
         return [PerExample(flipout(firing, view))]
     if view.strategy == "local_reparam":
@@ -105,6 +107,15 @@ def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[An
     use = {"movable": frozenset(movable(firing, view)), "draws_output": True, "meets": 0}
     ctx.note(position, view, name, reads=reads, **use)
     return [PerExample(firing.apply(firing.data, view.dense(view.mean)))]
+
+
+def _fenced(x: jax.Array) -> jax.Array:
+    """`x`, with a select that is there in its gradient as well.
+
+    Two gradients add up in the data. In the body of a loop, XLA's CPU backend fuses that sum with the gradient of a
+    max-pooling before it into one call of a library, and gets it wrong (seen with jax 0.10); it does not across this.
+    """
+    return jnp.where(jnp.isnan(x), jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._numerics import at_least_float32
-from illia_fn.coupling._values import PerExample, Site, Strategy, View
+from illia_fn.coupling._values import Moments, PerExample, Site, Strategy, View, draw
 from illia_fn.posteriors import Gaussian, Posterior
 
 _BLOCK = 2**17  # numbers; larger draws leave the cache between the rounds of threefry
@@ -88,9 +88,9 @@ def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> Any
     """The value of a leaf in the model of one example."""
     if strategy == "shared":
         return node.reparameterise()(noise.leaves[index])
-    if strategy == "per_example":
-        return PerExample(node.reparameterise()(noise.examples[index]))
     assert isinstance(node, Gaussian)
+    if strategy == "per_example":
+        return draw(Moments(node.loc, jnp.square(node.scale), ()), noise.examples[index])
     signs = {}
     if strategy == "flipout":
         signs = {axis: along(sign, axis, node.loc.ndim) for axis, sign in noise.signs[index].items()}

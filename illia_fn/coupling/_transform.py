@@ -137,8 +137,8 @@ def coupled_mean(
 ) -> jax.Array:
     """(1 / S) sum_s f(outputs of sample s), for f -> scalar: what `expectation` is for one w for the batch.
 
-    A chunk of samples is one large batch with one noise for its shared and flipout leaves. "auto" is one chunk for all
-    samples, but one for each if some leaf is shared, whose noise would otherwise not average out over the samples.
+    A chunk of samples is one large batch. "auto" is one chunk for all of them; but if leaves have noise that is the same
+    for all examples (shared, flipout), one for each, as that noise would otherwise not average out over the samples.
     """
     if has_aux:
         raise ValueError(
@@ -147,7 +147,7 @@ def coupled_mean(
         )
     it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
     if chunk_size == "auto":
-        chunk_size = 1 if any(leaf.strategy == "shared" for leaf in it.plan.leaves) else None
+        chunk_size = 1 if it.plan.noise.leaves else None
     check_draws(caller, key, num_samples, chunk_size, antithetic)
 
     def chunk_sum(keys: jax.Array) -> tuple[jax.Array, tuple[()]]:
