@@ -41,12 +41,14 @@ class Context:
         noise: the standard normal noise of each site.
         sites: while planning, filled with the shapes of the noise; zeros then take its place.
         uses: while probing, filled with the uses of every leaf, by their place.
+        rounds: how many times this jaxpr runs, as far as that is known.
     """
 
     path: Site = ()
     noise: Mapping[Site, jax.Array] = field(default_factory=dict)
     sites: dict[Site, jax.ShapeDtypeStruct] | None = None
     uses: dict[tuple[int, Site], Use] | None = None
+    rounds: int = 1
 
     def at(self, index: int) -> "Context":
         return replace(self, path=(*self.path, index))
@@ -57,11 +59,11 @@ class Context:
         self.sites[value.site] = jax.ShapeDtypeStruct(value.mean.shape, value.variance.dtype)
         return PerExample(value.mean)
 
-    def note(self, position: int, view: View, primitive: str, **use: Any) -> None:
+    def note(self, position: int, view: View, primitive: str, meets: int = 0, **use: Any) -> None:
         """A use of a weight, which only a probe may find without a strategy for it."""
         assert self.uses is not None, f"no strategy for a weight in {primitive}"
-        varying = frozenset(axis for axis in view.signs if view.spans(axis))
-        self.uses[view.leaf, (*self.path, position)] = Use(primitive, positions=view.signs, varying=varying, **use)
+        use |= {"positions": view.signs, "varying": frozenset(axis for axis in view.signs if view.spans(axis))}
+        self.uses[view.leaf, (*self.path, position)] = Use(primitive, meets=meets * self.rounds, **use)
 
 
 def concrete(ctx: Context, values: Sequence[Any], primitive: str = "", meets: int = 0) -> list[Any]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._numerics import at_least_float32
-from illia_fn.coupling._values import Moments, PerExample, Site, Strategy, View, draw
+from illia_fn.coupling._values import Moments, Site, Strategy, View, draw
 from illia_fn.posteriors import Gaussian, Posterior
 
 _BLOCK = 2**17  # numbers; larger draws leave the cache between the rounds of threefry

@@ -72,7 +72,7 @@ def _scan(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> li
     sites: dict[Any, Any] = {}
 
     def body(carry: list[jax.Array], slices: tuple[Any, list[Any]]) -> tuple[list[jax.Array], list[jax.Array]]:
-        inner = replace(ctx, noise=slices[0], sites=None if ctx.sites is None else sites)
+        inner = replace(ctx, noise=slices[0], sites=None if ctx.sites is None else sites, rounds=ctx.rounds * length)
         xs = [at(parts) for (_, at), parts in zip(stacked, slices[1], strict=True)]
         outputs = _inner(evaluate, inner, eqn.params["jaxpr"], [*consts, *map(PerExample, carry), *xs])
         outputs = arrays(concrete(inner, outputs, "scan"))

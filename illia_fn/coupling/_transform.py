@@ -37,7 +37,7 @@ class Coupled(NamedTuple):
         """Noise of all samples and examples."""
         return self.plan.noise.draw(key, (num_samples, self.model.batch_size))
 
-    def outputs(self, noise: Noise, x: PyTree, *keys: jax.Array) -> PyTree:
+    def outputs(self, noise: Noise, num_samples: int, x: PyTree, *keys: jax.Array) -> PyTree:
         """Outputs of all samples and examples, (S, B, ...), from keys (S, B) if apply_fn takes one.
 
         The weights are the same for all that is mapped over here, so that what the samples share is computed once, and
@@ -51,7 +51,7 @@ class Coupled(NamedTuple):
 
         noise_axes, keys_axes = (None, 0, 0, 0), [0] * len(keys)
         batch = jax.vmap(example, (noise_axes, 0, *keys_axes))
-        samples = jax.vmap(batch, (noise_axes, None, *keys_axes))
+        samples = jax.vmap(batch, (noise_axes, None, *keys_axes), axis_size=num_samples)
         return self.model.outputs.unflatten(samples(tuple(noise), jax.tree.leaves(x), *keys))
 
 
@@ -115,7 +115,7 @@ def decorrelate(
         noise_key, apply_key = jax.random.split(key)
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
-        return jax.tree.map(lambda leaf: leaf[0], it.outputs(it.noise(noise_key, 1), x, *keys))
+        return jax.tree.map(lambda leaf: leaf[0], it.outputs(it.noise(noise_key, 1), 1, x, *keys))
 
     return coupled
 
@@ -137,8 +137,8 @@ def coupled_mean(
 ) -> jax.Array:
     """(1 / S) sum_s f(outputs of sample s), for f -> scalar: what `expectation` is for one w for the batch.
 
-    A chunk of samples is one large batch. "auto" is one chunk for all of them; but if leaves have noise that is the same
-    for all examples (shared, flipout), one for each, as that noise would otherwise not average out over the samples.
+    A chunk of samples is one large batch. "auto" is one chunk for all of them; but if leaves have noise that all
+    examples share (shared, flipout), one for each, as that noise would otherwise not average out over the samples.
     """
     if has_aux:
         raise ValueError(
@@ -157,7 +157,7 @@ def coupled_mean(
         for number, side in enumerate([noise, noise.mirrored()] if antithetic else [noise]):
             side_key = jax.random.fold_in(apply_key, number)
             apply_keys = [jax.random.split(side_key, (len(keys), it.model.batch_size))] * needs_key
-            total = total + jnp.sum(jax.vmap(f)(it.outputs(side, x, *apply_keys)))
+            total = total + jnp.sum(jax.vmap(f)(it.outputs(side, len(keys), x, *apply_keys)))
         return total, ()
 
     keys = jax.random.split(key, num_samples // 2 if antithetic else num_samples)
