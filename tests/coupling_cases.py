@@ -263,7 +263,9 @@ FRAMEWORKS = {
     "haiku mlp": of_haiku(lambda x: hk.nets.MLP([5, 2])(x), VECTOR),
     "haiku conv": of_haiku(lambda x: hk.Conv2D(5, 3, stride=2)(x), IMAGE),
     "haiku lstm": of_haiku(lambda x: unrolled(hk.LSTM(5), x), SEQUENCE),
-    "haiku attention": of_haiku(lambda x: hk.MultiHeadAttention(2, 3, w_init=hk.initializers.RandomNormal())(x, x, x), SEQUENCE),
+    "haiku attention": of_haiku(
+        lambda x: hk.MultiHeadAttention(2, 3, w_init=hk.initializers.RandomNormal())(x, x, x), SEQUENCE
+    ),
 }
 
 CASES = PLAIN | FRAMEWORKS

@@ -73,7 +73,7 @@ def _signs(key: jax.Array, shapes: Any) -> Any:
     """Independent signs, one random bit each, as floats: XLA's CPU backend has miscompiled int8 ones."""
     leaves, structure = jax.tree.flatten(shapes)
     words = jax.random.bits(key, (-(-sum(like.size for like in leaves) // 32),), jnp.uint32)
-    bits = (words[:, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
+    bits = (words[:, None] >> np.arange(32, dtype=np.uint32)[None]) & np.uint32(1)
     flat = 1.0 - 2.0 * bits.astype(jnp.float32)
     return structure.unflatten(_cut(flat.ravel(), [like.shape for like in leaves]))
 
