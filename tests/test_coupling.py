@@ -267,16 +267,33 @@ def with_closed_over_key(w, x):
     return linear(w, x * jax.random.bernoulli(KEY, 0.5, x.shape).astype(x.dtype))
 
 
-# fmt: off
 ERRORS = {
-    "scalar output": (elbo(lambda w, x: jnp.sum(x @ w["w"])), r"elbo_loss: .*first axis is the batch.* returns \(\) for"),
-    "squeeze": (elbo(lambda w, x: jnp.squeeze(x @ w["w"])), r"returns \(3, 2\) for a batch of 3 and \(2,\) for a batch of 1.*squeeze"),
+    "scalar output": (
+        elbo(lambda w, x: jnp.sum(x @ w["w"])),
+        r"elbo_loss: .*first axis is the batch.* returns \(\) for",
+    ),
+    "squeeze": (
+        elbo(lambda w, x: jnp.squeeze(x @ w["w"])),
+        r"returns \(3, 2\) for a batch of 3 and \(2,\) for a batch of 1.*squeeze",
+    ),
     "batch last": (elbo(lambda w, x: (x @ w["w"]).T), r"returns \(2, 3\)"),
-    "a batch size in the model": (elbo(lambda w, x: x.reshape(3, 4) @ w["w"]), "elbo_loss: apply_fn fails on a batch of one example.*len"),
-    "a key that is closed over": (elbo(with_closed_over_key), "elbo_loss: apply_fn draws random numbers for the batch.*needs_key=True"),
-    "unknown coupling": (elbo(coupling="flip"), "elbo_loss: coupling must be one of shared, decorrelated, .*got 'flip'"),
-    "aux": (elbo(lambda w, x: (linear(w, x), 0), has_aux=True), "elbo_loss: has_aux=True needs coupling=\"shared\""),
-    "no batch axis": (lambda: illia_fn.decorrelate(linear)(LINEAR, jnp.ones(()), KEY), r"decorrelate: the arrays of x must share .*got shapes \(\)"),
+    "a batch size in the model": (
+        elbo(lambda w, x: x.reshape(3, 4) @ w["w"]),
+        "elbo_loss: apply_fn fails on a batch of one example.*len",
+    ),
+    "a key that is closed over": (
+        elbo(with_closed_over_key),
+        "elbo_loss: apply_fn draws random numbers for the batch.*needs_key=True",
+    ),
+    "unknown coupling": (
+        elbo(coupling="flip"),
+        "elbo_loss: coupling must be one of shared, decorrelated, .*got 'flip'",
+    ),
+    "aux": (elbo(lambda w, x: (linear(w, x), 0), has_aux=True), 'elbo_loss: has_aux=True needs coupling="shared"'),
+    "no batch axis": (
+        lambda: illia_fn.decorrelate(linear)(LINEAR, jnp.ones(()), KEY),
+        r"decorrelate: the arrays of x must share .*got shapes \(\)",
+    ),
     "two batch sizes": (
         lambda: explain_coupling(linear, LINEAR, (jnp.ones((2, 4)), jnp.ones((3, 4)))),
         r"explain_coupling: the arrays of x must share .*\(2, 4\), \(3, 4\)",
@@ -286,7 +303,6 @@ ERRORS = {
         "iwae_loss: an importance weight is that of one w for the whole batch.*got coupling='flipout'",
     ),
 }
-# fmt: on
 
 
 @pytest.mark.parametrize("name", ERRORS)

@@ -1,4 +1,4 @@
-"""Couplings, statistically: within one example, outputs have the law of a network drawn from q; gradients are unbiased."""
+"""Couplings, statistically: one example sees the law of a network drawn from q, and gradients are unbiased."""
 
 from statistics import NormalDist
 

@@ -104,8 +104,7 @@ def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[An
     if view.strategy == "local_reparam":
         return [Moments(*moments(firing, view), ctx.path)]
     reads = view.copies * firing.reads
-    use = {"movable": frozenset(movable(firing, view)), "draws_output": True}
-    ctx.note(position, view, name, reads=reads, **use)
+    ctx.note(position, view, name, reads=reads, movable=frozenset(movable(firing, view)), draws_output=True)
     return [PerExample(firing.apply(firing.data, view.dense(view.mean)))]
 
 
