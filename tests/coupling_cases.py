@@ -181,6 +181,7 @@ PLAIN = {
     "custom vjp": plain(lambda w, x: x @ doubled(w["a"]), VECTOR, ("a",), a=(4, 5)),
     "product of weights": plain(lambda w, x: x @ (w["a"] @ w["b"]), VECTOR, ("a", "b"), a=(4, 2), b=(2, 5)),
     "concatenated weights": plain(concatenated, VECTOR, ("a", "b"), a=(4, 2), b=(4, 3)),
+    "temperature": plain(lambda w, x: x @ w["a"] / jnp.exp(w["tau"]), VECTOR, a=(4, 2), tau=()),
     "not used": plain(lambda w, x: x @ w["a"], VECTOR, ("b",), a=(4, 2), b=(2,)),
 }
 

@@ -90,6 +90,7 @@ def strategies(apply_fn, q, x, **options):
             {"a": "local_reparam", "loc": "local_reparam", "rho": "local_reparam", "noise": "local_reparam"},
         ),
         ("weight norm", {"a": "shared"}),
+        ("temperature", {"a": "local_reparam", "tau": "per_example"}),
     ],
 )
 def test_the_plan(name, expected):
@@ -133,10 +134,11 @@ def linear(w, x):
 
 
 @pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
-@pytest.mark.parametrize("chunk_size", ["auto", 1, 2, None])
+@pytest.mark.parametrize("chunk_size", ["auto", 1])
 def test_antithetic_samples_mirror_each_other(coupling, chunk_size):
     """What is odd in the noise cancels: the mean squared error of a pair of linear outputs has no linear term."""
 
+    @partial(jax.jit, static_argnames="antithetic")
     def loss(antithetic):
         targets = jnp.full((3, 2), 100.0)  # the linear term is all there is to see
         return illia_fn.elbo_loss(
@@ -206,16 +208,20 @@ def test_a_gradient_in_a_loop_is_that_outside():
 
     def apply_fn(w, x):
         for name in ("a", "b"):
-            x = jax.nn.relu(coupling_cases.conv(x, w[name]))
+            x = jax.nn.relu(coupling_cases.conv(x, w[name]["kernel"]) + w[name]["bias"])
             x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max(axis=(2, 4))
-        return x.reshape(len(x), -1) @ w["c"]
+        return x.reshape(len(x), -1) @ w["c"]["kernel"] + w["c"]["bias"]
 
-    q = mean_field(coupling_cases.params(a=(3, 3, 1, 16), b=(3, 3, 16, 32), c=(512, 64)), scale=0.05)
-    x = coupling_cases.array(16, 16, 16, 1)
+    shapes = {"a": (3, 3, 1, 16), "b": (3, 3, 16, 32), "c": (1568, 64)}
+    layers = {
+        name: {"kernel": coupling_cases.array(*shape), "bias": jnp.zeros(shape[-1])} for name, shape in shapes.items()
+    }
+    q = mean_field(jax.tree.map(lambda leaf: 0.1 * leaf, layers), scale=0.05)
+    x = jnp.abs(coupling_cases.array(16, 28, 28, 1))
     f = illia_fn.decorrelate(apply_fn)
     keys = jax.random.split(KEY, 2)
     grad = jax.grad(lambda q, key: jnp.mean(jnp.square(f(q, x, key))))
-    looped = jax.jit(lambda q: jax.lax.map(lambda key: grad(q, key), keys))(q)
+    looped = jax.jit(partial(jax.lax.map, partial(grad, q)))(keys)
     for leaf, expected in zip(jax.tree.leaves(looped), jax.tree.leaves(jax.jit(grad)(q, keys[1])), strict=True):
         np.testing.assert_allclose(leaf[1], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 

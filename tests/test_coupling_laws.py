@@ -21,18 +21,18 @@ def pooled_cnn(w, x):
     return h.mean(axis=(1, 2)) @ w["d"]
 
 
+def residual_mlp(w, x):
+    h = x @ w["a"] + w["b"]
+    return (h + jnp.sin(3.0 * h)) @ w["c"]
+
+
 def tied(w, x):
     return jnp.tanh(x @ w["a"].T) @ w["a"]
 
 
 # name -> model, parameters, inputs, and whether local reparameterisation of every leaf would be wrong
 MODELS = {
-    "mlp": (
-        lambda w, x: jax.nn.relu(x @ w["a"] + w["b"]) @ w["c"],
-        params(a=(4, 5), b=(5,), c=(5, 3)),
-        array(2, 4),
-        False,
-    ),
+    "mlp": (residual_mlp, params(a=(4, 5), b=(5,), c=(5, 3)), array(2, 4), False),
     "cnn": (pooled_cnn, params(k=(3, 3, 2, 3), b=(3,), d=(3, 3)), jnp.abs(array(2, 5, 5, 2)), True),
     "tied": (tied, params(a=(5, 3)), array(2, 3), True),
     "transformer": (*CASES["transformer"]()[:2], jnp.array([[1, 2, 2], [3, 1, 4]]), True),

@@ -129,8 +129,8 @@ def _strategy(
             f"linear in every use; signs along axes {', '.join(map(str, sorted(axes)))}",
             tuple(sorted(axes)),
         )
-    if all(size <= use.meets for use in uses):
-        return "per_example", "element-wise; a draw is no larger than the activations it meets"
+    if all(size <= max(1, use.meets) for use in uses):
+        return "per_example", "a draw is no larger than the activations it meets, element-wise"
     first = next(use for use in uses if size > use.meets and not use.movable)
     if first.meets:
         return "shared", f"{first.primitive}: element-wise, on activations of size {first.meets}, fewer than its own"
