@@ -8,6 +8,9 @@ from illia_fn import schedules as schedules
 from illia_fn.bounds import cubo_loss as cubo_loss
 from illia_fn.bounds import iwae_loss as iwae_loss
 from illia_fn.bounds import renyi_loss as renyi_loss
+from illia_fn.coupling import check_separable as check_separable
+from illia_fn.coupling import decorrelate as decorrelate
+from illia_fn.coupling import explain_coupling as explain_coupling
 from illia_fn.divergences import f_divergence_loss as f_divergence_loss
 from illia_fn.expectation import expectation as expectation
 from illia_fn.kl import kl_divergence as kl_divergence

@@ -116,12 +116,17 @@ def _default_loss(caller: str, outputs: Any, y: Any) -> LossFn:
         if getattr(outputs, "shape", ())[:-1] != y.shape:
             raise ValueError(
                 f"{caller}: integer targets of shape {y.shape} are class labels and need logits with one more axis, "
-                f"got outputs {describe(outputs)}. Pass loss_fn for another likelihood."
+                f"got {_kinds(outputs)}. Pass loss_fn for another likelihood."
+                + (" If apply_fn returns (outputs, aux), pass has_aux=True." if isinstance(outputs, tuple) else "")
             )
         return categorical_nll
     if jnp.issubdtype(dtype, jnp.floating):
         return gaussian_nll
     raise ValueError(f"{caller}: there is no default loss for targets {describe(y)}. Pass loss_fn(outputs, y).")
+
+
+def _kinds(tree: Any) -> str:
+    return "outputs " + ", ".join(f"of shape {jnp.shape(leaf)}" for leaf in jax.tree.leaves(tree))
 
 
 def _join(shapes: list[tuple[int, ...]]) -> str:

@@ -8,18 +8,28 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from illia_fn._accumulate import sum_over_chunks
 from illia_fn._batch import LossFn, check_weights, example_losses, weighted_mean
-from illia_fn._checks import check_callable, check_draws, check_factor, check_num_data, check_temperature, split_aux
-from illia_fn._estimators import Estimator, check_estimator, score_function, with_gradient_of
+from illia_fn._checks import (
+    check_callable,
+    check_draws,
+    check_factor,
+    check_num_data,
+    check_temperature,
+    concrete,
+    split_aux,
+)
+from illia_fn._estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn._join import Joined
 from illia_fn._numerics import at_least_float32, total
 from illia_fn._trees import PyTree, broadcast_prefix
-from illia_fn.expectation import expectation
+from illia_fn.coupling import ChunkSize, Coupling, check_coupling, coupled_expectation
+from illia_fn.expectation import draws
 from illia_fn.kl import Pair, kl_pairs, log_prior, total_kl
 from illia_fn.posteriors import is_posterior, log_prob, num_params
 from illia_fn.priors import Normal
 
-PerDraw = Callable[..., tuple[Any, Any]]  # (w, *apply_key) -> (value, aux)
+OfLosses = Callable[[jax.Array], tuple[jax.Array, PyTree]]  # losses of the examples -> (value, extra)
 
 
 class DataOptions(TypedDict, total=False):
@@ -30,7 +40,8 @@ class DataOptions(TypedDict, total=False):
     num_data: int | None
     weights: ArrayLike | None
     estimator: Estimator
-    chunk_size: int | None
+    coupling: Coupling
+    chunk_size: ChunkSize
     antithetic: bool
     needs_key: bool
     has_aux: bool
@@ -62,7 +73,8 @@ class Call:
     free_nats: PyTree | None = None
     weights: ArrayLike | None = None
     estimator: Estimator = "reparameterised"
-    chunk_size: int | None = 1
+    coupling: Coupling = "shared"
+    chunk_size: ChunkSize = "auto"
     antithetic: bool = False
     needs_key: bool = False
     has_aux: bool = False
@@ -86,69 +98,145 @@ class Call:
             check_factor(self.caller, "kl_weight", self.kl_weight)
         check_temperature(self.caller, self.temperature)
         check_weights(self.caller, self.weights)
-        check_draws(self.caller, self.key, self.num_samples, self.chunk_size, self.antithetic)
+        chunk_size = 1 if self.chunk_size == "auto" else self.chunk_size
+        check_draws(self.caller, self.key, self.num_samples, chunk_size, self.antithetic)
         check_estimator(self.caller, self.estimator, self.num_samples, antithetic=self.antithetic)
         if self.free_nats is not None and self.estimator == "doubly_reparameterised":
             raise ValueError(
                 f'{self.caller}: free_nats need the exact gradient of the KL. Drop estimator="doubly_reparameterised".'
             )
+        check_coupling(self.caller, self.coupling)
+        if self.coupling != "shared":
+            self._check_coupled()
         draw_key, kl_key = jax.random.split(self.key)
         pairs = kl_pairs(self.caller, self.params, self.prior, kl_key)
+        # log q at a draw that is rounded to half precision would not be that of q
+        wide = jax.tree.map(_widened, self.params, is_leaf=is_posterior)
         for name, value in {
             "draw_key": draw_key,
             "pairs": pairs,
-            "joined": Joined.of(self.params, is_posterior),
+            "joined": Joined.of(wide, is_posterior),
         }.items():
             object.__setattr__(self, name, value)
 
+    def _check_coupled(self) -> None:
+        """What needs one network for the whole batch is refused."""
+        if self.estimator != "reparameterised":
+            raise ValueError(
+                f'{self.caller}: estimator="{self.estimator}" needs the w of every draw, and a coupling has none for '
+                'the whole batch. Drop the estimator, or pass coupling="shared".'
+            )
+        if self.has_aux:
+            raise ValueError(
+                f'{self.caller}: has_aux=True needs coupling="shared", got "{self.coupling}": what apply_fn returns '
+                "beside the outputs, such as batch statistics, is of the whole batch, and other couplings see one "
+                "example at a time."
+            )
+
+    def require_shared(self, why: str) -> None:
+        """For objectives that no coupling but one draw for the batch goes with."""
+        if self.coupling != "shared":
+            raise ValueError(
+                f'{self.caller}: {why}, so only coupling="shared" goes with it, got "{self.coupling}". Drop it, or use '
+                "elbo_loss, whose data term is a mean over examples."
+            )
+
     # --- the data ---------------------------------------------------------------------------------------------------
 
-    def losses(self, w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, Any]:
-        """The loss of each example, (B,), or the scalar that loss_fn returns; and aux."""
-        outputs = self.apply_fn(self.joined.tree(w), self.x, *apply_key)
-        outputs, aux = split_aux(self.caller, "apply_fn", outputs, has_aux=self.has_aux)
-        return example_losses(self.caller, self.loss_fn, outputs, self.y, self.weights), aux
+    def losses(self, outputs: Any) -> jax.Array:
+        """The loss of each example, (B,), or the scalar that loss_fn returns."""
+        losses = example_losses(self.caller, self.loss_fn, outputs, self.y, self.weights)
+        num_data = None if self.num_data is None else concrete(self.num_data)
+        if num_data is not None and self.weights is None and losses.ndim and num_data < len(losses):
+            raise ValueError(
+                f"{self.caller}: num_data must be the size of the training set, got {num_data} for a batch of "
+                f"{len(losses)}. If the batch is padded, pass weights."
+            )
+        return losses
 
-    def mean_loss(self, w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, Any]:
-        """The (weighted) mean of the losses of the examples, and aux."""
-        losses, aux = self.losses(w, *apply_key)
-        return weighted_mean(losses, self.weights), aux
+    def losses_at(self, w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, Any]:
+        """The losses of one network, and aux."""
+        w_like_params = jax.tree.map(_rounded_like, self.params, self.joined.tree(w), is_leaf=is_posterior)
+        outputs = self.apply_fn(w_like_params, self.x, *apply_key)
+        outputs, aux = split_aux(self.caller, "apply_fn", outputs, has_aux=self.has_aux)
+        return self.losses(outputs), aux
+
+    def mean_loss(self, losses: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        """The (weighted) mean of the losses of the examples, and nothing else."""
+        return weighted_mean(losses, self.weights), ()
 
     # --- draws ------------------------------------------------------------------------------------------------------
 
-    def expectation(self, f: Callable[..., Any], *, needs_key: bool = False, has_aux: bool = False) -> Any:
-        """E_q[f(w)], always at the same draws."""
-        draws = {"chunk_size": self.chunk_size, "antithetic": self.antithetic}
-        nodes = self.joined.nodes
-        return expectation(f, nodes, self.draw_key, self.num_samples, needs_key=needs_key, has_aux=has_aux, **draws)
+    def sum(
+        self, f: Callable[..., tuple[PyTree, PyTree]], *per_draw: jax.Array, needs_key: bool = False, held: bool = False
+    ) -> tuple[PyTree, PyTree]:
+        """Sum of the values and all aux of f(w, its rows of `per_draw`) -> (value, aux), always at the same draws."""
+        chunk_size = 1 if self.chunk_size == "auto" else self.chunk_size
+        chunk_sum, chunks = draws(
+            self.caller,
+            f,
+            self.joined.nodes,
+            self.draw_key,
+            self.num_samples,
+            chunk_size=chunk_size,
+            antithetic=self.antithetic,
+            needs_key=needs_key,
+            per_draw=jax.lax.stop_gradient(per_draw),
+        )
+        return sum_over_chunks(chunk_sum, chunks, chunk_size, held=held)
 
-    def at_draws(self, f: PerDraw) -> tuple[PyTree, PyTree]:
-        """Value and aux of f at every draw, stacked."""
-
-        def at_draw(w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            return jnp.zeros(()), f(w, *apply_key)
-
-        return self.expectation(at_draw, needs_key=self.needs_key, has_aux=True)[1]
-
-    def mean(self, f: PerDraw) -> tuple[jax.Array, Any]:
-        """E_q[f(w)] with the gradient of the estimator, and aux."""
+    def mean(self, f: OfLosses) -> tuple[jax.Array, PyTree, PyTree]:
+        """E_q[value] of f(losses) -> (value, extra), with the gradient of the estimator; extra and aux of all draws."""
         if self.estimator == "score_function":
             return self.reduced(f, jnp.mean)
-        return self.expectation(f, needs_key=self.needs_key, has_aux=True)
+        if self.coupling != "shared":
+            return *self._coupled_mean(f), ()
 
-    def reduced(self, f: PerDraw, reduce: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, Any]:
-        """reduce(f at all draws) with the gradient of the estimator, and aux."""
-        if self.estimator != "score_function":
-            values, aux = self.at_draws(f)
-            return reduce(values), aux
+        def at_draw(w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
+            losses, aux = self.losses_at(w, *apply_key)
+            value, extra = f(losses)
+            return value, (extra, aux)
 
-        def held(w: list[jax.Array], *apply_key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
-            w = jax.lax.stop_gradient(w)
-            value, aux = f(w, *apply_key)
-            return (value, log_prob(self.joined.nodes, w)), aux
+        total, (extra, aux) = self.sum(at_draw, needs_key=self.needs_key)
+        return total / self.num_samples, extra, aux
 
-        (values, log_q), aux = self.at_draws(held)
-        return score_function(reduce, values, log_q), aux
+    def _coupled_mean(self, f: OfLosses) -> tuple[jax.Array, PyTree]:
+        return coupled_expectation(
+            self.caller,
+            lambda outputs: f(self.losses(outputs)),
+            self.apply_fn,
+            self.params,
+            self.x,
+            self.draw_key,
+            self.num_samples,
+            coupling=self.coupling,
+            chunk_size=self.chunk_size,
+            antithetic=self.antithetic,
+            needs_key=self.needs_key,
+        )
+
+    def reduced(self, f: OfLosses, reduce: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, PyTree, PyTree]:
+        """reduce(values of all draws) of f(losses) -> (value, extra), and the rest, as in `mean`.
+
+        Two passes: the values of all draws, and then their gradients with the coefficients that reduce gives them,
+        accumulated draw by draw.
+        """
+        by_score = self.estimator == "score_function"
+
+        def values_at(w: list[jax.Array], *apply_key: jax.Array) -> tuple[tuple[()], tuple[jax.Array, PyTree]]:
+            return (), f(self.losses_at(w, *apply_key)[0])
+
+        def slope_at(w: list[jax.Array], *inputs: jax.Array) -> tuple[jax.Array, PyTree]:
+            *apply_key, coefficients, advantage = inputs
+            w = jax.lax.stop_gradient(w) if by_score else w
+            losses, aux = self.losses_at(w, *apply_key)
+            slope = jnp.sum(coefficients * f(losses)[0])
+            return slope + advantage * log_prob(self.joined.nodes, w).astype(slope.dtype) if by_score else slope, aux
+
+        _, (values, extra) = self.sum(values_at, needs_key=self.needs_key, held=True)
+        advantage = advantages(reduce, values) if by_score else jnp.zeros(len(values))
+        slope, aux = self.sum(slope_at, jax.grad(reduce)(values), advantage, needs_key=self.needs_key)
+        return with_gradient_of(reduce(values), slope), extra, aux
 
     # --- the regulariser --------------------------------------------------------------------------------------------
 
@@ -161,7 +249,7 @@ class Call:
         if self.estimator != "doubly_reparameterised":
             return kl
         held = jax.lax.stop_gradient(self.joined.nodes)
-        path = self.expectation(lambda w: -self.log_ratio(w, log_prob(held, w)))
+        path, _ = self.sum(lambda w: (-self.log_ratio(w, log_prob(held, w)) / self.num_samples, ()))
         return with_gradient_of(kl, path.astype(kl.dtype))
 
     def _kl_beyond_free(self) -> jax.Array:
@@ -205,8 +293,17 @@ class Call:
     def require_num_data(self, why: str) -> int:
         """The size of the training set, for objectives without another convention."""
         if self.num_data is None:
-            raise ValueError(f"{self.caller}: num_data is required: {why}.")
+            raise ValueError(f"{self.caller}: num_data is required: {why}. Pass num_data=len(x_train).")
         return self.num_data
+
+
+def _widened(leaf: Any) -> Any:
+    """A posterior node in float32 or wider; other leaves stay."""
+    return jax.tree.map(at_least_float32, leaf) if is_posterior(leaf) else leaf
+
+
+def _rounded_like(leaf: Any, w: Any) -> Any:
+    return w.astype(leaf.mean.dtype) if is_posterior(leaf) else w
 
 
 def check_options(caller: str, options: dict[str, Any], allowed: type) -> None:

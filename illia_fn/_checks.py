@@ -1,6 +1,7 @@
 """Argument checks: every error names the public function, what it was given and what to do."""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,16 +37,28 @@ def check_scale(caller: str, scale: Any, name: str = "scale, a standard deviatio
 
 def check_factor(caller: str, name: str, factor: Any) -> None:
     """A factor of the KL is a finite scalar that is not negative, as far as that can be known before tracing."""
-    value = concrete(factor)
-    if np.shape(factor) != () or (value is not None and not 0 <= value < np.inf):
-        raise ValueError(f"{caller}: {name} must be a finite number that is not negative, got {describe(factor)}.")
+    if not _is_number(factor) or not _within(factor, lambda value: 0 <= value < np.inf):
+        raise ValueError(
+            f"{caller}: {name} must be a finite number that is not negative, got {describe(factor)}."
+            + (f" Of a schedule pass the weight, {name}=schedule(step)." if callable(factor) else "")
+        )
 
 
 def check_temperature(caller: str, temperature: Any) -> None:
     """A temperature is a positive, finite scalar, as far as that can be known before tracing."""
-    value = concrete(temperature)
-    if np.shape(temperature) != () or (value is not None and not 0 < value < np.inf):
+    if not _is_number(temperature) or not _within(temperature, lambda value: 0 < value < np.inf):
         raise ValueError(f"{caller}: temperature must be a positive, finite number, got {describe(temperature)}.")
+
+
+def _is_number(x: Any) -> bool:
+    """Whether it is one real number, known now or not."""
+    is_array = isinstance(x, (jax.Array, np.ndarray, np.generic))
+    return np.shape(x) == () and (jnp.isrealobj(x) if is_array else isinstance(x, (int, float)))
+
+
+def _within(x: Any, inside: Callable[[Any], bool]) -> bool:
+    value = concrete(x)
+    return value is None or bool(inside(value))
 
 
 def check_callable(caller: str, name: str, f: Any) -> None:

@@ -33,33 +33,27 @@ def refuse_antithetic(caller: str, estimator: str) -> None:
     )
 
 
-def score_function(reduce: Callable[[jax.Array], jax.Array], values: jax.Array, log_q: jax.Array) -> jax.Array:
-    """reduce(values), with the score function's gradient with respect to q.
+def advantages(reduce: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
+    """reduce(values) - reduce(all values but that of s), (S,): the coefficients of the scores grad log q(w_s).
 
-    sum_s [reduce(values) - reduce(values of all draws but s)] grad log q(w_s): what is left out does not depend on w_s,
-    so it is a control variate without bias (Mnih & Rezende 2016). The gradient with respect to all else goes through
-    the values.
-
-    Args:
-        reduce: from the values of all draws to a number.
-        values: one for each draw, (S, ...), computed at draws that are held.
-        log_q: log q of each draw, (S,), as a function of q alone.
+    What is left out does not depend on w_s, so it is a control variate without bias (Mnih & Rezende 2016).
     """
-    value = reduce(values)
-    advantage = jax.lax.stop_gradient(value - _leave_one_out(reduce, values))
-    return with_gradient_of(value, value + jnp.sum(advantage * log_q))
+    return reduce(values) - _leave_one_out(reduce, values)
 
 
 def _leave_one_out(reduce: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
-    """The reduction of all rows but one, for each."""
-    count = len(values)
-    others = (jnp.arange(count)[:, None] + jnp.arange(1, count)[None, :]) % count
-    return jax.vmap(lambda rows: reduce(values[rows]))(others)
+    """The reduction of all rows but one, for each; some at a time, as all at once would take S^2 rows."""
+    others = jnp.arange(1, len(values))
+
+    def without(index: jax.Array) -> jax.Array:
+        return reduce(values[(index + others) % len(values)])
+
+    return jax.lax.map(without, jnp.arange(len(values)), batch_size=16)
 
 
 @jax.custom_jvp
 def with_gradient_of(value: jax.Array, surrogate: jax.Array) -> jax.Array:  # noqa: ARG001
-    """The value, with the derivative of the surrogate."""
+    """The value, with the derivative of the surrogate: first derivatives, whose coefficients are held."""
     return value
 
 

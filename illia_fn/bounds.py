@@ -36,7 +36,8 @@ def iwae_loss(
     it is an ELBO whose KL is sampled, and for any number it is exact where q is the posterior. With a temperature T it
     is -(T / N) log (1 / S) sum_s exp(l_s / T), with T log q(w_s) in l_s. The gradient is the doubly reparameterised one
     (DReG, Tucker et al. 2019, https://arxiv.org/abs/1810.04152), whose signal-to-noise ratio does not fall with
-    num_samples.
+    num_samples. It is a bound on full data only: the noise of batches is inside of the exponential, and biases -N * L
+    upwards, the more so the more samples. In float32 the l_s resolve about 1e-7 N nats.
 
     Args:
         apply_fn, params, x, y, key, num_samples: as in `elbo_loss`.
@@ -79,15 +80,14 @@ def renyi_loss(
         L = -(1 / N) 1 / (1 - alpha) log (1 / S) sum_s exp((1 - alpha) l_s)
 
     with the l_s of `iwae_loss`. Li & Turner 2016, Renyi divergence variational inference,
-    https://arxiv.org/abs/1602.02311. It falls with alpha. For alpha >= 0 it is a lower bound on the log evidence; for
-    alpha < 0 its limit of many samples is an upper bound, and with few it may lie on either side. alpha = 1 is the ELBO
-    with a sampled KL.
+    https://arxiv.org/abs/1602.02311. -N * L is a lower bound on the log evidence, which falls with alpha; alpha = 1 is
+    the ELBO with a sampled KL. The upper bounds of a negative alpha are those of `cubo_loss`.
 
     Args:
-        alpha: the order, a finite number, static.
+        alpha: the order, a number of at least 0, static.
         others: as in `iwae_loss`.
 
-    Returns and errors are those of `iwae_loss`; ValueError if alpha is not a finite number.
+    Returns and errors are those of `iwae_loss`; ValueError for an alpha that is not finite or negative.
 
     >>> from illia_fn import Gaussian, Normal
     >>> q = Gaussian(jnp.array(2.5), jnp.log(jnp.expm1(jnp.sqrt(0.5))))
@@ -96,6 +96,11 @@ def renyi_loss(
     7.5155
     """
     order = 1.0 - static_number("renyi_loss", "alpha", alpha)
+    if order > 1.0:
+        raise ValueError(
+            f"renyi_loss: alpha must be at least 0, got {alpha}. Of a negative one minimise the upper bound, "
+            f"cubo_loss(order={order:g})."
+        )
     args = apply_fn, params, x, y, key, num_samples
     return importance_loss(
         "renyi_loss", lambda temperature: power_mean(order / temperature if order else 0), *args, sign=-1.0, **options
@@ -119,13 +124,14 @@ def cubo_loss(
 
     with the l_s of `iwae_loss`: CHIVI, whose q covers the posterior. Dieng et al. 2017, Variational inference via chi
     upper bound minimization, https://arxiv.org/abs/1611.00328. It falls with n, to the log evidence at n = 1, where
-    `iwae_loss` comes to it from below, and on to the ELBO at n = 0. The bound is that of many samples; the logarithm of a
-    mean over few lies below it on average. So the gradient is not that of this value, which for one sample would
+    `iwae_loss` comes to it from below, and on to the ELBO at n = 0. The bound is that of many samples; the logarithm of
+    a mean over few lies below it on average. So the gradient is not that of this value, which for one sample would
     maximise the divergence, but, as in the paper, that of the mean of exp(n l_s), divided by its value: consistent,
-    and unbiased up to that factor.
+    and unbiased up to that factor. A model that lowered an upper bound would unlearn the data, so all that is not q
+    (deterministic leaves, a learned prior, what apply_fn closes over) gets the gradient of `iwae_loss`.
 
     Args:
-        order: n, a finite number of at least 1, static.
+        order: n, a finite number greater than 1, static.
         others: as in `iwae_loss`.
 
     Returns and errors are those of `iwae_loss`; ValueError if order is not such a number.
@@ -136,12 +142,12 @@ def cubo_loss(
     >>> print(f"{cubo_loss(*args, num_data=1, prior=Normal(0.0, 1.0)):.4f}")
     -7.5155
     """
-    if static_number("cubo_loss", "order", order) < 1.0:
-        raise ValueError(f"cubo_loss: order must be at least 1, got {order}. For smaller ones see renyi_loss.")
+    if static_number("cubo_loss", "order", order) <= 1.0:
+        raise ValueError(f"cubo_loss: order must be greater than 1, got {order}. For smaller ones see renyi_loss.")
 
     def chi(temperature: Any) -> Functional:
         n = order / temperature
         bound = partial(log_power_mean, order=n)
-        return mean_of(lambda log_weights, held: jnp.exp(n * (log_weights - held)) / n, normaliser=bound, value=bound)
+        return mean_of(lambda log_weights, held: jnp.exp(n * (log_weights - held)) / n, bound, temperature, value=bound)
 
     return importance_loss("cubo_loss", chi, apply_fn, params, x, y, key, num_samples, **options)

@@ -51,15 +51,20 @@ def f_divergence_loss(
     ELBO loss with a sampled KL. Wan et al. 2020, f-divergence variational inference, https://arxiv.org/abs/2009.13093.
     A temperature T raises the joint density to 1 / T and multiplies the divergence by T, as in the ELBO.
 
-    Args:
-        apply_fn, params, x, y, key, num_samples: as in `elbo_loss`. The weights of a large network concentrate on few
-            samples; those that look at large u (`kl_forward`, `pearson`, `chi_square`) then learn from these alone.
-        generator: f as a function of log u, element-wise, such as `divergences.kl_forward`, with f(1) = 0.
-        log_evidence: the logarithm of the evidence in nats, of all N examples, if known; may be traced.
-        options: as in `iwae_loss`; "doubly_reparameterised" needs a generator without a kink.
+    As in `cubo_loss`, what is not q gets the gradient of `iwae_loss`. The weights of a large network concentrate on few
+    samples: the estimate then saturates, and does not show how far training has come, and generators that look at large
+    u (`kl_forward`, `pearson`, `chi_square`) learn from these few alone. Start from an ELBO solution.
 
-    Returns and errors are those of `iwae_loss`; ValueError for a generator that is not element-wise, not 0 at u = 1, or
-    has a kink there under "doubly_reparameterised", and for one sample without `log_evidence`.
+    Args:
+        apply_fn, params, x, y, key, num_samples: as in `elbo_loss`.
+        generator: f as a function of log u, element-wise, such as `divergences.kl_forward`, with f(1) = 0.
+        log_evidence: the logarithm of the evidence in nats, of all N examples, if known; with a temperature T that of
+            the integral of joint^(1 / T). May be traced; it is held.
+        options: as in `iwae_loss`; "doubly_reparameterised" needs a twice differentiable generator. The others need
+            weights that many samples share: with one that has all the weight they lead away from the posterior.
+
+    Returns and errors are those of `iwae_loss`; ValueError for a generator that is not element-wise, not convex or not
+    0 at u = 1, or has a kink there under "doubly_reparameterised", and for one sample without `log_evidence`.
 
     >>> from illia_fn import Gaussian, Normal  # the problem of iwae_loss
     >>> q = Gaussian(jnp.array(2.5), jnp.log(jnp.expm1(jnp.sqrt(0.5))))
@@ -70,7 +75,7 @@ def f_divergence_loss(
     _check_generator(generator, smooth=options.get("estimator", "doubly_reparameterised") == "doubly_reparameterised")
     if log_evidence is not None:
         _check_log_evidence(log_evidence)
-    elif num_samples == 1:
+    elif isinstance(num_samples, int) and num_samples == 1:
         raise ValueError(
             "f_divergence_loss: the evidence is estimated from the same draws, so num_samples must be at least 2, got "
             "1. Take more, or pass log_evidence."
@@ -82,7 +87,10 @@ def f_divergence_loss(
                 return log_power_mean(log_weights / temperature, 1.0)
             return jnp.asarray(log_evidence, log_weights.dtype)
 
-        return mean_of(lambda log_weights, held: temperature * generator(log_weights / temperature - held), normaliser)
+        def f(log_weights: jax.Array, held: jax.Array) -> jax.Array:
+            return temperature * generator(log_weights / temperature - held)
+
+        return mean_of(f, normaliser, temperature)
 
     return importance_loss("f_divergence_loss", functional, apply_fn, params, x, y, key, num_samples, **options)
 
@@ -184,7 +192,7 @@ def triangular(log_u: jax.Array) -> jax.Array:
 
 
 def modified_gan(log_u: jax.Array) -> jax.Array:
-    """f(u) = log((1 + u) / (2 u)): KL(q || m) with m = (p + q) / 2.
+    """f(u) = log((1 + u) / (2 u)): KL(q || p) - KL(q || m) with m = (p + q) / 2.
 
     >>> print(f"{modified_gan(jnp.log(3.0)):.4f}")  # log(4 / 6)
     -0.4055
@@ -229,10 +237,19 @@ def t_power(t: float) -> Generator:
 def dual(f: Generator) -> Generator:
     """f*(u) = u f(1 / u): the divergence with p and q exchanged.
 
+    Where f grows faster than its argument, as `pearson` does, f* grows like a power of 1 / u, and leaves the range of
+    floating point at the log weights of a network.
+
     >>> print(dual(kl_reverse)(jnp.log(2.0)) == kl_forward(jnp.log(2.0)))
     True
     """
-    return lambda log_u: jnp.exp(log_u) * f(-log_u)
+    check_callable("dual", "f", f)
+    # of those that are known, as u f(1 / u) is 0 times infinity for a small u
+    return _DUALS.get(f) or (lambda log_u: jnp.exp(log_u) * f(-log_u))
+
+
+_SELF_DUAL = (jeffreys, jensen_shannon, arithmetic_geometric, total_variation, squared_hellinger, triangular)
+_DUALS: dict[Generator, Generator] = {f: f for f in _SELF_DUAL} | {kl_reverse: kl_forward, kl_forward: kl_reverse}
 
 
 def symmetrized(f: Generator) -> Generator:
@@ -241,7 +258,8 @@ def symmetrized(f: Generator) -> Generator:
     >>> print(jnp.allclose(symmetrized(kl_reverse)(1.0), jeffreys(1.0)))
     True
     """
-    return lambda log_u: 0.5 * (f(log_u) + dual(f)(log_u))
+    exchanged = dual(f)
+    return lambda log_u: 0.5 * (f(log_u) + exchanged(log_u))
 
 
 def centred(f: Generator) -> Generator:
@@ -262,21 +280,31 @@ def centred(f: Generator) -> Generator:
 
 
 def _check_generator(generator: Any, *, smooth: bool) -> None:
-    check_callable("f_divergence_loss", "generator", generator)
+    if not callable(generator):
+        raise TypeError(
+            "f_divergence_loss: generator must be a function of log u, such as illia_fn.divergences.kl_forward, got "
+            f"{describe(generator)}."
+        )
     with jax.ensure_compile_time_eval():
         at = jnp.asarray([0.0, 0.01, -0.01, 0.02, -0.02], jnp.float32)
         values = generator(at)
-        if jnp.shape(values) != at.shape or not abs(values[0]) < 1e-5:
+        if not isinstance(values, jax.Array) or values.shape != at.shape:
             raise ValueError(
-                "f_divergence_loss: generator must be an element-wise function of log u that is 0 at u = 1, got "
-                f"{describe(values)} for log u of shape {at.shape}."
+                "f_divergence_loss: generator must be an element-wise function of log u, got "
+                f"{describe(values)} for log u of shape {at.shape}. Call amari_alpha, t_power, dual and the like first."
             )
+        if not abs(values[0]) < 1e-5:
+            raise ValueError(f"f_divergence_loss: generator must be 0 at u = 1, got {values[0]}. It is given log u.")
         slopes = jax.vmap(jax.grad(generator))(at)
+        # f'' = (g'' - g') / u^2 of g(log u) = f(u)
+        if not (slopes[3] - slopes[4]) / 0.04 - slopes[0] > -1e-2:
+            raise ValueError("f_divergence_loss: generator is not convex in u at u = 1. It is given log u.")
         near, far = abs(slopes[1] - slopes[2]), abs(slopes[3] - slopes[4])
         if smooth and far > 1e-3 and near > 0.75 * far:  # of a smooth f half
             raise ValueError(
                 "f_divergence_loss: generator has a kink at u = 1, which the doubly reparameterised gradient does not "
-                'see. Pass estimator="reparameterised".'
+                "see. Take a smooth one, such as squared_hellinger; or, where many samples share the weight, pass "
+                'estimator="reparameterised".'
             )
 
 

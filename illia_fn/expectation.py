@@ -75,7 +75,7 @@ def expectation(
             raise TypeError("expectation: f must return real numbers, got complex ones. Return their parts.")
         return value, aux
 
-    chunk_sum, keys = draws(
+    chunk_sum, chunks = draws(
         "expectation",
         value_and_aux,
         q,
@@ -85,7 +85,7 @@ def expectation(
         antithetic=antithetic,
         needs_key=needs_key,
     )
-    total, aux = sum_over_chunks(chunk_sum, keys, chunk_size)
+    total, aux = sum_over_chunks(chunk_sum, chunks, chunk_size)
     value = jax.tree.map(lambda leaf: leaf / num_samples, total)
     return (value, aux) if has_aux else value
 
@@ -100,26 +100,36 @@ def draws(
     chunk_size: int | None,
     antithetic: bool,
     needs_key: bool,
-) -> tuple[Chunk, jax.Array]:
-    """For f -> (value, aux): a function from keys to the sum of the values and all aux at their draws, and the keys."""
+    per_draw: tuple[jax.Array, ...] = (),
+) -> tuple[Chunk, PyTree]:
+    """For f -> (value, aux): a function of a chunk, to the sum of the values and all aux at its draws, and the chunks.
+
+    A chunk is made of keys, and of the rows of `per_draw`, arrays (S, ...) that f takes as further arguments.
+    """
     check_draws(caller, key, num_samples, chunk_size, antithetic)
     joined = Joined.of(q, is_posterior)
     sampler = Sampler.of(joined.nodes)
 
-    def call(w: list[jax.Array], key: jax.Array) -> tuple[PyTree, PyTree]:
-        return f(joined.tree(w), key) if needs_key else f(joined.tree(w))
+    def call(w: list[jax.Array], inputs: tuple[jax.Array, ...]) -> tuple[PyTree, PyTree]:
+        return f(joined.tree(w), *(inputs if needs_key else inputs[1:]))
 
-    def chunk_sum(keys: jax.Array) -> tuple[PyTree, PyTree]:
+    def chunk_sum(chunk: tuple[jax.Array, ...]) -> tuple[PyTree, PyTree]:
+        keys, *rows = chunk
         noise = _noise(sampler, keys[:, 0])
         if not antithetic:
-            return _sum_at_noise(call, sampler, noise, keys[:, 1])
-        mirrored = [-array for array in noise]
-        parts = [_sum_at_noise(call, sampler, noise, keys[:, 1]), _sum_at_noise(call, sampler, mirrored, keys[:, 2])]
-        (one, one_aux), (other, other_aux) = parts
+            return _sum_at_noise(call, sampler, noise, (keys[:, 1], *rows))
+        sides = [
+            _sum_at_noise(call, sampler, side, (keys[:, 1 + index], *[row[:, index] for row in rows]))
+            for index, side in enumerate([noise, [-array for array in noise]])
+        ]
+        (one, one_aux), (other, other_aux) = sides
         return jax.tree.map(jnp.add, one, other), jax.tree.map(_interleave, one_aux, other_aux)
 
     # For each draw of noise one key, and one for each f that sees it.
-    return chunk_sum, jax.random.split(key, (num_samples // 2, 3) if antithetic else (num_samples, 2))
+    if not antithetic:
+        return chunk_sum, (jax.random.split(key, (num_samples, 2)), *per_draw)
+    pairs = [row.reshape(num_samples // 2, 2, *row.shape[1:]) for row in per_draw]
+    return chunk_sum, (jax.random.split(key, (num_samples // 2, 3)), *pairs)
 
 
 def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
@@ -130,15 +140,19 @@ def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
 
 
 def _sum_at_noise(
-    f: Callable[..., tuple[PyTree, PyTree]], sampler: Sampler, noise: list[jax.Array], keys: jax.Array
+    f: Callable[..., tuple[PyTree, PyTree]],
+    sampler: Sampler,
+    noise: list[jax.Array],
+    inputs: tuple[jax.Array, ...],
 ) -> tuple[PyTree, PyTree]:
-    """The sum of the values of f(w, key) -> (value, aux) at the draw of each noise, and all aux."""
-    if len(keys) == 1:  # a vmap of one would still turn every convolution into a grouped one
-        value, aux = f(sampler.draws([array[0] for array in noise]), keys[0])
+    """The sum of the values of f(w, inputs) -> (value, aux) at the draw of each noise, and all aux."""
+    count = len(inputs[0])
+    if count == 1:  # a vmap of one would still turn every convolution into a grouped one
+        value, aux = f(sampler.draws([array[0] for array in noise]), tuple(array[0] for array in inputs))
         return jax.tree.map(at_least_float32, value), jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], aux)
     draws, parameters = jax.closure_convert(sampler.draws, [array[0] for array in noise])
-    w = jax.vmap(draws, axis_size=len(keys))(noise, *[_spread(leaf, len(keys)) for leaf in parameters])
-    values, aux = jax.vmap(f)(w, keys)
+    w = jax.vmap(draws, axis_size=count)(noise, *[_spread(leaf, count) for leaf in parameters])
+    values, aux = jax.vmap(f)(w, inputs)
     return jax.tree.map(lambda leaf: jnp.sum(at_least_float32(leaf), axis=0), values), aux
 
 

@@ -10,7 +10,9 @@ from jax.typing import ArrayLike
 from illia_fn._batch import LossFn, weighted_mean
 from illia_fn._call import Call, Options, check_options, with_extras
 from illia_fn._estimators import Estimator
+from illia_fn._numerics import rounded
 from illia_fn._trees import PyTree
+from illia_fn.coupling import ChunkSize, Coupling
 from illia_fn.priors import Normal
 
 
@@ -30,19 +32,7 @@ class ELBOTerms(NamedTuple):
     @property
     def loss(self) -> jax.Array:
         """nll + weight * kl."""
-        return _round(self.nll) + _round(self.weight * self.kl)
-
-
-@jax.custom_jvp
-def _round(x: jax.Array) -> jax.Array:
-    """Return `x`, rounded as it would be outside of jit.
-
-    XLA contracts a product and a sum, so that they round once. A select between the two keeps them apart.
-    """
-    return jnp.where(jnp.isnan(x), jnp.nan, x)
-
-
-_round.defjvps(lambda tangent, _, __: tangent)
+        return rounded(self.nll) + rounded(self.weight * self.kl)
 
 
 def elbo_loss(
@@ -61,7 +51,8 @@ def elbo_loss(
     free_nats: PyTree | None = None,
     weights: ArrayLike | None = None,
     estimator: Estimator = "reparameterised",
-    chunk_size: int | None = 1,
+    coupling: Coupling = "shared",
+    chunk_size: ChunkSize = "auto",
     antithetic: bool = False,
     needs_key: bool = False,
     has_aux: bool = False,
@@ -115,8 +106,12 @@ def elbo_loss(
             so that the noise of both terms cancels where q is the posterior. "score_function": for a loss_fn or a model
             without a gradient (the 0/1 error, a simulator), through log q, with leave-one-out control variates (Mnih &
             Rezende 2016, https://arxiv.org/abs/1602.06725); it needs num_samples of at least 2.
-        chunk_size: how many networks run at once, in one vmap; None for all. The memory does not grow with
-            `num_samples`; see `expectation`.
+        coupling: how the noise of a sample is coupled across the examples of the batch: "shared", one w for all;
+            "decorrelated", the noise of each leaf apart for each example where that is cheap and exact, for the same
+            expectation at a lower variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`.
+        chunk_size: how many samples run at once; None for all. The memory does not grow with `num_samples`, but with
+            this; see `expectation`. "auto" is one after another, which is usually fastest on a CPU, and all at
+            once, as one large batch, if the coupling leaves no noise that all examples share.
         antithetic: whether the networks come in pairs that mirror each other; see `expectation`.
         needs_key: whether apply_fn takes a key.
         has_aux: whether apply_fn returns (outputs, aux).
@@ -157,12 +152,13 @@ def elbo_loss(
         free_nats=free_nats,
         weights=weights,
         estimator=estimator,
+        coupling=coupling,
         chunk_size=chunk_size,
         antithetic=antithetic,
         needs_key=needs_key,
         has_aux=has_aux,
     )
-    nll, aux = call.mean(call.mean_loss)
+    nll, _, aux = call.mean(call.mean_loss)
     kl = call.kl()
     terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
     return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
@@ -194,7 +190,7 @@ def predictive_loss(
 
     Args:
         apply_fn, params, x, y, key, num_samples: as in `elbo_loss`. It takes more than one sample to differ from it.
-        options: keyword arguments, all of them as in `elbo_loss`; loss_fn must return values per example.
+        options: keyword arguments, as in `elbo_loss`; loss_fn must return values per example, coupling be "shared".
 
     Returns and errors are those of `elbo_loss`, and ValueError for a loss_fn that returns a scalar.
 
@@ -224,7 +220,8 @@ def predictive_loss(
         log_count = jnp.log(jnp.asarray(len(losses), losses.dtype))
         return weighted_mean(log_count - jax.nn.logsumexp(-losses, axis=0), call.weights)
 
-    nll, aux = call.reduced(call.losses, predictive_nll)
+    call.require_shared("the networks of one example must be independent")
+    nll, _, aux = call.reduced(lambda losses: (losses, ()), predictive_nll)
     kl = call.kl()
     terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
     return with_extras(terms.loss, *[terms] * call.return_terms, *[aux] * call.has_aux)

@@ -53,8 +53,8 @@ def predict(
     def outputs(w: PyTree, *apply_key: jax.Array) -> tuple[PyTree, Any]:
         return (), apply_fn(w, x, *apply_key)
 
-    chunk_sum, keys = draws(
+    chunk_sum, chunks = draws(
         "predict", outputs, params, key, num_samples, chunk_size=chunk_size, antithetic=False, needs_key=needs_key
     )
-    _, stacked = sum_over_chunks(chunk_sum, keys, chunk_size)
+    _, stacked = sum_over_chunks(chunk_sum, chunks, chunk_size)
     return stacked

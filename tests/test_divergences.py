@@ -82,6 +82,9 @@ def test_special_cases_and_combinators():
     same(divergences.dual(divergences.dual(divergences.pearson))(log_u), divergences.pearson(log_u))
     same(divergences.centred(divergences.chi_square)(log_u), divergences.pearson(log_u))
     same(jax.grad(divergences.centred(divergences.kl_forward))(0.0), 0.0)
+    far = jnp.array([-300.0, -100.0, -1.0])  # the log weights of a network
+    same(divergences.dual(divergences.kl_forward)(far), -far)
+    same(divergences.symmetrized(divergences.kl_forward)(far), divergences.jeffreys(far))
     for symmetric in ("jeffreys", "jensen_shannon", "arithmetic_geometric", "squared_hellinger", "triangular"):
         f = getattr(divergences, symmetric)
         same(divergences.dual(f)(log_u), f(log_u))
@@ -202,8 +205,17 @@ def test_it_trains(name):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"generator": "kl"}, TypeError, "generator must be a function, got 'kl'"),
-        ({"generator": jnp.exp}, ValueError, "generator must be an element-wise function of log u that is 0 at u = 1"),
+        (
+            {"generator": "kl"},
+            TypeError,
+            "generator must be a function of log u, such .* got 'kl'",
+        ),
+        ({"generator": jnp.exp}, ValueError, "generator must be 0 at u = 1, got 1.0. It is given log u"),
+        (
+            {"generator": lambda log_u: -divergences.kl_forward(log_u)},
+            ValueError,
+            "generator is not convex in u at u = 1",
+        ),
         ({"generator": jnp.sum}, ValueError, "generator must be an element-wise function"),
         ({"num_samples": 1}, ValueError, ".* num_samples must be at least 2, got 1. Take more, or pass log_evidence"),
         ({"log_evidence": np.inf}, ValueError, "log_evidence must be a finite number of nats, got inf"),
@@ -225,3 +237,5 @@ def test_errors_of_generators():
         divergences.amari_alpha(np.nan)
     with pytest.raises(ValueError, match="t_power: t must be a finite number"):
         divergences.t_power("1")
+    with pytest.raises(TypeError, match="dual: f must be a function"):
+        scalar(f_divergence_loss, q_of(*WIDE), jax.random.key(0), 2, generator=divergences.dual)

@@ -275,5 +275,10 @@ def test_a_label_that_is_no_class_is_nan_under_jit():
     """optax takes -1 for the last class."""
     logits = jnp.zeros((3, 4))
     for wrong in (-1, 4):
-        nll = jax.jit(fn.categorical_nll)(logits, jnp.array([0, wrong, 3]))
+        labels = jnp.array([0, wrong, 3])
+        nll = jax.jit(fn.categorical_nll)(logits, labels)
+        np.testing.assert_array_equal(np.isnan(nll), [False, True, False])
+        slope = jax.jit(jax.grad(lambda logits, labels: fn.categorical_nll(logits, labels).sum()))(logits, labels)
+        np.testing.assert_array_equal(np.isnan(slope[:, 0]), [False, True, False])
+        nll = jax.jit(fn.ordinal_nll)((logits[:, 0], logits[:, 1:]), labels)
         np.testing.assert_array_equal(np.isnan(nll), [False, True, False])

@@ -341,7 +341,7 @@ def test_legacy_and_other_keys(q):
 def test_gradients_reach_the_prior_the_inputs_and_closed_over_arrays(q):
     def loss(x, prior_scale, shift):
         return elbo_loss(
-            lambda w, x: linear(w, x) + shift, q, x, LABELS, KEY, 2, prior=Normal(0.0, prior_scale), num_data=5
+            lambda w, x: linear(w, x) + shift, q, x, LABELS, KEY, 2, prior=Normal(0.0, prior_scale), num_data=6
         )
 
     for grad in jax.grad(loss, (0, 1, 2))(X, 0.1, jnp.array([[0.1, 0.0, 0.0]])):
@@ -353,9 +353,9 @@ def test_gradients_reach_the_prior_the_inputs_and_closed_over_arrays(q):
 def test_a_prior_without_a_closed_form(q):
     from numpyro.distributions import Laplace
 
-    loss, terms = elbo_loss(linear, q, X, LABELS, KEY, 200, prior=Laplace(0.0, 0.1), num_data=5, return_terms=True)
+    loss, terms = elbo_loss(linear, q, X, LABELS, KEY, 200, prior=Laplace(0.0, 0.1), num_data=6, return_terms=True)
     _, other = elbo_loss(
-        linear, q, X, LABELS, jax.random.key(1), 200, prior=Laplace(0.0, 0.1), num_data=5, return_terms=True
+        linear, q, X, LABELS, jax.random.key(1), 200, prior=Laplace(0.0, 0.1), num_data=6, return_terms=True
     )
     assert terms.kl != other.kl
     np.testing.assert_allclose(terms.kl, other.kl, rtol=0.05)

@@ -1,6 +1,7 @@
 """Likelihoods of counts and of classes."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +61,12 @@ def categorical_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     logits, labels = at_least_float32(outputs), jnp.asarray(targets)
     if not logits.ndim:
         raise ValueError(f"categorical_nll: logits must have shape (B, ..., K), got {describe(outputs)}.")
-    _check_labels("categorical_nll", labels, logits.shape[-1])
+    check_labels("categorical_nll", labels, logits.shape[-1])
     check_shapes("categorical_nll", "logits without their last axis", logits[..., 0], labels)
     # optax takes a label -1 for the last class
     inside = (labels >= 0) & (labels < logits.shape[-1])
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(inside, labels, 0))
-    return per_example(nll + jnp.where(inside, 0.0, jnp.nan).astype(nll.dtype))
+    return per_example(nll * _nan_unless(inside, nll.dtype))
 
 
 def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax.Array:
@@ -100,7 +101,7 @@ def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax
             f"ordinal_nll: gaps must have the shape of f, {f.shape}, and one more axis, K - 1, got {gaps.shape}. "
             "Broadcast cutpoints that all examples share with jnp.broadcast_to."
         )
-    _check_labels("ordinal_nll", labels, gaps.shape[-1] + 1)
+    check_labels("ordinal_nll", labels, gaps.shape[-1] + 1)
     check_shapes("ordinal_nll", "f", f, labels)
     widths = jax.nn.softplus(gaps[..., 1:])
     cutpoints = jnp.cumsum(jnp.concatenate([gaps[..., :1], widths], axis=-1), axis=-1)
@@ -113,7 +114,9 @@ def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax
     of_wide = jnp.log(-jnp.expm1(-jnp.where(narrow, 1.0, widths)))
     log_width = jnp.where(narrow, log_softplus(gaps[..., 1:]) - widths / 2.0, of_wide)
     log_prob = log_below + log_above + jnp.concatenate([open_end, log_width, open_end], axis=-1)
-    return per_example(-jnp.take_along_axis(log_prob, labels[..., None], axis=-1)[..., 0])
+    inside = (labels >= 0) & (labels <= gaps.shape[-1])
+    nll = -jnp.take_along_axis(log_prob, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
+    return per_example(nll * _nan_unless(inside, nll.dtype))
 
 
 def poisson_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -202,7 +205,13 @@ def _log1p_over(x: jax.Array) -> jax.Array:
     return jnp.where(tiny, 1.0 - x / 2.0 + x * x / 3.0, jnp.log1p(safe) / safe)
 
 
-def _check_labels(caller: str, labels: jax.Array, num_classes: int) -> None:
+def _nan_unless(inside: jax.Array, dtype: Any) -> jax.Array:
+    """A factor: a sum would leave the gradient finite, and wrong."""
+    return jnp.where(inside, 1.0, jnp.nan).astype(dtype)
+
+
+def check_labels(caller: str, labels: jax.Array, num_classes: int) -> None:
+    """Labels are integers, and classes as far as that can be known before tracing."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{caller}: targets must be integers, the classes, got {describe(labels)}.")
     value = concrete(labels)

@@ -37,7 +37,9 @@ def maurer_bound(risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta: flo
     >>> print(maurer_bound(0.1, 5.0, 1000, 0.05).round(4))
     0.1531
     """
-    return kl_inverse(risk, complexity(kl, num_data, delta))
+    check_terms("maurer_bound", risk, kl, num_data, delta)
+    risk, c = jnp.minimum(at_least_float32(risk), 1.0), complexity(kl, num_data, delta)
+    return kl_inverse(risk, jnp.broadcast_to(c, risk.shape) if c.ndim == 0 else c)
 
 
 def mcallester_bound(risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta: float) -> jax.Array:
@@ -46,6 +48,7 @@ def mcallester_bound(risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta:
     >>> print(mcallester_bound(0.1, 5.0, 1000, 0.05).round(4))
     0.1779
     """
+    check_terms("mcallester_bound", risk, kl, num_data, delta)
     return at_least_float32(risk) + jnp.sqrt(complexity(kl, num_data, delta) / 2.0)
 
 
@@ -55,6 +58,7 @@ def quadratic_bound(risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta: 
     >>> print(quadratic_bound(0.1, 5.0, 1000, 0.05).round(4))
     0.1629
     """
+    check_terms("quadratic_bound", risk, kl, num_data, delta)
     half = complexity(kl, num_data, delta) / 2.0
     return jnp.square(jnp.sqrt(at_least_float32(risk) + half) + jnp.sqrt(half))
 
@@ -72,6 +76,7 @@ def lambda_bound(
     >>> print(lambda_bound(0.1, 5.0, 1000, 0.05).round(4), lambda_bound(0.1, 5.0, 1000, 0.05, lam=1.0).round(4))
     0.1629 0.2243
     """
+    check_terms("lambda_bound", risk, kl, num_data, delta)
     risk, c = at_least_float32(risk), complexity(kl, num_data, delta)
     if lam is None:
         lam = jax.lax.stop_gradient(2.0 / (jnp.sqrt(2.0 * risk / c + 1.0) + 1.0))  # where the derivative is 0
@@ -88,6 +93,7 @@ def catoni_bound(risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta: flo
     >>> print(catoni_bound(0.1, 5.0, 1000, 0.05, beta=0.5).round(4))
     0.1432
     """
+    check_terms("catoni_bound", risk, kl, num_data, delta)
     if not (isinstance(beta, (int, float)) and 0.0 < beta < math.inf):
         raise ValueError(f"catoni_bound: beta must be a positive number, got {describe(beta)}.")
     kl = at_least_float32(kl)
@@ -95,8 +101,21 @@ def catoni_bound(risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta: flo
     return jnp.expm1(-beta * at_least_float32(risk) - penalty) / math.expm1(-beta)
 
 
+def check_terms(caller: str, risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta: float) -> None:
+    """What a bound is made of, as far as that can be known before tracing; a risk may exceed 1 by its rounding."""
+    probability(caller, "delta", delta)
+    for name, given, inside in (
+        ("the risk must lie in [0, 1]", risk, lambda risk: (risk >= 0) & (risk <= 1 + 1e-6)),
+        ("the KL must not be negative", kl, lambda kl: kl >= 0),
+        ("num_data must be at least 1", num_data, lambda count: count >= 1),
+    ):
+        value = concrete(given)
+        if value is not None and not np.all(inside(value) | np.isnan(value)):
+            raise ValueError(f"{caller}: {name}, got {describe(given)}.")
+
+
 def probability(caller: str, name: str, value: Any) -> float:
     """`value`, which must lie in (0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < 1.0:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0.0 < value < 1.0:
         raise ValueError(f"{caller}: {name} must be a number in (0, 1), known at trace time, got {describe(value)}.")
     return float(value)

@@ -8,11 +8,12 @@ from jax.typing import ArrayLike
 
 from illia_fn._checks import describe
 from illia_fn.likelihoods import categorical_nll
+from illia_fn.likelihoods.discrete import check_labels
 from illia_fn.pac_bayes.bounds import probability
 
 
 def zero_one_loss(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
-    """1 where the class of the largest logit is not the label, else 0: it has no gradient.
+    """0 where the logit of the label is the largest, else 1: it has no gradient. A tie or a NaN is an error.
 
     Args:
         outputs: logits, (B, K).
@@ -22,12 +23,15 @@ def zero_one_loss(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     [0. 1.]
     """
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
-    if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
+    if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
         raise ValueError(
-            f"zero_one_loss: outputs must be logits (B, K) and targets integers (B,), got {describe(outputs)} and "
+            f"zero_one_loss: outputs must be logits (B, K) and targets (B,), got {describe(outputs)} and "
             f"{describe(targets)}."
         )
-    return (jnp.argmax(outputs, axis=1) != targets).astype(jnp.float32)
+    check_labels("zero_one_loss", targets, outputs.shape[1])
+    at_label = jnp.take_along_axis(outputs, targets[:, None], axis=1, mode="fill", fill_value=jnp.nan)[:, 0]
+    others = jnp.where(jax.nn.one_hot(targets, outputs.shape[1], dtype=bool), -jnp.inf, outputs)
+    return 1.0 - (at_label > jnp.max(others, axis=1)).astype(jnp.float32)
 
 
 def bounded_cross_entropy(outputs: ArrayLike, targets: ArrayLike, *, min_prob: float = 1e-5) -> jax.Array:

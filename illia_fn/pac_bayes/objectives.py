@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -11,6 +12,7 @@ from illia_fn._batch import LossFn, weighted_mean
 from illia_fn._call import Call, DataOptions, check_options, with_extras
 from illia_fn._checks import check_callable, concrete
 from illia_fn._trees import PyTree, leaves_with_path
+from illia_fn.coupling import ChunkSize
 from illia_fn.pac_bayes._kl_inverse import kl_inverse
 from illia_fn.pac_bayes.bounds import maurer_bound, probability, quadratic_bound
 from illia_fn.pac_bayes.losses import bounded_cross_entropy, zero_one_loss
@@ -54,8 +56,9 @@ def pac_bayes_loss(
         L = bound(E_{w ~ q}[ mean_i loss(f(x_i, w), y_i) ], KL(q || prior), N, delta)
 
     Perez-Ortiz et al. 2021, Tighter risk certificates for neural networks, https://arxiv.org/abs/2007.12911. Where the
-    ELBO bounds the evidence of the data, this bounds from above the risk on data to come; with a small lambda,
-    `lambda_bound` is the ELBO loss up to factors. On a batch, or with few samples, it is an estimate of the bound to
+    ELBO bounds the evidence of the data, this bounds from above the risk on data to come, and above 1 says nothing.
+    With a fixed lambda, `lambda_bound` of `bounded_cross_entropy` is, up to factors and the clipping, the ELBO loss
+    with kl_weight = log(1 / min_prob) / lambda. On a batch, or with few samples, it is an estimate of the bound to
     train with; `pac_bayes_certificate` is the bound.
 
     Args:
@@ -72,8 +75,9 @@ def pac_bayes_loss(
         The bound, a scalar; extras as in `elbo_loss`.
 
     Raises:
-        ValueError: as `elbo_loss`; for delta outside of (0, 1), a missing num_data, or a loss outside of [0, 1]; under
-            jit the last makes the loss NaN.
+        ValueError: as `elbo_loss`; for delta outside of (0, 1), a missing num_data, a KL without a closed form,
+            zero_one_loss without its estimator, or a loss outside of [0, 1]; under jit the last makes both the loss and
+            its gradient NaN.
 
     >>> from illia_fn import mean_field
     >>> q = mean_field({"w": jnp.zeros((3, 2))}, scale=0.1)
@@ -86,11 +90,17 @@ def pac_bayes_loss(
     check_callable("pac_bayes_loss", "bound", bound)
     probability("pac_bayes_loss", "delta", delta)
     options["loss_fn"] = options.get("loss_fn") or bounded_cross_entropy
+    if options["loss_fn"] is zero_one_loss and options.get("estimator") != "score_function":
+        raise ValueError(
+            'pac_bayes_loss: zero_one_loss has no gradient. Pass estimator="score_function", or train with '
+            "bounded_cross_entropy."
+        )
     caller = "pac_bayes_loss"
     call = Call(caller=caller, apply_fn=apply_fn, params=params, x=x, y=y, key=key, num_samples=num_samples, **options)
     num_data = call.require_num_data("it is the n of the bound")
-    risk, aux = _risk(call)
-    terms = RiskTerms(risk, call.kl())
+    _require_exact_kl(call)
+    risk, extremes, aux = call.mean(partial(_range, call))
+    terms = RiskTerms(risk * _check_losses(call, *extremes).astype(risk.dtype), call.kl())
     return with_extras(bound(*terms, num_data, delta), *[terms] * call.return_terms, *[aux] * call.has_aux)
 
 
@@ -119,10 +129,10 @@ def pac_bayes_certificate(
     num_samples: int,
     *,
     prior: PyTree,
-    loss_fn: LossFn = zero_one_loss,
+    loss_fn: LossFn | None = None,
     delta: float = 0.05,
     bound: Bound = maurer_bound,
-    chunk_size: int | None = 1,
+    chunk_size: ChunkSize = "auto",
     needs_key: bool = False,
     fixed_leaves: bool = False,
 ) -> Certificate:
@@ -133,7 +143,8 @@ def pac_bayes_certificate(
 
     The second line bounds the mean over all of q by that over the S networks drawn, with probability 1 - delta / 2
     (Langford & Caruana 2001; Chernoff's bound in Maurer's form). It holds for the network that is drawn anew for each
-    prediction. Perez-Ortiz et al. 2021, https://arxiv.org/abs/2007.12911.
+    prediction. Perez-Ortiz et al. 2021, https://arxiv.org/abs/2007.12911. It does not hold for the best of several
+    certificates, nor where examples interact in apply_fn, as under batch normalisation in training mode.
 
     Args:
         apply_fn, params, key: as in `elbo_loss`.
@@ -142,7 +153,7 @@ def pac_bayes_certificate(
         num_samples: S. The price of few is log(2 / delta) / S in `kl_inverse`: some hundreds, at least.
         prior: as in `elbo_loss`; q as it was initialised, or trained on other data. KL(q || prior) must have a closed
             form.
-        loss_fn: loss_fn(outputs, y), per example, in [0, 1].
+        loss_fn: loss_fn(outputs, y), per example, in [0, 1]; None is `zero_one_loss`.
         delta: the probability with which the certificate may fail, in (0, 1).
         bound: `maurer_bound` is the tightest one of `illia_fn.pac_bayes`.
         chunk_size, needs_key: as in `elbo_loss`.
@@ -165,7 +176,12 @@ def pac_bayes_certificate(
     caller = "pac_bayes_certificate"
     probability(caller, "delta", delta)
     check_callable(caller, "bound", bound)
-    options: DataOptions = {"prior": prior, "loss_fn": loss_fn, "chunk_size": chunk_size, "needs_key": needs_key}
+    options: DataOptions = {
+        "prior": prior,
+        "loss_fn": loss_fn or zero_one_loss,
+        "chunk_size": chunk_size,
+        "needs_key": needs_key,
+    }
     call = Call(caller=caller, apply_fn=apply_fn, params=params, x=x, y=y, key=key, num_samples=num_samples, **options)
     fixed = [path for path, leaf in leaves_with_path(params, is_posterior) if not is_posterior(leaf)]
     if fixed and not fixed_leaves:
@@ -173,27 +189,39 @@ def pac_bayes_certificate(
             f"{caller}: params{fixed[0]} is deterministic. If all such leaves were fixed without the data, pass "
             "fixed_leaves=True; if they were trained on it, the bound does not hold: give them a posterior."
         )
-    if not all(pair.is_exact for pair in call.pairs):
-        raise ValueError(f"{caller}: KL(q || prior) must have a closed form. Take illia_fn.Normal or a posterior tree.")
-    risk, _ = _risk(call)
+    _require_exact_kl(call)
+    _, (risks, extremes) = call.sum(lambda *args: ((), _range(call, call.losses_at(*args)[0])), needs_key=needs_key)
+    risk = jnp.mean(risks)  # of all at once: a running sum of many rounds downwards
+    risk = risk * _check_losses(call, *extremes).astype(risk.dtype)
     empirical_bound = kl_inverse(risk, jnp.asarray(math.log(2.0 / delta) / num_samples, risk.dtype))
     kl = call.kl()
     num_data = len(jax.tree.leaves(y)[0])
     return Certificate(bound(empirical_bound, kl, num_data, delta / 2.0), empirical_bound, risk, kl)
 
 
-def _risk(call: Call) -> tuple[jax.Array, Any]:
-    """The mean loss over draws and examples, and aux; NaN for losses outside of [0, 1]."""
-
-    def risk(w: list[jax.Array], *apply_key: jax.Array) -> tuple[jax.Array, Any]:
-        losses, aux = call.losses(w, *apply_key)
-        return weighted_mean(losses, call.weights), (aux, jnp.min(losses), jnp.max(losses))
-
-    value, (aux, low, high) = call.mean(risk)
-    inside = jnp.all((low >= 0.0) & (high <= 1.0 + 1e-6))
+def _check_losses(call: Call, low: jax.Array, high: jax.Array) -> jax.Array:
+    """1, or NaN if some losses lie outside of [0, 1] and that is not known yet."""
+    low, high = jax.lax.stop_gradient((jnp.min(low), jnp.max(high)))
+    inside = (low >= 0.0) & (high <= 1.0 + 1e-6)
     if concrete(inside) is not None and not inside:
         raise ValueError(
-            f"{call.caller}: the losses must lie in [0, 1], got {jnp.min(low)} to {jnp.max(high)}. Bound them, as "
-            "bounded_cross_entropy does."
+            f"{call.caller}: the losses must lie in [0, 1], got {low} to {high}. Bound them, as bounded_cross_entropy "
+            "does."
         )
-    return value + jnp.where(inside, 0.0, jnp.nan).astype(value.dtype), aux
+    return jnp.where(inside, 1.0, jnp.nan)
+
+
+def _range(call: Call, losses: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The mean loss of one network, and the range of its losses."""
+    if losses.ndim == 0:
+        raise ValueError(
+            f"{call.caller}: loss_fn must return one value per example, but it returned a scalar. Drop its mean."
+        )
+    return weighted_mean(losses, call.weights), (jnp.min(losses), jnp.max(losses))
+
+
+def _require_exact_kl(call: Call) -> None:
+    if not all(pair.is_exact for pair in call.pairs):
+        raise ValueError(
+            f"{call.caller}: KL(q || prior) must have a closed form. Take illia_fn.Normal or a posterior tree."
+        )

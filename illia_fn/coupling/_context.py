@@ -1,0 +1,84 @@
+"""Where an evaluation of the model is, and what it is for: to find the uses of weights, sites of noise, or outputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+
+from illia_fn.coupling._values import Moments, PerExample, Site, View, draw
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one equation does with a weight.
+
+    Attributes:
+        primitive: the name of the operation.
+        reads: how many outputs an element of the leaf reaches at most.
+        positions: for every axis of the leaf, the positions along it that are used.
+        movable: the axes of the leaf whose sign can be moved in front of the operation or behind it.
+        varying: the axes of the leaf along which the weight varies here.
+        draws_output: whether local reparameterisation applies.
+        meets: for an element-wise operation on data, the size of its output; else 0.
+    """
+
+    primitive: str
+    reads: float
+    positions: Mapping[int, Any]
+    movable: frozenset[int]
+    varying: frozenset[int]
+    draws_output: bool
+    meets: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the evaluation is, and what it is for.
+
+    Attributes:
+        path: the place in the jaxpr.
+        noise: the standard normal noise of each site.
+        sites: while planning, filled with the shapes of the noise; zeros then take its place.
+        uses: while probing, filled with the uses of every leaf, by their place.
+        rounds: how many times this jaxpr runs, as far as that is known.
+    """
+
+    path: Site = ()
+    noise: Mapping[Site, jax.Array] = field(default_factory=dict)
+    sites: dict[Site, jax.ShapeDtypeStruct] | None = None
+    uses: dict[tuple[int, Site], Use] | None = None
+    rounds: int = 1
+
+    def at(self, index: int) -> "Context":
+        return replace(self, path=(*self.path, index))
+
+    def draw(self, value: Moments) -> PerExample:
+        if self.sites is None:
+            return draw(value, self.noise[value.site])
+        self.sites[value.site] = jax.ShapeDtypeStruct(value.mean.shape, value.variance.dtype)
+        return PerExample(value.mean)
+
+    def note(self, position: int, view: View, primitive: str, meets: int = 0, **use: Any) -> None:
+        """A use of a weight, which only a probe may find without a strategy for it."""
+        assert self.uses is not None, f"no strategy for a weight in {primitive}"
+        use |= {"positions": view.signs, "varying": frozenset(axis for axis in view.signs if view.spans(axis))}
+        self.uses[view.leaf, (*self.path, position)] = Use(primitive, meets=meets * self.rounds, **use)
+
+
+def concrete(ctx: Context, values: Sequence[Any], primitive: str = "", meets: int = 0) -> list[Any]:
+    """Arrays, or arrays per example, in the place of all other values."""
+
+    def one(position: int, value: Any) -> Any:
+        if isinstance(value, View):
+            none = frozenset()
+            ctx.note(position, value, primitive, reads=value.copies, movable=none, draws_output=False, meets=meets)
+            return value.dense(value.mean)
+        return ctx.draw(value) if isinstance(value, Moments) else value
+
+    return [one(position, value) for position, value in enumerate(values)]
+
+
+def arrays(values: Sequence[Any]) -> list[jax.Array]:
+    """The arrays in concrete values."""
+    return [value.value if isinstance(value, PerExample) else value for value in values]

@@ -1,0 +1,154 @@
+"""Operations that are linear in a weight and meet data: to add one, add a rule to FIRING.
+
+A rule says what flipout and local reparameterisation need to know of one equation. Flipout (Wen et al. 2018,
+https://arxiv.org/abs/1803.04386) needs signs in front of and behind the operation,
+
+    f(x, W) = f(x, mean) + s_out * f(s_in * x, dev),        dev = scale * noise, the same for all examples
+
+which is exact where the sign of an axis can be moved to the data or to the output. Local reparameterisation (Kingma et
+al. 2015, https://arxiv.org/abs/1506.02557) draws the output,
+
+    f(x, W) ~ N(f(x, mean), f(x^2, dev^2)),                 dev = scale
+
+which is exact where each element of W reaches one element of the output.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from illia_fn._numerics import at_least_float32
+from illia_fn.coupling._values import View
+
+Array = jax.Array
+
+
+class Firing(NamedTuple):
+    """One equation as a function of data and of a weight.
+
+    Attributes:
+        apply: (data, weight) -> output, linear in the weight.
+        variance: (data, variance of the weight) -> variance of the output, if no output reads an element twice.
+        data: the other operand.
+        to_data: for the axes of the weight whose sign may be moved to the data, their axis there.
+        to_output: the same for the output.
+        reads: how many outputs an element of the weight reaches at most.
+    """
+
+    apply: Callable[[Any, Array], Array]
+    variance: Callable[[Any, Array], Array]
+    data: Any
+    to_data: Mapping[int, int]
+    to_output: Mapping[int, int]
+    reads: int
+
+
+def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> Firing:
+    """Contracted and free axes, on either side."""
+    data = operands[1 - position]
+    contracted, batch = eqn.params["dimension_numbers"]
+    free = _free_axes(view.shape, contracted[position], batch[position])
+    data_free = _free_axes(jnp.shape(data), contracted[1 - position], batch[1 - position])
+    pairs = zip(
+        [*contracted[position], *batch[position]], [*contracted[1 - position], *batch[1 - position]], strict=True
+    )
+    first = len(batch[0]) + (len(data_free) if position == 1 else 0)  # the output's axes are batch, lhs, rhs
+    to_output = {axis: index for index, axis in enumerate(batch[position])}
+    to_output |= {axis: first + index for index, axis in enumerate(free)}
+    reads = math.prod(jnp.shape(data)[axis] for axis in data_free)
+    return _bilinear(data, position, eqn, dict(pairs), to_output, reads)
+
+
+def _conv_general_dilated(view: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
+    """A kernel's channels; its spatial axes carry no signs."""
+    del view
+    if position != 1 or eqn.params["batch_group_count"] != 1:
+        return None
+    data_spec, (out_channels, in_channels, *_), out_spec = eqn.params["dimension_numbers"]
+    shape = eqn.outvars[0].aval.shape
+    reads = math.prod(size for axis, size in enumerate(shape) if axis != out_spec[1])
+    return _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, reads)
+
+
+def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
+    """Look-ups: whole axes, such as the features of an embedding, carry signs."""
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    if position != 0 or getattr(numbers, "operand_batching_dims", ()):
+        return None
+    kept = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
+    to_output = {a: out for a, out in zip(kept, numbers.offset_dims, strict=True) if sizes[a] == view.shape[a]}
+
+    def apply(indices: Array, w: Array) -> Array:
+        return eqn.primitive.bind(w, indices, **eqn.params)
+
+    reads = math.prod(eqn.outvars[0].aval.shape) // max(1, math.prod(sizes))
+    return Firing(apply, apply, operands[1], {}, to_output, reads)
+
+
+def _bilinear(
+    data: Array, position: int, eqn: Any, to_data: Mapping[int, int], to_output: Mapping[int, int], reads: int
+) -> Firing:
+    def apply(x: Array, w: Array, **params: Any) -> Array:
+        return eqn.primitive.bind(*((x, w) if position == 1 else (w, x)), **{**eqn.params, **params})
+
+    def variance(x: Array, v: Array) -> Array:
+        return apply(jnp.square(at_least_float32(x)).astype(v.dtype), v, preferred_element_type=None)
+
+    return Firing(apply, variance, data, to_data, to_output, reads)
+
+
+def _free_axes(shape: tuple[int, ...], *others: tuple[int, ...]) -> list[int]:
+    taken = {axis for axes in others for axis in axes}
+    return [axis for axis in range(len(shape)) if axis not in taken]
+
+
+FIRING: dict[str, Callable[[View, int, list[Any], Any], Firing | None]] = {
+    "conv_general_dilated": _conv_general_dilated,
+    "dot_general": _dot_general,
+    "gather": _gather,
+}
+
+
+def movable(firing: Firing, view: View) -> set[int]:
+    """The axes of the leaf whose sign may be moved to the data or to the output."""
+    return {axis for axis in view.signs if any(view.spans(axis) <= to.keys() for to in _places(firing))}
+
+
+def flipout(firing: Firing, view: View) -> Array:
+    """f(x, mean) + s_out * f(s_in * x, dev)."""
+    flipped, output = firing.data, firing.apply(firing.data, view.dense(view.mean))
+    behind = []
+    for axis, sign in view.signs.items():
+        if view.spans(axis) <= firing.to_data.keys():
+            flipped = _times(flipped, sign, firing.to_data)
+        else:
+            behind.append(sign)
+    noise = firing.apply(flipped, view.dense(view.dev))
+    for sign in behind:
+        noise = _times(noise, sign, firing.to_output)
+    return output + noise
+
+
+def moments(firing: Firing, view: View) -> tuple[Array, Array]:
+    """f(x, mean) and f(x^2, dev^2)."""
+    mean = firing.apply(firing.data, view.dense(view.mean))
+    return mean, firing.variance(firing.data, jnp.square(view.dense(view.dev, view.dev.dtype)))
+
+
+def _places(firing: Firing) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    return firing.to_data, firing.to_output
+
+
+def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:
+    """x * sign, each axis of the sign that is not of size 1 at its place among the axes of x."""
+    axes = sorted((axis for axis, size in enumerate(sign.shape) if size > 1), key=places.__getitem__)
+    shape = [1] * x.ndim
+    for axis in axes:
+        shape[places[axis]] = sign.shape[axis]
+    sign = sign.squeeze(tuple(axis for axis, size in enumerate(sign.shape) if size == 1))
+    sign = sign.transpose([sum(other < axis for other in axes) for axis in axes]).reshape(shape)
+    groups = [x.shape[axis] // size if size > 1 else 1 for axis, size in enumerate(shape)]  # of a grouped convolution
+    return x * jnp.tile(sign, groups).astype(x.dtype)

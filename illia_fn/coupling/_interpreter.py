@@ -1,0 +1,139 @@
+"""The jaxpr of a model, evaluated on one example, with views in the place of weights."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from illia_fn.coupling._context import Context, arrays, concrete
+from illia_fn.coupling._firing import FIRING, flipout, moments, movable
+from illia_fn.coupling._layout import AFFINE, LAYOUT
+from illia_fn.coupling._recursion import RECURSION
+from illia_fn.coupling._values import Moments, PerExample, View
+
+ELEMENTWISE = {"add", "add_any", "atan2", "div", "max", "min", "mul", "pow", "select_n", "sub"}
+SUMS = {"add", "add_any", "sub"}
+
+
+def evaluate(ctx: Context, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """The outputs of a jaxpr, each an array, `PerExample`, `Moments` or a `View`."""
+    values, count = {}, Counter(atom for eqn in jaxpr.eqns for atom in eqn.invars if not isinstance(atom, Literal))
+    count.update(atom for atom in jaxpr.outvars if not isinstance(atom, Literal))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    def write(variables: Sequence[Any], results: Sequence[Any]) -> None:
+        for variable, value in zip(variables, results, strict=True):
+            # What is read more than once must be the same at each reading.
+            drawn = isinstance(value, Moments) and count[variable] != 1
+            values[variable] = ctx.draw(value) if drawn else value
+
+    write([*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    for index, eqn in enumerate(jaxpr.eqns):
+        with eqn.ctx.manager:
+            write(eqn.outvars, _equation(ctx.at(index), eqn, [read(atom) for atom in eqn.invars]))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
+    """The outputs of one equation: by the first table that has a rule for it."""
+    name = eqn.primitive.name
+    symbolic = [index for index, value in enumerate(operands) if isinstance(value, (View, Moments))]
+    views = [index for index in symbolic if isinstance(operands[index], View)]
+    results = None
+    if views and name in RECURSION:
+        return RECURSION[name](evaluate, ctx, eqn, operands)
+    if len(symbolic) == 1:
+        results = _laid_out(eqn, symbolic[0], operands)
+    if results is None and symbolic and name in SUMS and _meets_data(operands):
+        results = _sum(ctx, eqn, operands)
+    if results is None and len(views) == 1 and name in FIRING:
+        results = _fire(ctx, eqn, views[0], operands)
+    return _bind(ctx, eqn, operands) if results is None else results
+
+
+def _meets_data(operands: Sequence[Any]) -> bool:
+    return any(isinstance(value, (PerExample, Moments)) for value in operands)
+
+
+def _bind(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
+    """The equation as it is."""
+    is_elementwise = _meets_data(operands) and eqn.primitive.name in ELEMENTWISE
+    meets = eqn.outvars[0].aval.size if is_elementwise else 0
+    known = concrete(ctx, operands, eqn.primitive.name, meets)
+    outputs = eqn.primitive.bind(*arrays(known), **eqn.primitive.get_bind_params(eqn.params))
+    outputs = outputs if eqn.primitive.multiple_results else [outputs]
+    return list(map(PerExample, outputs)) if any(isinstance(value, PerExample) for value in known) else list(outputs)
+
+
+def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
+    """A view, or moments, moved or mapped one by one; None if that is not what the equation does."""
+    name, value = eqn.primitive.name, operands[position]
+    others = [operand for index, operand in enumerate(operands) if index != position]
+    if any(isinstance(other, PerExample) for other in others):
+        return None
+    outputs = [variable.aval for variable in eqn.outvars]
+    if name in LAYOUT and position == 0:
+        params = {key: value for key, value in eqn.params.items() if key != "sharding"}
+        if isinstance(value, View):
+            return value.laid_out(lambda x, full: LAYOUT[name](x, full, *others, **params), outputs)
+        if len(outputs) == 1 and outputs[0].size == value.mean.size:  # a copy would be drawn apart from its original
+            mean, variance = (eqn.primitive.bind(x, *others, **eqn.params) for x in (value.mean, value.variance))
+            return [Moments(mean, variance, value.site)]
+    is_affine = name in AFFINE and isinstance(value, View) and jnp.issubdtype(outputs[0].dtype, jnp.floating)
+    if is_affine and not (name == "div" and position == 1):
+        return [value.mapped(AFFINE[name], position, others, outputs[0])]
+    return None
+
+
+def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
+    """A weight meets data in an operation that is linear in it."""
+    name, view = eqn.primitive.name, operands[position]
+    known = arrays(concrete(ctx, [None if index == position else value for index, value in enumerate(operands)]))
+    firing = FIRING[name](view, position, known, eqn)
+    if firing is None:
+        return None
+    firing = firing._replace(data=_fenced(firing.data))
+    if view.strategy == "flipout":
+        return [PerExample(flipout(firing, view))]
+    if view.strategy == "local_reparam":
+        return [Moments(*moments(firing, view), ctx.path)]
+    reads = view.copies * firing.reads
+    ctx.note(position, view, name, reads=reads, movable=frozenset(movable(firing, view)), draws_output=True)
+    return [PerExample(firing.apply(firing.data, view.dense(view.mean)))]
+
+
+def _fenced(x: jax.Array) -> jax.Array:
+    """`x`, with a select that is there in its gradient as well.
+
+    Two gradients add up in the data. In the body of a loop, XLA's CPU backend fuses that sum with the gradient of a
+    max-pooling before it into one call of a library, and gets it wrong (seen with jax 0.10); it does not across this.
+    """
+    return jnp.where(jnp.isnan(x), jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
+    """The law of a sum with independent Gaussians, such as a layer's output and its bias."""
+    output, name = eqn.outvars[0].aval, eqn.primitive.name
+    mean, variance = [], []
+    for position, value in enumerate(operands):
+        if isinstance(value, View) and value.strategy is None:  # probing
+            reads = value.copies * max(1, output.size // math.prod(value.shape))
+            ctx.note(position, value, name, reads=reads, movable=frozenset(), draws_output=True, meets=output.size)
+        if isinstance(value, View):
+            mean.append(value.dense(value.mean))
+            variance.append(jnp.square(value.dense(value.dev, value.dev.dtype)))
+        elif isinstance(value, Moments) and value.mean.size == output.size:
+            mean.append(value.mean)
+            variance.append(value.variance)
+        else:
+            mean += arrays(concrete(ctx, [value]))
+    total = eqn.primitive.bind(*mean, **eqn.params)
+    if ctx.uses is not None or not variance:
+        return [PerExample(total)]
+    return [Moments(total, jnp.broadcast_to(sum(variance[1:], start=variance[0]), total.shape), ctx.path)]

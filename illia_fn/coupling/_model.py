@@ -1,0 +1,106 @@
+"""A model as the jaxpr of one example, and the checks that this is the same model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from illia_fn._trees import PyTree, leaves_with_path
+from illia_fn.posteriors import Posterior, is_posterior
+
+
+class Model(NamedTuple):
+    """apply_fn traced on a batch of one example.
+
+    Attributes:
+        jaxpr: of the weights, one for each posterior node, the leaves of x, and the key if apply_fn takes one.
+        outputs: the structure of what apply_fn returns.
+        paths: of the posterior nodes.
+        nodes: the posterior nodes.
+        batch_size: that of x.
+    """
+
+    jaxpr: Any
+    outputs: Any
+    paths: list[str]
+    nodes: list[Posterior]
+    batch_size: int
+
+
+def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None) -> Model:
+    """The model of one example; refuses one whose outputs for a batch are not those of its examples, stacked."""
+    batch_size = _batch_size(caller, x)
+    leaves, structure = jax.tree.flatten(q, is_leaf=is_posterior)
+    paths = [path for path, leaf in leaves_with_path(q, is_posterior) if is_posterior(leaf)]
+    nodes = [leaf for leaf in leaves if is_posterior(leaf)]
+
+    def apply(weights: Sequence[jax.Array], x: PyTree, *key: jax.Array) -> Any:
+        remaining = iter(weights)
+        tree = structure.unflatten([next(remaining) if is_posterior(leaf) else leaf for leaf in leaves])
+        return apply_fn(tree, x, *key)
+
+    weights = [jax.ShapeDtypeStruct(jnp.shape(node.mean), jnp.result_type(node.mean)) for node in nodes]
+    keys = [] if key is None else [jax.ShapeDtypeStruct(key.shape, key.dtype)]
+
+    def traced(size: int) -> tuple[Any, PyTree]:
+        some = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), x)
+        return jax.make_jaxpr(apply, return_shape=True)(weights, some, *keys)
+
+    whole, expected = traced(batch_size)
+    try:
+        jaxpr, outputs = traced(1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{caller}: apply_fn fails on a batch of one example, which is how a coupling sees the model: "
+            f"{_first_words(error)} {_ADVICE}"
+        ) from error
+    _check_outputs(caller, expected, outputs, batch_size)
+    if key is None and sorted(_random_shapes(whole.jaxpr)) != sorted(_random_shapes(jaxpr.jaxpr)):
+        raise ValueError(
+            f"{caller}: apply_fn draws random numbers for the batch, but takes no key, so that every example would get "
+            "the same ones. Pass needs_key=True and take the key as an argument, apply_fn(params, x, key)."
+        )
+    return Model(jaxpr, jax.tree.structure(outputs), paths, nodes, batch_size)
+
+
+_ADVICE = (
+    "Drop squeeze() and sizes of the batch that are written into the model (reshape(len(x), -1) takes any), keep the "
+    'batch axis first, or pass coupling="shared".'
+)
+
+
+def _batch_size(caller: str, x: PyTree) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    sizes = {shape[0] for shape in shapes if shape}
+    if not shapes or not all(shapes) or len(sizes) != 1 or sizes == {0}:
+        raise ValueError(
+            f"{caller}: the arrays of x must share a leading batch axis of size at least 1, got shapes "
+            f"{', '.join(map(str, shapes)) or 'none'}. What is the same for all examples belongs into apply_fn."
+        )
+    return sizes.pop()
+
+
+def _check_outputs(caller: str, expected: PyTree, outputs: PyTree, batch_size: int) -> None:
+    whole, one = ([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (expected, outputs))
+    stacked = [((batch_size, *shape[1:]), dtype) for shape, dtype in one if shape[:1] == (1,)]
+    if stacked != whole or jax.tree.structure(expected) != jax.tree.structure(outputs):
+        shapes = [", ".join(str(shape) for shape, _ in leaves) or "none" for leaves in (whole, one)]
+        raise ValueError(
+            f"{caller}: a coupling needs outputs whose first axis is the batch, but apply_fn returns {shapes[0]} for a "
+            f"batch of {batch_size} and {shapes[1]} for a batch of 1. {_ADVICE}"
+        )
+
+
+def _random_shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"):
+            yield tuple(map(int, eqn.outvars[0].aval.shape))
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _random_shapes(inner)
+
+
+def _first_words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:160]} ..."

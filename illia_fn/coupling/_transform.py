@@ -1,0 +1,163 @@
+"""From a plan to outputs: the transform, and the Monte Carlo mean that the objectives take."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from illia_fn._accumulate import sum_over_chunks
+from illia_fn._checks import check_callable, check_key, describe
+from illia_fn._trees import PyTree
+from illia_fn.coupling._context import Context
+from illia_fn.coupling._model import Model, trace
+from illia_fn.coupling._noise import Noise
+from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
+
+ChunkSize = int | Literal["auto"] | None
+
+
+class Coupled(NamedTuple):
+    """A model with a plan for the noise of its weights."""
+
+    model: Model
+    plan: Plan
+
+    @staticmethod
+    def of(
+        caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None, coupling: Coupling
+    ) -> "Coupled":
+        """Traces and plans; `key` is one that apply_fn would take, or None."""
+        check_callable(caller, "apply_fn", apply_fn)
+        check_coupling(caller, coupling)
+        model = trace(caller, apply_fn, q, x, key)
+        return Coupled(model, make_plan(model, coupling))
+
+    def noise(self, key: jax.Array, num_samples: int) -> Noise:
+        """Noise of all samples and examples."""
+        return self.plan.noise.draw(key, (num_samples, self.model.batch_size))
+
+    def outputs(self, noise: Noise, num_samples: int, x: PyTree, *keys: jax.Array) -> PyTree:
+        """Outputs of all samples and examples, (S, B, ...), from keys (S, B) if apply_fn takes one.
+
+        The weights are the same for all that is mapped over here, so that what the samples share is computed once, and
+        no convolution becomes a grouped one.
+        """
+
+        def example(parts: tuple[Any, ...], x: list[jax.Array], *key: jax.Array) -> list[jax.Array]:
+            noise, one = Noise(*parts), [leaf[None] for leaf in x]
+            values = weights(self.model.nodes, self.plan.leaves, noise)
+            return [output[0] for output in outputs(Context(noise=noise.sites), self.model, values, [*one, *key])]
+
+        noise_axes, keys_axes = (None, 0, 0, 0), [0] * len(keys)
+        batch = jax.vmap(example, (noise_axes, 0, *keys_axes))
+        samples = jax.vmap(batch, (noise_axes, None, *keys_axes), axis_size=num_samples)
+        return self.model.outputs.unflatten(samples(tuple(noise), jax.tree.leaves(x), *keys))
+
+
+def check_coupling(caller: str, coupling: Any) -> None:
+    """One of the couplings."""
+    if coupling not in get_args(Coupling):
+        raise ValueError(
+            f"{caller}: coupling must be one of {', '.join(get_args(Coupling))}, got {describe(coupling)}."
+        )
+
+
+def decorrelate(
+    apply_fn: Callable[..., Any], *, coupling: Coupling = "decorrelated", needs_key: bool = False
+) -> Callable[[PyTree, PyTree, jax.Array], PyTree]:
+    """The model with noise of its own for every example: f(q, x, key) -> outputs.
+
+    Output i has the law of apply_fn(w, x_i) with w ~ q, in all its entries jointly, as it has with one w for the batch;
+    but the outputs of different examples are uncorrelated given x, or nearly so, where one w moves them together. So a
+    mean over the batch, and its gradient, has the same expectation and a lower variance. No layer changes: `apply_fn`
+    is traced on a batch of one example and evaluated with the noise that suits each leaf of q (see `explain_coupling`):
+
+    - local_reparam, the output is drawn in the place of the weights, y ~ N(x mean, x^2 scale^2): Kingma et al. 2015,
+      https://arxiv.org/abs/1506.02557; where each element of the leaf reaches one output of an example.
+    - flipout, W_i = mean + scale * noise * signs_i with one noise for the batch: Wen et al. 2018,
+      https://arxiv.org/abs/1803.04386; where W is used linearly, however often.
+    - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
+    - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are no `Gaussian`.
+
+    There is no single network behind the outputs of a batch: joint predictions, and bounds that need one w, need
+    coupling="shared". Examples must not interact, as under batch normalisation in training mode: a model
+    that is traced on one example hides that (see `check_separable`).
+
+    Args:
+        apply_fn: the model, apply_fn(params, x) -> outputs, with a leading batch axis throughout; with
+            `needs_key=True`, apply_fn(params, x, key), with a key of its own for each example.
+        coupling: "decorrelated" takes for each leaf the first strategy above that is exact; "flipout" does without
+            local_reparam; "local_reparam" has it for every leaf that is used linearly, which is APPROXIMATE where an
+            element reaches more than one output of an example; "shared" is one draw for all leaves.
+        needs_key: whether apply_fn takes a key.
+
+    Returns:
+        f(q, x, key) of a posterior tree, a pytree of arrays with a leading axis of size B, and a PRNG key.
+
+    Raises:
+        ValueError: for an unknown coupling; when called, for outputs without a leading batch axis, a batch size that is
+            written into the model, or random numbers that would be the same for all examples.
+        TypeError: if `key` is not a PRNG key.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.zeros((3, 2))}, scale=0.1)
+    >>> f = decorrelate(lambda w, x: x @ w["w"])
+    >>> outputs = f(q, jnp.ones((1000, 3)), jax.random.key(0))  # of variance 3 * 0.1^2
+    >>> print(outputs.shape, outputs.std().round(2))
+    (1000, 2) 0.17
+    """
+    check_callable("decorrelate", "apply_fn", apply_fn)
+    check_coupling("decorrelate", coupling)
+
+    def coupled(q: PyTree, x: PyTree, key: jax.Array) -> PyTree:
+        check_key("decorrelate", key)
+        noise_key, apply_key = jax.random.split(key)
+        it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
+        keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
+        return jax.tree.map(lambda leaf: leaf[0], it.outputs(it.noise(noise_key, 1), 1, x, *keys))
+
+    return coupled
+
+
+def _interleave(*sides: jax.Array) -> jax.Array:
+    return jnp.stack(sides, axis=1).reshape(-1, *sides[0].shape[1:])
+
+
+def coupled_expectation(
+    caller: str,
+    f: Callable[[PyTree], tuple[jax.Array, PyTree]],
+    apply_fn: Callable[..., Any],
+    q: PyTree,
+    x: PyTree,
+    key: jax.Array,
+    num_samples: int,
+    *,
+    coupling: Coupling,
+    chunk_size: ChunkSize,
+    antithetic: bool,
+    needs_key: bool,
+) -> tuple[jax.Array, PyTree]:
+    """(1 / S) sum_s value_s and all aux, of f(outputs of s) -> (value, aux): `expectation` without one w for the batch.
+
+    A chunk of samples is one large batch. "auto" is one chunk for all of them; but if leaves have noise that all
+    examples share (shared, flipout), one for each, as that noise would otherwise not average out over the samples.
+    """
+    it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
+    if chunk_size == "auto":
+        chunk_size = 1 if it.plan.noise.leaves else None
+
+    def chunk_sum(keys: jax.Array) -> tuple[jax.Array, PyTree]:
+        noise_key, apply_key = jax.random.split(keys[0])
+        noise = it.noise(noise_key, len(keys))
+        sides = []
+        for number, side in enumerate([noise, noise.mirrored()] if antithetic else [noise]):
+            side_key = jax.random.fold_in(apply_key, number)
+            apply_keys = [jax.random.split(side_key, (len(keys), it.model.batch_size))] * needs_key
+            sides.append(jax.vmap(f)(it.outputs(side, len(keys), x, *apply_keys)))
+        values, aux = zip(*sides, strict=True)
+        return jnp.sum(jnp.stack(values)), jax.tree.map(_interleave, *aux)
+
+    keys = jax.random.split(key, num_samples // 2 if antithetic else num_samples)
+    total, aux = sum_over_chunks(chunk_sum, keys, chunk_size)
+    return total / num_samples, aux

@@ -1,0 +1,272 @@
+"""Models that use their weights in every way that a coupling must understand: name -> Case."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+BATCH = 3
+KEY = jax.random.key(0)
+
+
+class Case(NamedTuple):
+    """A model, and the leaves that no coupling moves from one shared draw."""
+
+    apply_fn: Callable[..., Any]
+    params: Any
+    x: Any
+    shared: tuple[str, ...] = ()
+
+
+def array(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def params(**shapes: tuple[int, ...]) -> dict[str, jax.Array]:
+    return {name: array(*shape, seed=seed) * 0.5 for seed, (name, shape) in enumerate(shapes.items())}
+
+
+def plain(apply_fn: Callable[..., Any], x: Any, shared: tuple[str, ...] = (), **shapes: tuple[int, ...]) -> Callable:
+    return lambda: Case(apply_fn, params(**shapes), x, tuple(f"['{name}']" for name in shared))
+
+
+def conv(x, kernel, spec="NHWC HWIO NHWC", strides=(1, 1), padding="SAME", **options):
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=tuple(spec.split()), **options)
+
+
+VECTOR, TOKENS, SEQUENCE, IMAGE = (
+    array(BATCH, 4),
+    jnp.arange(3 * BATCH).reshape(BATCH, 3),
+    array(BATCH, 3, 4),
+    array(BATCH, 6, 6, 4),
+)
+
+
+def mlp(w, x):
+    return jnp.tanh(x @ w["a"] + w["b"]) @ w["c"]
+
+
+def split_attention(w, x):
+    q, k, v = jnp.split(w["qkv"], 3, axis=1)
+    scores = jnp.einsum("btf,bsf->bts", x @ q, x @ k)
+    return jax.nn.softmax(scores) @ (x @ v)
+
+
+def head_attention(w, x):
+    q, k, v = (jnp.einsum("btf,fhd->bhtd", x, w[name]) for name in ("q", "k", "v"))
+    weights = jax.nn.softmax(jnp.einsum("bhtd,bhsd->bhts", q, k))
+    return jnp.einsum("bhts,bhsd,hdf->btf", weights, v, w["o"])
+
+
+def tied_embedding(w, tokens):
+    return w["embed"][tokens].mean(axis=1) @ w["embed"].T
+
+
+def rnn(w, x):
+    def step(h, x):
+        h = jnp.tanh(x @ w["in"] + h @ w["h"] + w["b"])
+        return h, h
+
+    return jax.lax.scan(step, jnp.zeros((len(x), 5)), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def scanned_layers(w, x):
+    return jax.lax.scan(lambda h, layer: (jnp.tanh(h @ layer["w"] + layer["b"]), None), x, w)[0]
+
+
+def looped_layers(w, x):
+    return jax.lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ w["w"][i] + h), x)
+
+
+def sum_of_rounds(w, x):
+    return jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.tanh(s[1] @ w["w"])), (0, x))[1]
+
+
+def branches(w, x):
+    return jax.lax.cond(x.sum() > 0, lambda: jnp.sin(x @ w["w"]), lambda: 2.0 * x @ w["w"] + w["b"])
+
+
+def energy_gradient(w, x):
+    return jax.grad(lambda x: jnp.sum(jnp.tanh(x @ w["a"]) @ w["c"]))(x)
+
+
+@jax.custom_vjp
+def doubled(w):
+    return 2.0 * w
+
+
+doubled.defvjp(lambda w: (2.0 * w, None), lambda _, g: (2.0 * g,))
+
+
+def heads(w, x):
+    h = jnp.tanh(x @ w["a"])
+    return {"loc": h @ w["loc"], "rho": (h @ w["rho"])[:, 0] + w["noise"]}
+
+
+def masked(w, x):
+    mask = jnp.tril(jnp.ones((4, 4)))
+    return x @ (w["a"] * mask / 2.0) + (1.0 + w["scale"]) * x - x @ (-w["a"]).astype(jnp.float32)
+
+
+def pieces(w, x):
+    kernel = w["a"][::-1, 1:5].reshape(4, 2, 2)[:, None, :, ::-1]
+    return jnp.einsum("bf,fahd->bahd", x, kernel) + jax.lax.stop_gradient(w["a"][0, 0])
+
+
+def remat_block(w, x):
+    return jax.checkpoint(lambda x: jnp.tanh(x @ w["a"] + w["b"]))(x) @ w["c"]
+
+
+def norm(w, x):
+    x = (x - x.mean(axis=-1, keepdims=True)) / (x.std(axis=-1, keepdims=True) + 0.1)
+    return x * w["scale"] + w["bias"]
+
+
+def transformer(w, tokens):
+    x = w["embed"][tokens] + w["position"]
+    x = x + split_attention(w, norm(w, x))
+    return jax.nn.gelu(x @ w["up"]) @ w["down"]
+
+
+def concatenated(w, x):
+    return x @ jnp.concatenate([w["a"], w["b"]], axis=1)
+
+
+PLAIN = {
+    "mlp": plain(mlp, VECTOR, a=(4, 5), b=(5,), c=(5, 2)),
+    "mlp under jit": plain(jax.jit(mlp), VECTOR, a=(4, 5), b=(5,), c=(5, 2)),
+    "dense on a sequence": plain(lambda w, x: x @ w["a"] + w["b"], SEQUENCE, a=(4, 5), b=(5,)),
+    "transposed weights": plain(lambda w, x: jnp.tanh(x @ w["a"].T) @ w["a"], VECTOR, a=(5, 4)),
+    "weights on the left": plain(lambda w, x: jax.vmap(lambda x: w["a"] @ x + w["b"])(x), VECTOR, a=(5, 4), b=(5,)),
+    "weights with a batch axis": plain(lambda w, x: jnp.einsum("bhf,hfg->bhg", x, w["a"]), SEQUENCE, a=(3, 4, 5)),
+    "split attention": plain(split_attention, SEQUENCE, qkv=(4, 12)),
+    "attention of heads": plain(head_attention, SEQUENCE, q=(4, 2, 3), k=(4, 2, 3), v=(4, 2, 3), o=(2, 3, 4)),
+    "transformer": plain(
+        transformer, TOKENS, embed=(9, 4), position=(3, 4), qkv=(4, 12), scale=(4,), bias=(4,), up=(4, 6), down=(6, 4)
+    ),
+    "tied embedding": plain(tied_embedding, TOKENS, embed=(9, 4)),
+    "one token": plain(lambda w, t: w["embed"][t] @ w["a"], TOKENS[:, 0], embed=(9, 4), a=(4, 2)),
+    "convolution, strided": plain(lambda w, x: conv(x, w["k"], strides=(2, 1)) + w["b"], IMAGE, k=(3, 3, 4, 5), b=(5,)),
+    "convolution, dilated": plain(lambda w, x: conv(x, w["k"], rhs_dilation=(2, 2)), IMAGE, k=(2, 2, 4, 5)),
+    "convolution, channels first": plain(
+        lambda w, x: conv(x, w["k"], "NCHW OIHW NCHW", padding="VALID"), IMAGE.swapaxes(1, 3), k=(5, 4, 3, 3)
+    ),
+    "convolution, grouped": plain(lambda w, x: conv(x, w["k"], feature_group_count=2), IMAGE, k=(3, 3, 2, 6)),
+    "convolution, depthwise": plain(lambda w, x: conv(x, w["k"], feature_group_count=4), IMAGE, k=(3, 3, 1, 8)),
+    "convolution, transposed": plain(
+        lambda w, x: jax.lax.conv_transpose(x, w["k"], (2, 2), "SAME", transpose_kernel=True), IMAGE, k=(3, 3, 5, 4)
+    ),
+    "convolution, one dimension": plain(lambda w, x: conv(x, w["k"], "NWC WIO NWC", (1,)), SEQUENCE, k=(2, 4, 5)),
+    "rnn": plain(rnn, SEQUENCE, **{"in": (4, 5), "h": (5, 5), "b": (5,)}),
+    "scanned layers": plain(scanned_layers, VECTOR, w=(3, 4, 4), b=(3, 4)),
+    "layers by index": plain(looped_layers, VECTOR, ("w",), w=(3, 4, 4)),
+    "while": plain(sum_of_rounds, VECTOR, w=(4, 4)),
+    "cond": plain(branches, VECTOR, w=(4, 5), b=(5,)),
+    "remat": plain(remat_block, VECTOR, a=(4, 5), b=(5,), c=(5, 2)),
+    "gradient inside": plain(energy_gradient, VECTOR, a=(4, 5), c=(5, 2)),
+    "outputs in a dict": plain(heads, VECTOR, a=(4, 5), loc=(5, 2), rho=(5, 1), noise=()),
+    "inputs in a dict": plain(
+        lambda w, x: x["a"] @ w["a"] + x["b"].mean(axis=1) @ w["b"], {"a": VECTOR, "b": SEQUENCE}, a=(4, 2), b=(4, 2)
+    ),
+    "masked and scaled": plain(masked, VECTOR, a=(4, 4), scale=(4,)),
+    "slices": plain(pieces, VECTOR, ("a",), a=(4, 6)),
+    "norm": plain(norm, SEQUENCE, scale=(4,), bias=(4,)),
+    "weight norm": plain(lambda w, x: x @ (w["a"] / jnp.linalg.norm(w["a"])), VECTOR, ("a",), a=(4, 5)),
+    "custom vjp": plain(lambda w, x: x @ doubled(w["a"]), VECTOR, ("a",), a=(4, 5)),
+    "product of weights": plain(lambda w, x: x @ (w["a"] @ w["b"]), VECTOR, ("a", "b"), a=(4, 2), b=(2, 5)),
+    "concatenated weights": plain(concatenated, VECTOR, ("a", "b"), a=(4, 2), b=(4, 3)),
+    "temperature": plain(lambda w, x: x @ w["a"] / jnp.exp(w["tau"]), VECTOR, a=(4, 2), tau=()),
+    "not used": plain(lambda w, x: x @ w["a"], VECTOR, ("b",), a=(4, 2), b=(2,)),
+}
+
+
+def linen(model: nn.Module, x: Any, *more: Any, shared: tuple[str, ...] = ()) -> Callable:
+    def build():
+        variables = model.init(KEY, x[:1], *[y[:1] for y in more])
+        return Case(lambda params, x: model.apply({"params": params}, x, *more), variables["params"], x, shared)
+
+    return build
+
+
+def of_nnx(make: Callable[[nnx.Rngs], Any], x: Any, call: Callable = lambda model, x: model(x)) -> Callable:
+    def build():
+        graphdef, params, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+        return Case(lambda params, x: call(nnx.merge(graphdef, params, rest, copy=True), x), params, x)
+
+    return build
+
+
+def of_equinox(make: Callable[[jax.Array], Any], x: Any, call: Callable = lambda model, x: model(x)) -> Callable:
+    def build():
+        params, static = eqx.partition(make(KEY), eqx.is_inexact_array)
+        return Case(lambda params, x: jax.vmap(lambda x: call(eqx.combine(params, static), x))(x), params, x)
+
+    return build
+
+
+def of_haiku(f: Callable[[Any], Any], x: Any, shared: tuple[str, ...] = ()) -> Callable:
+    def build():
+        model = hk.without_apply_rng(hk.transform(f))
+        return Case(model.apply, model.init(KEY, x[:1]), x, shared)
+
+    return build
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        return x + nn.Dense(4)(nn.gelu(nn.Dense(6)(nn.LayerNorm()(x)))), None
+
+
+class ScannedBlocks(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.scan(nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()(x)[0]
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(num_heads=2)(nn.Embed(9, 4)(x))
+
+
+def unrolled(cell, x):
+    return hk.dynamic_unroll(cell, x, cell.initial_state(len(x)), time_major=False)[0]
+
+
+def scanned_cell(cell, x):
+    return jax.lax.scan(lambda h, x: (cell(x, h), None), jnp.zeros(5), x)[0]
+
+
+FRAMEWORKS = {
+    "linen mlp": linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(2)]), VECTOR),
+    "linen cnn": linen(nn.Sequential([nn.Conv(5, (3, 3), strides=2), nn.relu, nn.ConvTranspose(2, (3, 3))]), IMAGE),
+    "linen attention": linen(Attention(), TOKENS),
+    "linen gru": linen(nn.RNN(nn.GRUCell(5)), SEQUENCE),
+    "linen lstm": linen(nn.RNN(nn.LSTMCell(5)), SEQUENCE),
+    "linen conv lstm": linen(nn.RNN(nn.ConvLSTMCell(2, (3, 3))), array(BATCH, 2, 4, 4, 1)),
+    "linen scanned blocks": linen(ScannedBlocks(), SEQUENCE),
+    "nnx mlp": of_nnx(lambda r: nnx.Sequential(nnx.Linear(4, 5, rngs=r), nnx.relu, nnx.Linear(5, 2, rngs=r)), VECTOR),
+    "nnx conv": of_nnx(lambda r: nnx.Conv(4, 6, (3, 3), feature_group_count=2, rngs=r), IMAGE),
+    "nnx attention": of_nnx(lambda r: nnx.MultiHeadAttention(2, 4, decode=False, rngs=r), SEQUENCE),
+    "equinox mlp": of_equinox(lambda key: eqx.nn.MLP(4, 2, 5, 1, key=key), VECTOR),
+    "equinox conv": of_equinox(lambda key: eqx.nn.Conv2d(4, 5, 3, key=key), IMAGE.swapaxes(1, 3)),
+    "equinox gru": of_equinox(lambda key: eqx.nn.GRUCell(4, 5, key=key), SEQUENCE, scanned_cell),
+    "equinox attention": of_equinox(
+        lambda key: eqx.nn.MultiheadAttention(2, 4, key=key), SEQUENCE, lambda model, x: model(x, x, x)
+    ),
+    "haiku mlp": of_haiku(lambda x: hk.nets.MLP([5, 2])(x), VECTOR),
+    "haiku conv": of_haiku(lambda x: hk.Conv2D(5, 3, stride=2)(x), IMAGE),
+    "haiku lstm": of_haiku(lambda x: unrolled(hk.LSTM(5), x), SEQUENCE),
+    "haiku attention": of_haiku(
+        lambda x: hk.MultiHeadAttention(2, 3, w_init=hk.initializers.RandomNormal())(x, x, x), SEQUENCE
+    ),
+}
+
+CASES = PLAIN | FRAMEWORKS

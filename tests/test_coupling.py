@@ -1,0 +1,319 @@
+"""Couplings, exactly: the output for an example is that of the network which its noise makes, run on it alone."""
+
+from functools import partial
+
+import coupling_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from coupling_cases import BATCH, CASES, KEY
+
+import illia_fn
+from illia_fn import explain_coupling, mean_field
+from illia_fn.coupling._transform import Coupled
+
+
+def networks(it, q, noise):
+    """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
+
+    def of_leaf(index, leaf, node):
+        if leaf.strategy == "per_example":
+            own = noise.examples[index][0]
+        else:
+            own = jnp.broadcast_to(noise.leaves[index], (it.model.batch_size, *leaf.shape))
+        for axis, signs in noise.signs.get(index, {}).items():
+            own = own * signs[0].reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
+        return jax.vmap(node.reparameterise())(own)
+
+    leaves, structure = jax.tree.flatten(q, is_leaf=illia_fn.is_posterior)
+    draws = iter([of_leaf(i, *pair) for i, pair in enumerate(zip(it.plan.leaves, it.model.nodes, strict=True))])
+    return structure.unflatten([next(draws) if illia_fn.is_posterior(leaf) else leaf for leaf in leaves])
+
+
+def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
+    """The outputs of a coupling, and those of each network on its example, alone."""
+    coupled = []
+
+    @jax.jit
+    def run(q, x, key):
+        it = Coupled.of("test", apply_fn, q, x, None, coupling)
+        coupled.append(it)
+        noise = it.noise(key, 1)
+        alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
+        return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
+
+    outputs, reference = run(q, x, key)
+    return coupled[0], outputs, reference
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_are_those_of_the_networks(name):
+    apply_fn, params, x, shared = CASES[name]()
+    q = mean_field(params, scale=0.3)
+    it, outputs, reference = outputs_and_reference(apply_fn, q, x, "flipout")
+    assert {leaf.path for leaf in it.plan.leaves if leaf.strategy == "shared"} == set(shared), it.plan.leaves
+    for output, expected in zip(jax.tree.leaves(outputs), jax.tree.leaves(reference), strict=True):
+        assert output.shape[:2] == (1, BATCH)
+        np.testing.assert_allclose(output, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("batch_size", [16, 128, 512])
+def test_under_jit_and_without(batch_size):
+    """XLA on CPU has miscompiled the signs of a convolution at 512 lanes."""
+    apply_fn, params, _, _ = CASES["convolution, strided"]()
+    q, x = mean_field(params, scale=0.3), coupling_cases.array(batch_size, 6, 6, 4)
+    f = illia_fn.decorrelate(apply_fn)
+    np.testing.assert_allclose(f(q, x, KEY), jax.jit(f)(q, x, KEY), rtol=2e-5, atol=2e-5)
+
+
+def strategies(apply_fn, q, x, **options):
+    return {leaf.path.strip("[]'"): leaf.strategy for leaf in explain_coupling(apply_fn, q, x, **options).leaves}
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mlp", {"a": "local_reparam", "b": "local_reparam", "c": "local_reparam"}),
+        ("dense on a sequence", {"a": "flipout", "b": "per_example"}),
+        ("one token", {"embed": "local_reparam", "a": "local_reparam"}),
+        ("tied embedding", {"embed": "flipout"}),
+        ("transposed weights", {"a": "flipout"}),
+        ("scanned layers", {"w": "local_reparam", "b": "local_reparam"}),
+        ("rnn", {"in": "flipout", "h": "flipout", "b": "per_example"}),
+        ("while", {"w": "flipout"}),
+        (
+            "outputs in a dict",
+            {"a": "local_reparam", "loc": "local_reparam", "rho": "local_reparam", "noise": "local_reparam"},
+        ),
+        ("weight norm", {"a": "shared"}),
+        ("temperature", {"a": "local_reparam", "tau": "per_example"}),
+    ],
+)
+def test_the_plan(name, expected):
+    apply_fn, params, x, _ = CASES[name]()
+    assert strategies(apply_fn, mean_field(params, scale=0.3), x) == expected
+
+
+def test_pieces_of_a_weight_that_do_not_overlap_count_apart():
+    def halves(w, x):
+        a, b = jnp.split(w["a"], 2, axis=1)
+        return jnp.tanh(x @ a) + jnp.sin(x @ b)
+
+    def overlapping(w, x):
+        return jnp.tanh(x @ w["a"][:, :4]) + jnp.sin(x @ w["a"][:, 2:])
+
+    q = mean_field({"a": jnp.ones((4, 6))}, scale=0.1)
+    assert strategies(halves, q, coupling_cases.VECTOR) == {"a": "local_reparam"}
+    assert strategies(lambda w, x: overlapping(w, x), q, coupling_cases.VECTOR) == {"a": "flipout"}
+
+
+class Laplace(illia_fn.Gaussian):
+    """A posterior of another kind, of which nothing is known but how to draw."""
+
+
+def test_other_posteriors_are_shared_and_an_explanation_prints():
+    jax.tree_util.register_dataclass(Laplace, ["loc", "rho"], [])
+    q = {"a": Laplace(jnp.ones((4, 2)), jnp.zeros((4, 2))), "b": mean_field(jnp.ones((2, 3)), scale=0.1)}
+    explanation = explain_coupling(lambda w, x: x @ w["a"] @ w["b"], q, coupling_cases.VECTOR)
+    assert [leaf.strategy for leaf in explanation.leaves] == ["shared", "local_reparam"]
+    lines = str(explanation).splitlines()
+    assert len(lines) == 4
+    assert lines[2] == "['a'] | (4, 2) | shared        | a Laplace posterior, not a diagonal Gaussian"
+
+
+LINEAR = {"w": mean_field(jnp.ones((4, 2)), scale=0.5)}
+Y = jnp.array([0, 1, 1])
+
+
+def linear(w, x):
+    return x @ w["w"]
+
+
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
+@pytest.mark.parametrize("chunk_size", ["auto", 1])
+def test_antithetic_samples_mirror_each_other(coupling, chunk_size):
+    """What is odd in the noise cancels: the mean squared error of a pair of linear outputs has no linear term."""
+
+    @partial(jax.jit, static_argnames="antithetic")
+    def loss(antithetic):
+        targets = jnp.full((3, 2), 100.0)  # the linear term is all there is to see
+        return illia_fn.elbo_loss(
+            linear,
+            LINEAR,
+            coupling_cases.VECTOR,
+            targets,
+            KEY,
+            4,
+            num_data=3,
+            kl_weight=0.0,
+            coupling=coupling,
+            chunk_size=chunk_size,
+            antithetic=antithetic,
+        )
+
+    mean = illia_fn.gaussian_nll(linear(illia_fn.mean(LINEAR), coupling_cases.VECTOR), jnp.full((3, 2), 100.0))
+    exact = float(mean.mean())
+    assert abs(loss(antithetic=True) - exact) < 5 < abs(loss(antithetic=False) - exact)
+
+
+def test_no_variance_no_nan():
+    """The standard deviation of an output of zero variance has a gradient of 0, not 0 / 0."""
+    f = illia_fn.decorrelate(linear)
+    grads = jax.jit(jax.grad(lambda q, x: jnp.sum(f(q, x, KEY)), (0, 1)))(LINEAR, jnp.zeros((3, 4)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_has_variances_in_float32(dtype):
+    q = jax.tree.map(lambda leaf: leaf.astype(dtype), LINEAR)
+    x = jnp.full((512, 4), 300.0, dtype)  # whose square is no float16
+    outputs = illia_fn.decorrelate(linear)(q, x, KEY)
+    assert outputs.dtype == dtype
+    np.testing.assert_allclose(outputs.astype(jnp.float32).std(), 2 * 300 * 0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint])
+def test_under_vmap_over_keys(wrap):
+    def loss(q, key):
+        return illia_fn.elbo_loss(linear, q, coupling_cases.VECTOR, Y, key, 2, num_data=3, coupling="decorrelated")
+
+    keys = jax.random.split(KEY, 2)
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(wrap(loss)), (None, 0)))(LINEAR, keys)
+    value, grad = jax.jit(jax.value_and_grad(loss))(LINEAR, keys[1])
+    np.testing.assert_allclose(values[1], value, rtol=1e-5)
+    np.testing.assert_allclose(grads["w"].rho[1], grad["w"].rho, rtol=1e-4, atol=1e-6)
+
+
+def test_a_jitted_step_is_traced_once():
+    traces = []
+
+    def apply_fn(w, x):
+        traces.append(x.shape)
+        return linear(w, x)
+
+    step = jax.jit(jax.grad(partial(illia_fn.elbo_loss, apply_fn, num_samples=4, num_data=3, coupling="decorrelated")))
+    q = step(LINEAR, coupling_cases.VECTOR, Y, KEY)
+    count = len(traces)
+    step(q, coupling_cases.VECTOR, Y, jax.random.key(1))
+    assert len(traces) == count == 2  # of the batch, and of one example
+
+
+@pytest.mark.promotes
+def test_a_gradient_in_a_loop_is_that_outside():
+    """XLA on CPU has fused the gradient of a max-pooling with the two that reach its output, wrongly."""
+
+    def apply_fn(w, x):
+        for name in ("a", "b"):
+            x = jax.nn.relu(coupling_cases.conv(x, w[name]["kernel"]) + w[name]["bias"])
+            x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max(axis=(2, 4))
+        return x.reshape(len(x), -1) @ w["c"]["kernel"] + w["c"]["bias"]
+
+    shapes = {"a": (3, 3, 1, 16), "b": (3, 3, 16, 32), "c": (1568, 64)}
+    layers = {
+        name: {"kernel": coupling_cases.array(*shape), "bias": jnp.zeros(shape[-1])} for name, shape in shapes.items()
+    }
+    q = mean_field(jax.tree.map(lambda leaf: 0.1 * leaf, layers), scale=0.05)
+    x = jnp.abs(coupling_cases.array(16, 28, 28, 1))
+    f = illia_fn.decorrelate(apply_fn)
+    keys = jax.random.split(KEY, 2)
+    grad = jax.grad(lambda q, key: jnp.mean(jnp.square(f(q, x, key))))
+    looped = jax.jit(partial(jax.lax.map, partial(grad, q)))(keys)
+    for leaf, expected in zip(jax.tree.leaves(looped), jax.tree.leaves(jax.jit(grad)(q, keys[1])), strict=True):
+        np.testing.assert_allclose(leaf[1], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_every_example_has_a_key_of_its_own():
+    def apply_fn(w, x, key):
+        return x @ w["w"] + jax.random.normal(key, (len(x), 2))
+
+    q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-6)}
+    outputs = illia_fn.decorrelate(apply_fn, needs_key=True)(q, jnp.ones((3, 4)), KEY)
+    assert len(np.unique(np.round(outputs, 3))) == 6
+    value = illia_fn.elbo_loss(
+        apply_fn, q, jnp.ones((3, 4)), Y, KEY, 2, num_data=3, needs_key=True, coupling="decorrelated"
+    )
+    assert np.isfinite(value)
+
+
+def test_padding_does_not_count():
+    def loss(x, y, weights):
+        return illia_fn.elbo_loss(linear, LINEAR, x, y, KEY, 2, num_data=3, weights=weights, coupling="decorrelated")
+
+    x = coupling_cases.VECTOR
+    weights = jnp.array([1.0, 1.0, 0.0])
+    changed = loss(x.at[2].set(5.0), Y.at[2].set(-1), weights)
+    np.testing.assert_allclose(loss(x, Y, weights), changed, rtol=1e-6)
+
+
+def test_examples_that_interact_are_refused():
+    def normalised(w, x):
+        h = x @ w["w"]
+        return (h - h.mean(axis=0)[None]) / h.std(axis=0)[None]
+
+    x = coupling_cases.VECTOR
+    illia_fn.check_separable(linear, LINEAR, x)
+    with pytest.raises(ValueError, match=r"check_separable: the examples interact: the output of example \d is off by"):
+        illia_fn.check_separable(normalised, LINEAR, x)
+    with pytest.raises(ValueError, match="Its first axis must be the batch"):
+        illia_fn.check_separable(lambda w, x: x.sum(axis=0) @ w["w"], LINEAR, x)
+    with pytest.raises(ValueError, match="size at least 2"):
+        illia_fn.check_separable(linear, LINEAR, x[:1])
+
+
+def elbo(apply_fn=linear, **options):
+    options = {"num_data": 3, "coupling": "decorrelated"} | options
+    return lambda: illia_fn.elbo_loss(apply_fn, LINEAR, coupling_cases.VECTOR, Y, KEY, 2, **options)
+
+
+def with_closed_over_key(w, x):
+    return linear(w, x * jax.random.bernoulli(KEY, 0.5, x.shape).astype(x.dtype))
+
+
+ERRORS = {
+    "scalar output": (
+        elbo(lambda w, x: jnp.sum(x @ w["w"])),
+        r"elbo_loss: .*first axis is the batch.* returns \(\) for",
+    ),
+    "squeeze": (
+        elbo(lambda w, x: jnp.squeeze(x @ w["w"])),
+        r"returns \(3, 2\) for a batch of 3 and \(2,\) for a batch of 1.*squeeze",
+    ),
+    "batch last": (elbo(lambda w, x: (x @ w["w"]).T), r"returns \(2, 3\)"),
+    "a batch size in the model": (
+        elbo(lambda w, x: x.reshape(3, 4) @ w["w"]),
+        "elbo_loss: apply_fn fails on a batch of one example.*len",
+    ),
+    "a key that is closed over": (
+        elbo(with_closed_over_key),
+        "elbo_loss: apply_fn draws random numbers for the batch.*needs_key=True",
+    ),
+    "unknown coupling": (
+        elbo(coupling="flip"),
+        "elbo_loss: coupling must be one of shared, decorrelated, .*got 'flip'",
+    ),
+    "aux": (elbo(lambda w, x: (linear(w, x), 0), has_aux=True), 'elbo_loss: has_aux=True needs coupling="shared"'),
+    "no batch axis": (
+        lambda: illia_fn.decorrelate(linear)(LINEAR, jnp.ones(()), KEY),
+        r"decorrelate: the arrays of x must share .*got shapes \(\)",
+    ),
+    "two batch sizes": (
+        lambda: explain_coupling(linear, LINEAR, (jnp.ones((2, 4)), jnp.ones((3, 4)))),
+        r"explain_coupling: the arrays of x must share .*\(2, 4\), \(3, 4\)",
+    ),
+    "iwae": (
+        lambda: illia_fn.iwae_loss(linear, LINEAR, coupling_cases.VECTOR, Y, KEY, num_data=3, coupling="flipout"),
+        "iwae_loss: an importance weight is that of one w.*only coupling=.shared. goes with it, got .flipout.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, message = ERRORS[name]
+    with pytest.raises(ValueError, match=f"(?s){message}") as error:
+        call()
+    assert len(str(error.value)) < 600

@@ -1,0 +1,131 @@
+"""Couplings, statistically: one example sees the law of a network drawn from q, and gradients are unbiased."""
+
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from coupling_cases import CASES, array, conv, params
+
+import illia_fn
+from illia_fn import decorrelate, explain_coupling, mean_field, sample
+
+pytestmark = pytest.mark.promotes
+
+DRAWS = 4096
+
+
+def pooled_cnn(w, x):
+    h = jax.nn.relu(conv(x, w["k"]) + w["b"])
+    return h.mean(axis=(1, 2)) @ w["d"]
+
+
+def residual_mlp(w, x):
+    h = x @ w["a"] + w["b"]
+    return (h + jnp.sin(3.0 * h)) @ w["c"]
+
+
+def tied(w, x):
+    return jnp.tanh(x @ w["a"].T) @ w["a"]
+
+
+# name -> model, parameters, inputs, and whether local reparameterisation of every leaf would be wrong
+MODELS = {
+    "mlp": (residual_mlp, params(a=(4, 5), b=(5,), c=(5, 3)), array(2, 4), False),
+    "cnn": (pooled_cnn, params(k=(3, 3, 2, 3), b=(3,), d=(3, 3)), jnp.abs(array(2, 5, 5, 2)), True),
+    "tied": (tied, params(a=(5, 3)), array(2, 3), True),
+    "transformer": (*CASES["transformer"]()[:2], jnp.array([[1, 2, 2], [3, 1, 4]]), True),
+    "rnn": (lambda w, x: CASES["rnn"]().apply_fn(w, x)[:, -1], CASES["rnn"]().params, array(2, 3, 4), True),
+}
+
+
+def moments(outputs):
+    """All entries of the outputs of one example, and their products, for each draw: (draws, examples, statistics)."""
+    flat = np.asarray(outputs, np.float64).reshape(*outputs.shape[:2], -1)
+    flat = flat[:, :, :8]
+    products = flat[..., :, None] * flat[..., None, :]
+    upper = np.triu_indices(flat.shape[-1])
+    return np.concatenate([flat, products[..., upper[0], upper[1]]], axis=-1).reshape(len(flat), -1)
+
+
+def largest_deviation(some, others):
+    """The largest difference of two means over independent draws, in standard errors, and its Bonferroni bound."""
+    difference = some.mean(axis=0) - others.mean(axis=0)
+    error = np.sqrt(some.var(axis=0) / len(some) + others.var(axis=0) / len(others))
+    return np.abs(difference / error).max(), NormalDist().inv_cdf(1 - 1e-4 / 2 / difference.size)
+
+
+def draws(f, seed):
+    return jax.jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))
+
+
+@pytest.fixture(scope="module")
+def direct():
+    """Outputs of networks drawn from q, one for each draw."""
+
+    def of(name):
+        if name not in cache:
+            apply_fn, w, x, _ = MODELS[name]
+            q = mean_field(w, scale=0.4)
+            cache[name] = q, moments(draws(lambda key: apply_fn(sample(key, q), x), 1))
+        return cache[name]
+
+    cache = {}
+    return of
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
+def test_the_law_within_an_example(name, coupling, direct):
+    apply_fn, _, x, _ = MODELS[name]
+    q, expected = direct(name)
+    f = decorrelate(apply_fn, coupling=coupling)
+    deviation, bound = largest_deviation(moments(draws(lambda key: f(q, x, key), 2)), expected)
+    assert deviation < bound
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, wrong) in MODELS.items() if wrong])
+def test_the_test_above_sees_wrong_laws(name, direct):
+    """Local reparameterisation where an element of a weight reaches more than one output of an example."""
+    apply_fn, _, x, _ = MODELS[name]
+    q, expected = direct(name)
+    f = decorrelate(apply_fn, coupling="local_reparam")
+    deviation, bound = largest_deviation(moments(draws(lambda key: f(q, x, key), 2)), expected)
+    assert deviation > 1.5 * bound
+    assert "APPROXIMATE" in str(explain_coupling(apply_fn, q, x, coupling="local_reparam"))
+
+
+def test_examples_are_decorrelated():
+    """With one draw for the batch, a network that sees one input twice returns one output twice."""
+    apply_fn, w, x, _ = MODELS["mlp"]
+    q, x = mean_field(w, scale=0.4), jnp.stack([x[0], x[0]])
+    for coupling, expected in ("shared", 1.0), ("flipout", 0.0), ("decorrelated", 0.0):
+        f = decorrelate(apply_fn, coupling=coupling)
+        outputs = np.asarray(draws(lambda key: f(q, x, key), 3))[..., 0]  # noqa: B023
+        correlation = np.corrcoef(outputs.T)[0, 1]
+        assert abs(correlation - expected) < 5 / np.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mlp", {"num_samples": 1}), ("cnn", {"num_samples": 4, "antithetic": True, "chunk_size": 1})],
+)
+def test_the_gradient_of_the_elbo_is_unbiased(name, options):
+    apply_fn, w, x, _ = MODELS[name]
+    q = mean_field(w, scale=0.4)
+    y = jnp.arange(len(x)) % 3
+
+    def gradients(coupling, seed):
+        loss = lambda q, key: illia_fn.elbo_loss(apply_fn, q, x, y, key, num_data=9, coupling=coupling, **options)  # noqa: E731
+        return jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(q, jax.random.split(jax.random.key(seed), 2048))
+
+    some, others = (
+        np.concatenate(
+            [np.asarray(leaf, np.float64).reshape(2048, -1) for leaf in jax.tree.leaves(gradients(*args))], 1
+        )
+        for args in (("decorrelated", 4), ("shared", 5))
+    )
+    deviation, bound = largest_deviation(some, others)
+    assert deviation < max(5.0, bound)
+    assert some.var(axis=0).sum() < others.var(axis=0).sum()
