@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def fit(loss, q, x, y, keys, optimizer, batch_size):
     return q, jnp.stack(values)
 
 
-def train(dataset, seed, epochs, num_samples):
+def train(dataset, seed, epochs, num_samples, coupling="shared"):
     """Train the Bayesian network and its deterministic twin; return apply_fn and the parameters of both."""
     rngs = nnx.Rngs(seed)
     if dataset.classes is None:
@@ -74,13 +75,13 @@ def train(dataset, seed, epochs, num_samples):
     if dataset.classes is None:
         loss = partial(loss, loss_fn=illia_fn.gaussian_nll)
 
-    def run(name, tree, num_samples, learning_rate):
+    def run(name, tree, num_samples, learning_rate, **options):
         progress = track(keys, f"{name:>13}", console=Console(stderr=True))
         optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, len(keys)))
-        return fit(partial(loss, num_samples=num_samples), tree, x, y, progress, optimizer, batch_size)[0]
+        return fit(partial(loss, num_samples=num_samples, **options), tree, x, y, progress, optimizer, batch_size)[0]
 
     return apply_fn, {
-        "Bayesian": run("Bayesian", q, num_samples, 1e-2),
+        "Bayesian": run("Bayesian", q, num_samples, 1e-2, coupling=coupling),
         # without a posterior in the tree the loss is the mean negative log-likelihood
         "deterministic": run("deterministic", params, 1, 1e-3),
     }
@@ -102,6 +103,9 @@ def parse(argv):
         "--epochs", type=at_least(1), help="passes over the data [100; a table takes 3000 steps or more]"
     )
     parser.add_argument("--num-samples", type=at_least(1), default=1, help="Monte Carlo samples in a training step [1]")
+    couplings = get_args(illia_fn.coupling.Coupling)
+    help_text = "of the noise across the examples of a batch [shared]"
+    parser.add_argument("--coupling", choices=couplings, default="shared", help=help_text)
     parser.add_argument("--output", metavar="PNG", type=Path, help="where the picture goes [illia_fn_DATA.png]")
     args = parser.parse_args(argv)
     if (args.csv is None) != (args.target is None) or (args.task and not args.csv):
@@ -139,7 +143,7 @@ def main(argv=None):
     task = f"{len(dataset.classes)} classes" if dataset.classes else f"regression on {dataset.target}"
     sizes = f"{len(dataset.x_train)} examples to train on, {len(dataset.x_test)} held out"
     console.print(f"{dataset.name}: {sizes}, {task}")
-    apply_fn, networks = train(dataset, args.seed, args.epochs, args.num_samples)
+    apply_fn, networks = train(dataset, args.seed, args.epochs, args.num_samples, args.coupling)
     table, figure = report(dataset, apply_fn, networks, args.seed)
     figure.savefig(args.output, dpi=130)
     console.print(table)

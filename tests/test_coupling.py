@@ -239,6 +239,19 @@ def test_every_example_has_a_key_of_its_own():
     assert np.isfinite(value)
 
 
+def test_keys_among_the_inputs(x64):
+    """Noise of the model's own from keys of the examples; in float64 throughout."""
+
+    def apply_fn(w, x):
+        return x["x"] @ w + jax.vmap(lambda key: jax.random.normal(key, (2,), jnp.float64))(x["key"])
+
+    q = mean_field(jnp.ones((4, 2), jnp.float64), scale=1e-9)
+    x = {"x": jnp.ones((3, 4), jnp.float64), "key": jax.random.split(KEY, 3)}
+    np.testing.assert_allclose(illia_fn.decorrelate(apply_fn)(q, x, KEY), apply_fn(q.loc, x), atol=1e-7)
+    loss = partial(illia_fn.elbo_loss, apply_fn, q, x, Y, KEY, 2, num_data=3, antithetic=True)
+    np.testing.assert_allclose(loss(coupling="flipout"), loss(), atol=1e-7)
+
+
 def test_padding_does_not_count():
     def loss(x, y, weights):
         return illia_fn.elbo_loss(linear, LINEAR, x, y, KEY, 2, num_data=3, weights=weights, coupling="decorrelated")
