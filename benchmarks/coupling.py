@@ -119,7 +119,7 @@ def draw(curves: dict[str, list[list[float]]]) -> Callable[[Any], None]:
     return on
 
 
-def main(seeds: int = 3, steps: int = 200, num_keys: int = 100, rounds: int = 9, training_steps: int = 1200) -> None:
+def main(seeds: int = 3, steps: int = 200, num_keys: int = 50, rounds: int = 7, training_steps: int = 1200) -> None:
     """Print the variances and the steps of training, and check the claims."""
     rows, claims = [], []
     for name in ("MLP", "CNN"):

@@ -84,7 +84,7 @@ def elbo_loss(
 
         L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / P,    kl_weight = 1e-3
 
-    The expectation is a mean over reparameterised draws, one w for the whole batch; the KL is exact where it has a
+    The expectation is a mean over reparameterised draws, one w for the whole batch unless `coupling` tells; the KL is exact where it has a
     closed form, and otherwise an unbiased estimate from `num_samples` draws of its own (see `kl_divergence`).
 
     Args:

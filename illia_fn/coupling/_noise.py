@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._numerics import at_least_float32
-from illia_fn.coupling._values import Moments, Site, Strategy, View, draw
+from illia_fn.coupling._values import PerExample, Site, Strategy, View
 from illia_fn.posteriors import Gaussian, Posterior
 
 _BLOCK = 2**17  # numbers; larger draws leave the cache between the rounds of threefry
@@ -62,9 +62,8 @@ def _normals(key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax
 
 def _flat_normal(key: jax.Array, size: int, dtype: Any) -> jax.Array:
     if size <= _BLOCK:
-        return jax.random.normal(
-            key, (size + size % 2,), dtype
-        )  # XLA's CPU backend draws an odd number many times slower
+        even = size + size % 2  # XLA's CPU backend draws an odd number many times slower
+        return jax.random.normal(key, (even,), dtype)
     count = -(-size // _BLOCK)
     return jax.lax.map(lambda key: jax.random.normal(key, (_BLOCK,), dtype), jax.random.split(key, count)).ravel()
 
@@ -88,9 +87,9 @@ def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> Any
     """The value of a leaf in the model of one example."""
     if strategy == "shared":
         return node.reparameterise()(noise.leaves[index])
-    assert isinstance(node, Gaussian)
     if strategy == "per_example":
-        return draw(Moments(node.loc, jnp.square(node.scale), ()), noise.examples[index])
+        return PerExample(node.reparameterise()(noise.examples[index]))
+    assert isinstance(node, Gaussian)
     signs = {}
     if strategy == "flipout":
         signs = {axis: along(sign, axis, node.loc.ndim) for axis, sign in noise.signs[index].items()}
