@@ -84,8 +84,9 @@ def elbo_loss(
 
         L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / P,    kl_weight = 1e-3
 
-    The expectation is a mean over reparameterised draws, one w for the whole batch unless `coupling` tells; the KL is exact where it has a
-    closed form, and otherwise an unbiased estimate from `num_samples` draws of its own (see `kl_divergence`).
+    The expectation is a mean over reparameterised draws, one w for the whole batch unless `coupling` tells; the KL is
+    exact where it has a closed form, and otherwise an unbiased estimate from `num_samples` draws of its own (see
+    `kl_divergence`).
 
     Args:
         apply_fn: the model, apply_fn(params, x) -> outputs. With `needs_key=True` (dropout), apply_fn(params, x, key)
