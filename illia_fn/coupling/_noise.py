@@ -16,7 +16,7 @@ from illia_fn._numerics import at_least_float32
 from illia_fn.coupling._values import PerExample, Site, Strategy, View
 from illia_fn.posteriors import Gaussian, Posterior
 
-_BLOCK = 2**17  # numbers; larger draws leave the cache between the rounds of threefry
+_BLOCK = 2**16  # numbers; larger draws leave the cache between the rounds of threefry
 
 
 class Noise(NamedTuple):
@@ -61,11 +61,12 @@ def _normals(key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax
 
 
 def _flat_normal(key: jax.Array, size: int, dtype: Any) -> jax.Array:
-    if size <= _BLOCK:
-        even = size + size % 2  # XLA's CPU backend draws an odd number many times slower
-        return jax.random.normal(key, (even,), dtype)
-    count = -(-size // _BLOCK)
-    return jax.lax.map(lambda key: jax.random.normal(key, (_BLOCK,), dtype), jax.random.split(key, count)).ravel()
+    count = max(1, -(-size // _BLOCK))
+    block = -(-size // count)
+    block += block % 2  # XLA's CPU backend draws an odd number many times slower
+    if count == 1:
+        return jax.random.normal(key, (block,), dtype)
+    return jax.lax.map(lambda key: jax.random.normal(key, (block,), dtype), jax.random.split(key, count)).ravel()
 
 
 def _signs(key: jax.Array, shapes: Any) -> Any:
