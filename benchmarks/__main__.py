@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks._report import RESULTS
 
-NAMES = ("step_time", "memory", "kl_bandwidth", "compile_time", "gradient_quality")
+NAMES = ("step_time", "memory", "kl_bandwidth", "compile_time", "gradient_quality", "coupling", "coupling_time")
 README = Path(__file__).parents[1] / "README.md"
 
 

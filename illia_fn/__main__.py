@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def fit(loss, q, x, y, keys, optimizer, batch_size):
     return q, jnp.stack(values)
 
 
-def train(dataset, objective, seed, epochs, num_samples):
+def train(dataset, objective, seed, epochs, num_samples, coupling="shared"):
     """Train the Bayesian network and its deterministic twin.
 
     Returns apply_fn, the parameters of both, and for "pac_bayes" a certificate of the Bayesian one.
@@ -99,13 +100,13 @@ def train(dataset, objective, seed, epochs, num_samples):
         half = len(x) // 2
         prior = illia_fn.mean_field(run("prior", "elbo", params, x[:half], y[:half], 1e-3), scale=0.02)
         rest = x[half:], y[half:]
-        q = run("Bayesian", objective, prior, *rest, 1e-3, prior=prior, num_samples=num_samples)
+        q = run("Bayesian", objective, prior, *rest, 1e-3, prior=prior, num_samples=num_samples, coupling=coupling)
         certify = jax.jit(partial(illia_fn.pac_bayes_certificate, apply_fn, num_samples=500))
         certificate = certify(q, *rest, jax.random.key(seed), prior=prior)
     else:
         prior = illia_fn.Normal(0.0, 0.5)
         q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
-        q = run("Bayesian", objective, q, x, y, 1e-2, prior=prior, num_samples=num_samples)
+        q = run("Bayesian", objective, q, x, y, 1e-2, prior=prior, num_samples=num_samples, coupling=coupling)
     return apply_fn, {"Bayesian": q, **networks}, certificate
 
 
@@ -130,6 +131,9 @@ def parse(argv):
         type=at_least(1),
         help="Monte Carlo samples in a training step [1 for elbo and pac_bayes, or 4]",
     )
+    couplings = get_args(illia_fn.coupling.Coupling)
+    help_text = "of the noise across the examples of a batch [shared]"
+    parser.add_argument("--coupling", choices=couplings, default="shared", help=help_text)
     parser.add_argument("--output", metavar="PNG", type=Path, help="where the picture goes [illia_fn_DATA.png]")
     args = parser.parse_args(argv)
     if (args.csv is None) != (args.target is None) or (args.task and not args.csv):
@@ -142,6 +146,8 @@ def parse(argv):
         parser.error("--objective pac_bayes needs a loss in [0, 1], so it takes classes only")
     if args.objective == "f_divergence" and args.num_samples == 1:
         parser.error("--objective f_divergence needs --num-samples of at least 2: they estimate the evidence")
+    if args.coupling != "shared" and args.objective not in ("elbo", "pac_bayes"):
+        parser.error(f"--objective {args.objective} needs one network for the whole batch: leave out --coupling")
     args.num_samples = args.num_samples or (1 if args.objective in ("elbo", "pac_bayes") else 4)
     args.output = args.output or Path(f"illia_fn_{dataset.name}.png")
     if args.output.suffix != ".png" or not args.output.parent.is_dir():
@@ -172,7 +178,9 @@ def main(argv=None):
     task = f"{len(dataset.classes)} classes" if dataset.classes else f"regression on {dataset.target}"
     sizes = f"{len(dataset.x_train)} examples to train on, {len(dataset.x_test)} held out"
     console.print(f"{dataset.name}: {sizes}, {task}")
-    apply_fn, networks, certificate = train(dataset, args.objective, args.seed, args.epochs, args.num_samples)
+    apply_fn, networks, certificate = train(
+        dataset, args.objective, args.seed, args.epochs, args.num_samples, args.coupling
+    )
     table, figure = report(dataset, apply_fn, networks, args.seed)
     figure.savefig(args.output, dpi=130)
     console.print(table)

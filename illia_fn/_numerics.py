@@ -25,19 +25,6 @@ def total(terms: Sequence[jax.Array]) -> jax.Array:
 
 
 @jax.custom_jvp
-def rounded(x: jax.Array) -> jax.Array:
-    """Return `x`, a product that is rounded before it is added to anything.
-
-    XLA contracts a product and a sum, so that they round once, in one place and not in another. A select between the
-    two keeps them apart.
-    """
-    return jnp.where(jnp.isnan(x), jnp.nan, x)
-
-
-rounded.defjvps(lambda tangent, _, __: tangent)
-
-
-@jax.custom_jvp
 def softplus(rho: jax.Array) -> jax.Array:
     """log(1 + exp(rho)), without a branch: see `_kl_from_scales`."""
     return jnp.maximum(rho, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(rho)))

@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 from illia_fn._batch import LossFn, weighted_mean
 from illia_fn._call import Call, Options, check_options, with_extras
 from illia_fn._estimators import Estimator
-from illia_fn._numerics import rounded
 from illia_fn._trees import PyTree
 from illia_fn.coupling import ChunkSize, Coupling
 from illia_fn.priors import Normal
@@ -32,7 +31,19 @@ class ELBOTerms(NamedTuple):
     @property
     def loss(self) -> jax.Array:
         """nll + weight * kl."""
-        return rounded(self.nll) + rounded(self.weight * self.kl)
+        return _round(self.nll) + _round(self.weight * self.kl)
+
+
+@jax.custom_jvp
+def _round(x: jax.Array) -> jax.Array:
+    """Return `x`, rounded as it would be outside of jit.
+
+    XLA contracts a product and a sum, so that they round once. A select between the two keeps them apart.
+    """
+    return jnp.where(jnp.isnan(x), jnp.nan, x)
+
+
+_round.defjvps(lambda tangent, _, __: tangent)
 
 
 def elbo_loss(
@@ -72,8 +83,9 @@ def elbo_loss(
 
         L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / P,    kl_weight = 1e-3
 
-    The expectation is a mean over reparameterised draws, one w for the whole batch; the KL is exact where it has a
-    closed form, and otherwise an unbiased estimate from `num_samples` draws of its own (see `kl_divergence`).
+    The expectation is a mean over reparameterised draws, one w for the whole batch unless `coupling` tells; the KL is
+    exact where it has a closed form, and otherwise an unbiased estimate from `num_samples` draws of its own (see
+    `kl_divergence`).
 
     Args:
         apply_fn: the model, apply_fn(params, x) -> outputs. With `needs_key=True` (dropout), apply_fn(params, x, key)

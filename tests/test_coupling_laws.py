@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from coupling_cases import CASES, array, conv, params
+from coupling_cases import CASES, FAST_TO_COMPILE, array, conv, params
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, mean_field, sample
@@ -57,7 +57,7 @@ def largest_deviation(some, others):
 
 
 def draws(f, seed):
-    return jax.jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))
+    return jax.jit(jax.vmap(f), compiler_options=FAST_TO_COMPILE)(jax.random.split(jax.random.key(seed), DRAWS))
 
 
 @pytest.fixture(scope="module")

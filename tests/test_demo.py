@@ -45,7 +45,18 @@ def test_digits(tmp_path):
 
 
 def test_diabetes_and_that_a_seed_repeats_it(tmp_path):
-    args = ("--data", "diabetes", "--epochs", 2, "--seed", 3, "--output", tmp_path / "picture.png")
+    args = (
+        "--data",
+        "diabetes",
+        "--epochs",
+        2,
+        "--seed",
+        3,
+        "--coupling",
+        "decorrelated",
+        "--output",
+        tmp_path / "picture.png",
+    )
     first, second = (run(*args, cwd=tmp_path) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert "coverage of 90 % intervals" in first.stdout

@@ -52,22 +52,20 @@ def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> Fi
     contracted, batch = eqn.params["dimension_numbers"]
     free = _free_axes(view.shape, contracted[position], batch[position])
     data_free = _free_axes(jnp.shape(data), contracted[1 - position], batch[1 - position])
-    pairs = zip(
-        [*contracted[position], *batch[position]], [*contracted[1 - position], *batch[1 - position]], strict=True
-    )
+    mine, theirs = ([*contracted[side], *batch[side]] for side in (position, 1 - position))
     first = len(batch[0]) + (len(data_free) if position == 1 else 0)  # the output's axes are batch, lhs, rhs
     to_output = {axis: index for index, axis in enumerate(batch[position])}
     to_output |= {axis: first + index for index, axis in enumerate(free)}
     reads = math.prod(jnp.shape(data)[axis] for axis in data_free)
-    return _bilinear(data, position, eqn, dict(pairs), to_output, reads)
+    return _bilinear(data, position, eqn, dict(zip(mine, theirs, strict=True)), to_output, reads)
 
 
-def _conv_general_dilated(view: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
+def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
     """A kernel's channels; its spatial axes carry no signs."""
-    del view
     if position != 1 or eqn.params["batch_group_count"] != 1:
         return None
-    data_spec, (out_channels, in_channels, *_), out_spec = eqn.params["dimension_numbers"]
+    data_spec, kernel_spec, out_spec = eqn.params["dimension_numbers"]
+    out_channels, in_channels = kernel_spec[:2]
     shape = eqn.outvars[0].aval.shape
     reads = math.prod(size for axis, size in enumerate(shape) if axis != out_spec[1])
     return _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, reads)

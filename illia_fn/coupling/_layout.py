@@ -43,9 +43,10 @@ def _split(x: Any, full: Shape, *, sizes: Sequence[int], axis: int) -> list[Any]
 
 
 def _dynamic_slice(x: Any, full: Shape, *starts: jax.Array, slice_sizes: Shape) -> Any:
-    if isinstance(x, np.ndarray):  # positions, along a window that is not known now
-        return x if slice_sizes == full else np.full((1,) * x.ndim, UNKNOWN)
     thin = [size != x_size for size, x_size in zip(full, x.shape, strict=True)]
+    if isinstance(x, np.ndarray):  # positions, in a window that is not known now
+        shape = tuple(1 if skip else size for skip, size in zip(thin, slice_sizes, strict=True))
+        return x if shape == x.shape else np.full(shape, UNKNOWN)
     at = [jnp.zeros_like(start) if skip else start for skip, start in zip(thin, starts, strict=True)]
     return jax.lax.dynamic_slice(x, at, [1 if skip else size for skip, size in zip(thin, slice_sizes, strict=True)])
 

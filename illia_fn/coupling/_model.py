@@ -51,7 +51,7 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
     whole, expected = traced(batch_size)
     try:
         jaxpr, outputs = traced(1)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise ValueError(
             f"{caller}: apply_fn fails on a batch of one example, which is how a coupling sees the model: "
             f"{_first_words(error)} {_ADVICE}"
@@ -96,7 +96,7 @@ def _check_outputs(caller: str, expected: PyTree, outputs: PyTree, batch_size: i
 def _random_shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"):
-            yield tuple(map(int, eqn.outvars[0].aval.shape))
+            yield tuple(map(int, eqn.params.get("shape", eqn.outvars[0].aval.shape)))  # for each key
         for inner in jaxprs_in_params(eqn.params):
             yield from _random_shapes(inner)
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._numerics import at_least_float32
-from illia_fn.coupling._values import Moments, Site, Strategy, View, draw
+from illia_fn.coupling._values import PerExample, Site, Strategy, View
 from illia_fn.posteriors import Gaussian, Posterior
 
-_BLOCK = 2**17  # numbers; larger draws leave the cache between the rounds of threefry
+_BLOCK = 2**16  # numbers; larger draws leave the cache between the rounds of threefry
 
 
 class Noise(NamedTuple):
@@ -61,12 +61,12 @@ def _normals(key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax
 
 
 def _flat_normal(key: jax.Array, size: int, dtype: Any) -> jax.Array:
-    if size <= _BLOCK:
-        return jax.random.normal(
-            key, (size + size % 2,), dtype
-        )  # XLA's CPU backend draws an odd number many times slower
-    count = -(-size // _BLOCK)
-    return jax.lax.map(lambda key: jax.random.normal(key, (_BLOCK,), dtype), jax.random.split(key, count)).ravel()
+    count = max(1, -(-size // _BLOCK))
+    block = -(-size // count)
+    block += block % 2  # XLA's CPU backend draws an odd number many times slower
+    if count == 1:
+        return jax.random.normal(key, (block,), dtype)
+    return jax.lax.map(lambda key: jax.random.normal(key, (block,), dtype), jax.random.split(key, count)).ravel()
 
 
 def _signs(key: jax.Array, shapes: Any) -> Any:
@@ -88,9 +88,9 @@ def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> Any
     """The value of a leaf in the model of one example."""
     if strategy == "shared":
         return node.reparameterise()(noise.leaves[index])
-    assert isinstance(node, Gaussian)
     if strategy == "per_example":
-        return draw(Moments(node.loc, jnp.square(node.scale), ()), noise.examples[index])
+        return PerExample(node.reparameterise()(noise.examples[index]))
+    assert isinstance(node, Gaussian)
     signs = {}
     if strategy == "flipout":
         signs = {axis: along(sign, axis, node.loc.ndim) for axis, sign in noise.signs[index].items()}

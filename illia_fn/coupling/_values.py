@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from illia_fn._numerics import rounded
-
 Strategy = Literal["local_reparam", "flipout", "per_example", "shared"]
 Site = tuple[int, ...]  # the place of an equation in the jaxpr: its index, after those of the equations around it
 
@@ -96,11 +94,7 @@ class View:
 
 
 def draw(moments: Moments, noise: jax.Array) -> PerExample:
-    """mean + sqrt(variance) * noise.
-
-    The product is rounded: the gradient of max compares its output with inputs that XLA may compute once more, and is
-    NaN if they differ in the last bit.
-    """
+    """mean + sqrt(variance) * noise."""
     positive = moments.variance > 0  # the root has no finite derivative at 0: neither branch may see it
     stddev = jnp.where(positive, jnp.sqrt(jnp.where(positive, moments.variance, 1.0)), 0.0)
-    return PerExample(moments.mean + rounded(stddev * noise).astype(moments.mean.dtype))
+    return PerExample(moments.mean + (stddev * noise).astype(moments.mean.dtype))
