@@ -143,15 +143,16 @@ def _estimate(
 
     def slope_at(w: list[jax.Array], *inputs: jax.Array) -> tuple[jax.Array, Any]:
         *apply_key, of_model, of_draw, of_score = inputs
+        held = jax.lax.stop_gradient(w)
+        through_model, aux = log_weight(held, held_nodes, *apply_key)
+        slope = of_model * through_model
+        if call.estimator == "score_function":  # without a derivative along the draw: the model may have none
+            return slope + of_score * log_prob(nodes, held).astype(slope.dtype), aux
         q = nodes if call.estimator == "reparameterised" else held_nodes
         through_draw, aux = log_weight(w, q, *apply_key)
-        if call.estimator == "reparameterised" and of_q_alone:
-            return of_draw * through_draw, aux
-        held = jax.lax.stop_gradient(w)
-        through_model = of_model * log_weight(held, held_nodes, *apply_key)[0]
-        if call.estimator == "score_function":
-            return through_model + of_score * log_prob(nodes, held).astype(through_model.dtype), aux
-        return through_model + of_draw * through_draw, aux
+        through_draw = of_draw * through_draw
+        # of_model is 0 where what is not q takes the coefficients of q
+        return through_draw if call.estimator == "reparameterised" and of_q_alone else slope + through_draw, aux
 
     _, log_weights = call.sum(values_at, needs_key=call.needs_key, held=True)
     temperature = call.temperature  # a Python number, or an array that is to be of the dtype of the weights

@@ -184,6 +184,7 @@ def test_files_that_are_no_tables(tmp_path):
         (["--data", "mnist"], "invalid choice: 'mnist'"),
         (["--objective", "vi"], "invalid choice: 'vi'"),
         (["--objective", "pac_bayes", "--data", "diabetes"], "--objective pac_bayes needs a loss in [0, 1]"),
+        (["--objective", "iwae", "--coupling", "flipout"], "--objective iwae needs one network for the whole batch"),
         (["--objective", "f_divergence", "--num-samples", "1"], "needs --num-samples of at least 2"),
         (["--output", "nowhere/picture.png"], "it must be the name of a .png file in a folder that exists"),
     ],

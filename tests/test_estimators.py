@@ -20,7 +20,7 @@ from scalar_problem import (
     scalar,
 )
 
-from illia_fn import Normal, elbo_loss, gaussian_nll, kl_loss, mean_field, predictive_loss, renyi_loss
+from illia_fn import Normal, cubo_loss, elbo_loss, gaussian_nll, kl_loss, mean_field, predictive_loss, renyi_loss
 
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 KEY = jax.random.key(0)
@@ -117,6 +117,28 @@ def test_the_score_function_needs_no_gradient_of_the_loss():
     assert_mean(many(elbo_loss, 8, loss_fn=wrong, estimator="score_function")[1], exact)
     _, blind = many(elbo_loss, 8, 100, loss_fn=wrong)
     assert abs(blind.mean(axis=0)[0] - exact[0]) > 0.5
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [elbo_loss, predictive_loss, partial(renyi_loss, alpha=0.5), cubo_loss],
+    ids=["elbo", "predictive", "renyi", "cubo"],
+)
+def test_the_score_function_takes_a_simulator(loss):
+    """A model that JAX cannot look into."""
+
+    def simulate(w, x):
+        return jax.pure_callback(
+            lambda w, x: np.asarray(x + w, np.float32), jax.ShapeDtypeStruct((1,), np.float32), w, x
+        )
+
+    def run(apply_fn):
+        args = q_of(*Q), jnp.zeros(1), jnp.full(1, 5.0), KEY, 4
+        options = {"num_data": 1, "prior": Normal(0.0, 1.0), "estimator": "score_function"}
+        return jax.jit(jax.value_and_grad(lambda q: loss(apply_fn, q, *args[1:], **options)))(args[0])
+
+    for leaf, other in zip(*map(jax.tree.leaves, (run(simulate), run(lambda w, x: x + w))), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
