@@ -246,20 +246,14 @@ FRAMEWORKS = {
     "linen mlp": linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(2)]), VECTOR),
     "linen cnn": linen(nn.Sequential([nn.Conv(5, (3, 3), strides=2), nn.relu, nn.ConvTranspose(2, (3, 3))]), IMAGE),
     "linen attention": linen(Attention(), TOKENS),
-    "linen gru": linen(nn.RNN(nn.GRUCell(5)), SEQUENCE),
     "linen lstm": linen(nn.RNN(nn.LSTMCell(5)), SEQUENCE),
     "linen conv lstm": linen(nn.RNN(nn.ConvLSTMCell(2, (3, 3))), array(BATCH, 2, 4, 4, 1)),
     "linen scanned blocks": linen(ScannedBlocks(), SEQUENCE),
     "nnx mlp": of_nnx(lambda r: nnx.Sequential(nnx.Linear(4, 5, rngs=r), nnx.relu, nnx.Linear(5, 2, rngs=r)), VECTOR),
-    "nnx conv": of_nnx(lambda r: nnx.Conv(4, 6, (3, 3), feature_group_count=2, rngs=r), IMAGE),
     "equinox mlp": of_equinox(lambda key: eqx.nn.MLP(4, 2, 5, 1, key=key), VECTOR),
     "equinox conv": of_equinox(lambda key: eqx.nn.Conv2d(4, 5, 3, key=key), IMAGE.swapaxes(1, 3)),
     "equinox gru": of_equinox(lambda key: eqx.nn.GRUCell(4, 5, key=key), SEQUENCE, scanned_cell),
-    "equinox attention": of_equinox(
-        lambda key: eqx.nn.MultiheadAttention(2, 4, key=key), SEQUENCE, lambda model, x: model(x, x, x)
-    ),
     "haiku mlp": of_haiku(lambda x: hk.nets.MLP([5, 2])(x), VECTOR),
-    "haiku conv": of_haiku(lambda x: hk.Conv2D(5, 3, stride=2)(x), IMAGE),
     "haiku lstm": of_haiku(lambda x: unrolled(hk.LSTM(5), x), SEQUENCE),
 }
 
