@@ -17,6 +17,7 @@ from illia_fn._checks import (
     check_num_data,
     check_temperature,
     concrete,
+    describe,
     split_aux,
 )
 from illia_fn._estimators import Estimator, advantages, check_estimator, with_gradient_of
@@ -131,14 +132,6 @@ class Call:
                 f'{self.caller}: has_aux=True needs coupling="shared", got "{self.coupling}": what apply_fn returns '
                 "beside the outputs, such as batch statistics, is of the whole batch, and other couplings see one "
                 "example at a time."
-            )
-
-    def require_shared(self, why: str) -> None:
-        """For objectives that no coupling but one draw for the batch goes with."""
-        if self.coupling != "shared":
-            raise ValueError(
-                f'{self.caller}: {why}, so only coupling="shared" goes with it, got "{self.coupling}". Drop it, or use '
-                "elbo_loss, whose data term is a mean over examples."
             )
 
     # --- the data ---------------------------------------------------------------------------------------------------
@@ -312,6 +305,15 @@ def check_options(caller: str, options: dict[str, Any], allowed: type) -> None:
     unknown = [name for name in options if name not in names]
     if unknown:
         raise TypeError(f"{caller}: unknown option {', '.join(unknown)}. The options are {', '.join(names)}.")
+
+
+def require_shared(caller: str, coupling: Any, why: str) -> None:
+    """For objectives that no coupling but one draw for the batch goes with."""
+    if coupling != "shared":
+        raise ValueError(
+            f'{caller}: {why}, so only coupling="shared" goes with it, got {describe(coupling)}. Drop it, or use '
+            "elbo_loss, whose data term is a mean over examples."
+        )
 
 
 def with_extras(loss: jax.Array, *extras: Any) -> Any:

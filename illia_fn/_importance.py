@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._batch import weighted_mean
-from illia_fn._call import Call, Options, check_options, with_extras
+from illia_fn._call import Call, Options, check_options, require_shared, with_extras
 from illia_fn._checks import describe
 from illia_fn._estimators import advantages, refuse_antithetic, with_gradient_of
 from illia_fn._numerics import at_least_float32
@@ -108,9 +108,11 @@ def importance_loss(
     l_s = N mean_i log p(y_i | w_s) + kl_weight (log p(w_s) - temperature log q(w_s))
     """
     check_options(caller, {**options}, BoundOptions)
+    require_shared(
+        caller, options.get("coupling", "shared"), "an importance weight is that of one w for the whole batch"
+    )
     options.setdefault("estimator", "doubly_reparameterised")
     call = Call(caller=caller, apply_fn=apply_fn, params=params, x=x, y=y, key=key, num_samples=num_samples, **options)
-    call.require_shared("an importance weight is that of one w for the whole batch")
     if call.antithetic and call.estimator != "reparameterised":
         refuse_antithetic(caller, call.estimator)
     if not call.pairs:

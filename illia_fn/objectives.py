@@ -232,7 +232,6 @@ def predictive_loss(
         log_count = jnp.log(jnp.asarray(len(losses), losses.dtype))
         return weighted_mean(log_count - jax.nn.logsumexp(-losses, axis=0), call.weights)
 
-    call.require_shared("the networks of one example must be independent")
     nll, _, aux = call.reduced(lambda losses: (losses, ()), predictive_nll)
     kl = call.kl()
     terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
