@@ -120,7 +120,8 @@ def elbo_loss(
             Rezende 2016, https://arxiv.org/abs/1602.06725); it needs num_samples of at least 2.
         coupling: how the noise of a sample is coupled across the examples of the batch: "shared", one w for all;
             "decorrelated", the noise of each leaf apart for each example where that is cheap and exact, for the same
-            expectation at a lower variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`.
+            expectation at a lower variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`. All
+            but "shared" go with the reparameterised estimator.
         chunk_size: how many samples run at once; None for all. The memory does not grow with `num_samples`, but with
             this; see `expectation`. "auto" is one after another, which is usually fastest on a CPU, and all at
             once, as one large batch, if the coupling leaves no noise that all examples share.

@@ -319,7 +319,7 @@ ERRORS = {
     ),
     "iwae": (
         lambda: illia_fn.iwae_loss(linear, LINEAR, coupling_cases.VECTOR, Y, KEY, num_data=3, coupling="flipout"),
-        "iwae_loss: an importance weight is that of one w for all.*only coupling=.shared. goes with it, got .flipout.",
+        "iwae_loss: an importance weight is that of one w.*only coupling=.shared. goes with it, got .flipout.",
     ),
 }
 

@@ -42,6 +42,7 @@ class Context:
         sites: while planning, filled with the shapes of the noise; zeros then take its place.
         uses: while probing, filled with the uses of every leaf, by their place.
         rounds: how many times this jaxpr runs, as far as that is known.
+        fenced: whether to keep XLA from fusing what it gets wrong: see `_fenced`.
     """
 
     path: Site = ()
@@ -49,6 +50,7 @@ class Context:
     sites: dict[Site, jax.ShapeDtypeStruct] | None = None
     uses: dict[tuple[int, Site], Use] | None = None
     rounds: int = 1
+    fenced: bool = False
 
     def at(self, index: int) -> "Context":
         return replace(self, path=(*self.path, index))

@@ -98,7 +98,7 @@ def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[An
     firing = FIRING[name](view, position, known, eqn)
     if firing is None:
         return None
-    firing = firing._replace(data=_fenced(firing.data))
+    firing = firing._replace(data=_fenced(firing.data)) if ctx.fenced else firing
     if view.strategy == "flipout":
         return [PerExample(flipout(firing, view))]
     if view.strategy == "local_reparam":

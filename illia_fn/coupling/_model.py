@@ -20,6 +20,7 @@ class Model(NamedTuple):
         paths: of the posterior nodes.
         nodes: the posterior nodes.
         batch_size: that of x.
+        takes_max: whether it reduces anything to its maximum, as max-pooling does.
     """
 
     jaxpr: Any
@@ -27,6 +28,7 @@ class Model(NamedTuple):
     paths: list[str]
     nodes: list[Posterior]
     batch_size: int
+    takes_max: bool
 
 
 def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None) -> Model:
@@ -62,7 +64,8 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
             f"{caller}: apply_fn draws random numbers for the batch, but takes no key, so that every example would get "
             "the same ones. Pass needs_key=True and take the key as an argument, apply_fn(params, x, key)."
         )
-    return Model(jaxpr, jax.tree.structure(outputs), paths, nodes, batch_size)
+    takes_max = "reduce_max" in {eqn.primitive.name for eqn in _equations(jaxpr.jaxpr)}
+    return Model(jaxpr, jax.tree.structure(outputs), paths, nodes, batch_size, takes_max)
 
 
 _ADVICE = (
@@ -93,12 +96,18 @@ def _check_outputs(caller: str, expected: PyTree, outputs: PyTree, batch_size: i
         )
 
 
-def _random_shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Of the jaxpr and of those within it."""
     for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _equations(inner)
+
+
+def _random_shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    for eqn in _equations(jaxpr):
         if eqn.primitive.name in ("random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"):
             yield tuple(map(int, eqn.params.get("shape", eqn.outvars[0].aval.shape)))  # for each key
-        for inner in jaxprs_in_params(eqn.params):
-            yield from _random_shapes(inner)
 
 
 def _first_words(error: Exception) -> str:

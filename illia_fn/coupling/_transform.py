@@ -47,7 +47,8 @@ class Coupled(NamedTuple):
         def example(parts: tuple[Any, ...], x: list[jax.Array], *key: jax.Array) -> list[jax.Array]:
             noise, one = Noise(*parts), [leaf[None] for leaf in x]
             values = weights(self.model.nodes, self.plan.leaves, noise)
-            return [output[0] for output in outputs(Context(noise=noise.sites), self.model, values, [*one, *key])]
+            context = Context(noise=noise.sites, fenced=self.model.takes_max)
+            return [output[0] for output in outputs(context, self.model, values, [*one, *key])]
 
         noise_axes, keys_axes = (None, 0, 0, 0), [0] * len(keys)
         batch = jax.vmap(example, (noise_axes, 0, *keys_axes))
