@@ -139,6 +139,11 @@ class Call:
     def losses(self, outputs: Any) -> jax.Array:
         """The loss of each example, (B,), or the scalar that loss_fn returns."""
         losses = example_losses(self.caller, self.loss_fn, outputs, self.y, self.weights)
+        if losses.ndim == 0 and self.coupling != "shared":
+            raise ValueError(
+                f'{self.caller}: coupling="{self.coupling}" needs a loss_fn with one value per example, but it '
+                "returned a scalar, which may depend on examples together. Drop its mean."
+            )
         num_data = None if self.num_data is None else concrete(self.num_data)
         if num_data is not None and self.weights is None and losses.ndim and num_data < len(losses):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,3 +69,21 @@ def normal_log_prob(x: jax.Array, loc: jax.Array, log_scale: jax.Array) -> jax.A
     # the floor keeps x = loc at a finite density when the scale itself underflows.
     z = (x - loc) * jnp.exp(-jnp.maximum(log_scale, jnp.log(jnp.finfo(log_scale.dtype).tiny)))
     return -0.5 * jnp.square(z) - log_scale - HALF_LOG_2PI
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def spread(x: jax.Array, count: int) -> jax.Array:
+    """`count` copies of x along a new leading axis.
+
+    The transpose of a broadcast is a sum over that axis, which XLA's CPU backend runs many times slower than the tree
+    of additions that is the transpose of doubling.
+    """
+    return jnp.broadcast_to(x, (count, *x.shape))
+
+
+@spread.defjvp
+def _spread_jvp(count: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    copies = tangents[0].reshape(1, *tangents[0].shape)  # transposes to a reshape; [None] would to a sum
+    while len(copies) < count:
+        copies = jnp.concatenate([copies, copies[: count - len(copies)]])
+    return spread(*primals, count), copies

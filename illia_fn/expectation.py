@@ -1,7 +1,6 @@
 """E_{w ~ q}[f(w)]: the Monte Carlo engine under every objective."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from illia_fn._accumulate import Chunk, sum_over_chunks
 from illia_fn._checks import check_callable, check_draws, split_aux
 from illia_fn._join import Joined
-from illia_fn._numerics import at_least_float32
+from illia_fn._numerics import at_least_float32, spread
 from illia_fn._trees import PyTree
 from illia_fn.posteriors import Sampler, is_posterior
 
@@ -151,7 +150,7 @@ def _sum_at_noise(
         value, aux = f(sampler.draws([array[0] for array in noise]), tuple(array[0] for array in inputs))
         return jax.tree.map(at_least_float32, value), jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], aux)
     draws, parameters = jax.closure_convert(sampler.draws, [array[0] for array in noise])
-    w = jax.vmap(draws, axis_size=count)(noise, *[_spread(leaf, count) for leaf in parameters])
+    w = jax.vmap(draws, axis_size=count)(noise, *[spread(leaf, count) for leaf in parameters])
     values, aux = jax.vmap(f)(w, inputs)
     return jax.tree.map(lambda leaf: jnp.sum(at_least_float32(leaf), axis=0), values), aux
 
@@ -159,21 +158,3 @@ def _sum_at_noise(
 def _interleave(one: jax.Array, other: jax.Array) -> jax.Array:
     """(one_0, other_0, one_1, other_1, ...)."""
     return jnp.stack([one, other], axis=1).reshape(-1, *one.shape[1:])
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _spread(x: jax.Array, count: int) -> jax.Array:
-    """`count` copies of x along a new leading axis.
-
-    The transpose of a broadcast is a sum over that axis, which XLA's CPU backend runs many times slower than the tree
-    of additions that is the transpose of doubling.
-    """
-    return jnp.broadcast_to(x, (count, *x.shape))
-
-
-@_spread.defjvp
-def _spread_jvp(count: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    copies = tangents[0].reshape(1, *tangents[0].shape)  # transposes to a reshape; [None] would to a sum
-    while len(copies) < count:
-        copies = jnp.concatenate([copies, copies[: count - len(copies)]])
-    return _spread(*primals, count), copies

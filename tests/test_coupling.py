@@ -317,6 +317,10 @@ ERRORS = {
         lambda: explain_coupling(linear, LINEAR, (jnp.ones((2, 4)), jnp.ones((3, 4)))),
         r"explain_coupling: the arrays of x must share .*\(2, 4\), \(3, 4\)",
     ),
+    "a loss of all examples together": (
+        elbo(loss_fn=lambda outputs, y: jnp.mean(outputs - y) ** 2),
+        "elbo_loss: coupling=.decorrelated. needs a loss_fn with one value per example",
+    ),
     "iwae": (
         lambda: illia_fn.iwae_loss(linear, LINEAR, coupling_cases.VECTOR, Y, KEY, num_data=3, coupling="flipout"),
         "iwae_loss: an importance weight is that of one w.*only coupling=.shared. goes with it, got .flipout.",

@@ -96,6 +96,48 @@ def test_the_test_above_sees_wrong_laws(name, direct):
     assert "APPROXIMATE" in str(explain_coupling(apply_fn, q, x, coupling="local_reparam"))
 
 
+def hoisted(w, x):
+    """What is projected once is met in every round of the loop."""
+    projected = x @ w["a"]
+    carry = jnp.zeros_like(projected)
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w["h"] + projected),) * 2, carry, None, length=3)[1].swapaxes(0, 1)
+
+
+TABLE = np.asarray(array(4, 3))
+
+# What a planner may take for a single use: weights that are broadcast against constants, or meet each other first.
+SUBTLE = {
+    "scaled table": (lambda w, x: x[:, None] + w["t"] * TABLE, params(t=()), array(2, 3)),
+    "scaled matrix": (lambda w, x: x @ (w["t"] * TABLE), params(t=()), array(2, 4)),
+    "scaled rows": (lambda w, x: x @ (w["b"][:, None] * TABLE), params(b=(4,)), array(2, 4)),
+    "shifted": (lambda w, x: x + (w["t"] + TABLE[0]), params(t=()), array(2, 3)),
+    "hoisted": (hoisted, params(a=(3, 2), h=(2, 2)), array(2, 3)),
+    "remat": (lambda w, x: x @ (w["a"] + jax.checkpoint(jnp.sin)(w["t"])), params(a=(4, 2), t=(4, 2)), array(2, 3, 4)),
+    "offset": (lambda w, x: x @ (w["a"] + jnp.exp(w["t"])), params(a=(4, 2), t=()), array(2, 3, 4)),
+    "gate": (lambda w, x: x @ (jnp.exp(w["t"]) * w["a"]), params(a=(4, 2), t=()), array(2, 3, 4)),
+    "gate and project": (lambda w, x: jnp.tanh(x * w["b"]) + (x @ w["b"])[:, None], params(b=(4,)), array(2, 4)),
+    "fill": (
+        lambda w, x: w["e"].at[x].get(mode="fill", fill_value=3.0),
+        params(e=(4, 3)),
+        jnp.array([[1, 9], [2, 1]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUBTLE)
+def test_the_law_of_subtle_uses(name):
+    apply_fn, w, x = SUBTLE[name]
+    q = mean_field(w, scale=0.4)
+    expected = moments(draws(lambda key: apply_fn(sample(key, q), x), 1))
+    varies = expected.std(axis=0) > 1e-6  # what is filled in does not
+    for coupling in ("decorrelated", "flipout"):
+        f = decorrelate(apply_fn, coupling=coupling)
+        some = moments(draws(lambda key: f(q, x, key), 2))  # noqa: B023
+        deviation, bound = largest_deviation(some[:, varies], expected[:, varies])
+        assert deviation < bound, coupling
+        np.testing.assert_allclose(some[:, ~varies], expected[:, ~varies], rtol=1e-5)
+
+
 def test_examples_are_decorrelated():
     """With one draw for the batch, a network that sees one input twice returns one output twice."""
     apply_fn, w, x, _ = MODELS["mlp"]

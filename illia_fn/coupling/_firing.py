@@ -74,7 +74,8 @@ def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any)
 def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
     """Look-ups: whole axes, such as the features of an embedding, carry signs."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    if position != 0 or getattr(numbers, "operand_batching_dims", ()):
+    fills = eqn.params.get("fill_value") not in (None, 0)  # which is not linear
+    if position != 0 or fills or getattr(numbers, "operand_batching_dims", ()):
         return None
     kept = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
     to_output = {a: out for a, out in zip(kept, numbers.offset_dims, strict=True) if sizes[a] == view.shape[a]}

@@ -126,6 +126,7 @@ def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
             reads = value.copies * max(1, output.size // math.prod(value.shape))
             ctx.note(position, value, name, reads=reads, movable=frozenset(), draws_output=True, meets=output.size)
         if isinstance(value, View):
+            assert value.strategy in (None, "local_reparam"), f"a weight under {value.strategy} is not to be drawn"
             mean.append(value.dense(value.mean))
             variance.append(jnp.square(value.dense(value.dev, value.dev.dtype)))
         elif isinstance(value, Moments) and value.mean.size == output.size:

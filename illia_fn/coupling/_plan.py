@@ -1,7 +1,7 @@
 """Which noise each leaf gets: the uses of every leaf, and from them a strategy and the reason for it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -46,14 +46,14 @@ class Plan(NamedTuple):
 
 
 def make_plan(model: Model, coupling: Coupling) -> Plan:
-    """Two abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
-    uses: dict[tuple[int, Site], Use] = {}
-    probes = [_probe(index, node) for index, node in enumerate(model.nodes)]
-    _abstractly(Context(sites={}, uses=uses), model, lambda: probes)
-    leaves = []
-    for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True)):
-        mine = [use for (leaf, _), use in uses.items() if leaf == index]
-        leaves.append(LeafPlan(path, jnp.shape(node.mean), *_strategy(node, mine, coupling)))
+    """Abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
+    settled: dict[int, LeafPlan] = {}
+    while True:  # what is not linear is no view any more, and what it meets may be used in another way
+        leaves = _leaf_plans(model, coupling, settled)
+        not_linear = {index: leaf for index, leaf in enumerate(leaves) if leaf.strategy in ("shared", "per_example")}
+        if not_linear.keys() == settled.keys():
+            break
+        settled = not_linear
     noise = _noise_of_leaves(model.nodes, leaves)
     sites: dict[Site, jax.ShapeDtypeStruct] = {}
     _abstractly(Context(sites=sites), model, lambda noise: weights(model.nodes, leaves, noise), noise)
@@ -81,6 +81,23 @@ def _abstractly(ctx: Context, model: Model, weights: Callable[..., list[Any]], *
     """Evaluates the outputs without data, for what that leaves in the context."""
     x = model.jaxpr.in_avals[len(model.nodes) :]
     jax.eval_shape(lambda args, x: outputs(ctx, model, weights(*args), x), args, x)
+
+
+def _leaf_plans(model: Model, coupling: Coupling, settled: Mapping[int, LeafPlan]) -> list[LeafPlan]:
+    """The plan of every leaf, from its uses beside those leaves that are settled."""
+    uses: dict[tuple[int, Site], Use] = {}
+
+    def probe(index: int, node: Posterior) -> Any:
+        if index not in settled:
+            return _probe(index, node)
+        return node.mean if settled[index].strategy == "shared" else PerExample(node.mean)
+
+    _abstractly(Context(sites={}, uses=uses), model, lambda: [probe(*pair) for pair in enumerate(model.nodes)])
+    leaves = []
+    for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True)):
+        mine = [use for (leaf, _), use in uses.items() if leaf == index]
+        leaves.append(settled.get(index) or LeafPlan(path, jnp.shape(node.mean), *_strategy(node, mine, coupling)))
+    return leaves
 
 
 def _probe(index: int, node: Posterior) -> Any:
@@ -131,7 +148,9 @@ def _strategy(
         )
     if all(size <= max(1, use.meets) for use in uses):
         return "per_example", "a draw is no larger than the activations it meets, element-wise"
-    first = next(use for use in uses if size > use.meets and not use.movable)
+    first = next((use for use in uses if size > use.meets and not use.movable), None)
+    if first is None:
+        return "shared", "no axis carries signs in every use"
     if first.meets:
         return "shared", f"{first.primitive}: element-wise, on activations of size {first.meets}, fewer than its own"
     return "shared", f"{first.primitive}: not linear in it, or no rule for it"

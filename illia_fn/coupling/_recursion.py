@@ -47,7 +47,7 @@ def _cond(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> li
 
 def _while(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     first, second = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
-    consts = [_read_again(value, math.inf) for value in operands[:second]]
+    consts = [_read_again(value, math.inf) for value in _drawn(ctx, operands[:second])]
     start = concrete(ctx, operands[second:], "while")
 
     def run(number: int, inner: Any, consts: list[Any], carry: list[jax.Array]) -> list[jax.Array]:
@@ -65,7 +65,7 @@ def _while(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> l
 def _scan(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     num_consts, num_carry = _scan_counts(eqn.params)
     length = eqn.params["length"]
-    consts = [_read_again(value, length) for value in operands[:num_consts]]
+    consts = [_read_again(value, length) for value in _drawn(ctx, operands[:num_consts])]
     start = arrays(concrete(ctx, operands[num_consts : num_consts + num_carry], "scan"))
     stacked = [_stacked(value, length) for value in _drawn(ctx, operands[num_consts + num_carry :])]
     noise = {site: array for site, array in ctx.noise.items() if site[: len(ctx.path)] == ctx.path}

@@ -9,7 +9,7 @@ import numpy as np
 
 from illia_fn._checks import check_callable
 from illia_fn._trees import PyTree, leaves_with_path
-from illia_fn.posteriors import mean
+from illia_fn.posteriors import mean, sample
 
 
 def check_separable(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, tolerance: float | None = None) -> None:
@@ -21,7 +21,7 @@ def check_separable(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, 
 
     Args:
         apply_fn: the model, apply_fn(params, x) -> outputs with a leading batch axis.
-        params: parameters, or a posterior tree, whose mean is taken.
+        params: parameters, or a posterior tree, of which the mean and a draw are taken.
         x: a batch of at least two examples, known now: not under jit.
         tolerance: the largest difference that counts as rounding, relative to the largest output; by default the square
             root of the machine epsilon of its dtype.
@@ -41,7 +41,12 @@ def check_separable(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, 
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(sizes) != 1 or max(sizes) < (2,):
         raise ValueError("check_separable: the arrays of x must share a leading batch axis of size at least 2.")
-    w = mean(params)
+    # at a draw, too, as a last layer of zeros would hide what the others do
+    for w in (mean(params), sample(jax.random.key(0), params)):
+        _compare_outputs(apply_fn, w, x, tolerance)
+
+
+def _compare_outputs(apply_fn: Callable[..., Any], w: PyTree, x: PyTree, tolerance: float | None) -> None:
     whole = apply_fn(w, x)
     alone = jax.lax.map(lambda one: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], one)), x)
     for (path, together), apart in zip(leaves_with_path(whole, lambda _: False), jax.tree.leaves(alone), strict=True):
