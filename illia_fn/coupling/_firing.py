@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from illia_fn._numerics import at_least_float32
 from illia_fn.coupling._values import View
@@ -74,7 +75,8 @@ def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any)
 def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
     """Look-ups: whole axes, such as the features of an embedding, carry signs."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    fills = eqn.params.get("fill_value") not in (None, 0)  # which is not linear
+    fill = eqn.params.get("fill_value")
+    fills = fill not in (None, 0) and not np.isnan(fill)  # with a number, which is not linear
     if position != 0 or fills or getattr(numbers, "operand_batching_dims", ()):
         return None
     kept = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
