@@ -98,7 +98,8 @@ def decorrelate(
 
     Raises:
         ValueError: for an unknown coupling; when called, for outputs without a leading batch axis, a batch size that is
-            written into the model, or random numbers that would be the same for all examples.
+            written into the model, or random numbers that would be the same for all examples (but those of a key that
+            apply_fn closes over and splits, or folds, for each example are not seen: pass needs_key=True instead).
         TypeError: if `key` is not a PRNG key.
 
     >>> from illia_fn import mean_field
