@@ -37,7 +37,8 @@ def iwae_loss(
     is -(T / N) log (1 / S) sum_s exp(l_s / T), with T log q(w_s) in l_s. The gradient is the doubly reparameterised one
     (DReG, Tucker et al. 2019, https://arxiv.org/abs/1810.04152), whose signal-to-noise ratio does not fall with
     num_samples. It is a bound on full data only: the noise of batches is inside of the exponential, and biases -N * L
-    upwards, the more so the more samples. In float32 the l_s resolve about 1e-7 N nats.
+    upwards, the more so the more samples. The l_s are sums over N examples: of very many, float32 rounds them by more
+    than they differ.
 
     Args:
         apply_fn, params, x, y, key, num_samples: as in `elbo_loss`.

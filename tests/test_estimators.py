@@ -339,3 +339,31 @@ def test_half_precision_does_not_round_the_density_of_q(loss, estimator):
     keys = jax.random.split(KEY, 200)
     slopes = jax.jit(jax.vmap(lambda key: jax.grad(run)(q, key).rho.astype(jnp.float32).mean()))(keys)
     assert slopes.mean() == pytest.approx(-1.0, abs=0.01 + 5 * float(slopes.std()) / np.sqrt(len(keys)))
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, None])
+@pytest.mark.parametrize(
+    "loss", [elbo_loss, predictive_loss, partial(renyi_loss, alpha=0.5)], ids=["elbo", "predictive", "renyi"]
+)
+def test_with_a_fixed_key_the_reparameterised_gradient_is_that_of_the_value(loss, chunk_size, antithetic):
+    """As optax.lbfgs needs it; so the coefficients of the second pass meet the draws that they were made from."""
+    with jax.enable_x64(True):
+        x, y, q, _ = orthogonal_regression()
+        options = {"chunk_size": chunk_size, "antithetic": antithetic, "estimator": "reparameterised"}
+
+        @jax.jit
+        def value(loc, rho):
+            node = type(q["w"])(loc, rho)
+            model = lambda w, x: x @ w["w"] + jnp.sin(w["w"].sum())  # noqa: E731
+            return loss(model, {"w": node}, x, y, KEY, 4, num_data=20, prior=Normal(0.0, 1.0), **options)
+
+        loc, rho = q["w"].loc + 0.1, q["w"].rho + 0.2
+        for number, slopes in enumerate(jax.grad(value, (0, 1))(loc, rho)):
+            for index in range(3):
+                step = 1e-5 * jnp.eye(3)[index]
+                ends = [
+                    value(*(arg + sign * step if at == number else arg for at, arg in enumerate((loc, rho))))
+                    for sign in (1, -1)
+                ]
+                np.testing.assert_allclose(slopes[index], (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-8)

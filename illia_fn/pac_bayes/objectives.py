@@ -191,7 +191,8 @@ def pac_bayes_certificate(
         )
     _require_exact_kl(call)
     _, (risks, extremes) = call.sum(lambda *args: ((), _range(call, call.losses_at(*args)[0])), needs_key=needs_key)
-    risk = jnp.mean(risks)  # of all at once: a running sum of many rounds downwards
+    # of all at once, as a running sum of many rounds downwards; and the mean of ones may round upwards
+    risk = jnp.minimum(jnp.mean(risks), 1.0)
     risk = risk * _check_losses(call, *extremes).astype(risk.dtype)
     empirical_bound = kl_inverse(risk, jnp.asarray(math.log(2.0 / delta) / num_samples, risk.dtype))
     kl = call.kl()
