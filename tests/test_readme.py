@@ -12,11 +12,14 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 @pytest.mark.promotes
-def test_code_blocks_run_in_order():
+def test_code_blocks_run_in_order_and_print_what_is_shown(capsys):
     assert len(BLOCKS) >= 8
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, str(README), "exec"), namespace)
+    printed = capsys.readouterr().out
+    (table,) = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
+    assert table in printed
 
 
 def test_the_loop_is_the_one_the_demo_runs():
