@@ -11,6 +11,7 @@ from coupling_cases import BATCH, CASES, KEY
 
 import illia_fn
 from illia_fn import explain_coupling, mean_field
+from illia_fn.coupling._noise import Chunk
 from illia_fn.coupling._transform import Coupled
 
 
@@ -39,7 +40,7 @@ def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
     def run(q, x, key):
         it = Coupled.of("test", apply_fn, q, x, None, coupling)
         coupled.append(it)
-        noise = it.noise(key, 1)
+        noise = it.noise(key, Chunk(jnp.arange(1), 1, 1))
         alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
         return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
 

@@ -4,8 +4,6 @@ It is keyed by the leaf, or by the place of its site in the jaxpr: the same key 
 model is traced. With the noise at hand, common random numbers and mirrored pairs need no support from the model.
 """
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._numerics import at_least_float32
+from illia_fn.coupling._spread import cut, spread_normals
 from illia_fn.coupling._values import PerExample, Site, Strategy, View
 from illia_fn.posteriors import Gaussian, Posterior
 
-_BLOCK = 2**16  # numbers; larger draws leave the cache between the rounds of threefry
+
+class Chunk(NamedTuple):
+    """The samples that are evaluated at once, some of those whose noise is spread evenly: see `spread_normals`.
+
+    Attributes:
+        samples: the indices of these, in a row, among those that are spread together.
+        size: how many a chunk has, but for the last one.
+        count: how many are spread together.
+    """
+
+    samples: Any
+    size: int
+    count: int
 
 
 class Noise(NamedTuple):
@@ -39,34 +50,22 @@ class Noise(NamedTuple):
         leaves, examples, sites = jax.tree.map(jnp.negative, (self.leaves, self.examples, self.sites))
         return Noise(leaves, examples, sites, self.signs)
 
-    def draw(self, key: jax.Array, axes: tuple[int, ...]) -> "Noise":
-        """Noise of these shapes, with leading `axes` for all but `leaves`."""
-        normal_key, sign_key = jax.random.split(key)
-        batched = jax.tree.map(lambda like: jax.ShapeDtypeStruct((*axes, *like.shape), like.dtype), self[1:])
-        normals = (self.leaves, *batched[:2])
-        leaves, structure = jax.tree.flatten(normals)
-        return Noise(*structure.unflatten(_normals(normal_key, leaves)), _signs(sign_key, batched[2]))
+    def draw(self, key: jax.Array, batch_size: int, chunk: Chunk) -> "Noise":
+        """Noise of these shapes for a chunk of samples, with leading axes (S, B) for all but `leaves`.
 
-
-def _normals(key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
-    """Standard normal noise of all shapes, cut from one flat draw for each dtype."""
-    groups: dict[Any, list[int]] = {}
-    for index, like in enumerate(shapes):
-        groups.setdefault(like.dtype, []).append(index)
-    noise = {}
-    for number, (dtype, group) in enumerate(groups.items()):
-        flat = _flat_normal(jax.random.fold_in(key, number), sum(shapes[index].size for index in group), dtype)
-        noise |= zip(group, _cut(flat, [shapes[index].shape for index in group]), strict=True)
-    return [noise[index] for index in range(len(shapes))]
-
-
-def _flat_normal(key: jax.Array, size: int, dtype: Any) -> jax.Array:
-    count = max(1, -(-size // _BLOCK))
-    block = -(-size // count)
-    block += block % 2  # XLA's CPU backend draws an odd number many times slower
-    if count == 1:
-        return jax.random.normal(key, (block,), dtype)
-    return jax.lax.map(lambda key: jax.random.normal(key, (block,), dtype), jax.random.split(key, count)).ravel()
+        What the samples of a chunk share, `leaves`, is spread over the chunks, and `signs` are the same in all chunks.
+        """
+        leaves_key, own_key, sign_key = jax.random.split(key, 3)
+        shapes, structure = jax.tree.flatten(self.leaves)
+        place = chunk.samples[:1] // chunk.size
+        leaves = spread_normals(leaves_key, shapes, 1, place, -(-chunk.count // chunk.size))
+        leaves = structure.unflatten([leaf[0, 0] for leaf in leaves])
+        shapes, structure = jax.tree.flatten((self.examples, self.sites))
+        own = structure.unflatten(spread_normals(own_key, shapes, batch_size, chunk.samples, chunk.count))
+        axes = (chunk.size, batch_size)
+        like = jax.tree.map(lambda like: jax.ShapeDtypeStruct((*axes, *like.shape), like.dtype), self.signs)
+        signs = _signs(sign_key, like)
+        return Noise(leaves, *own, jax.tree.map(lambda sign: sign[: len(chunk.samples)], signs))
 
 
 def _signs(key: jax.Array, shapes: Any) -> Any:
@@ -75,13 +74,7 @@ def _signs(key: jax.Array, shapes: Any) -> Any:
     words = jax.random.bits(key, (-(-sum(like.size for like in leaves) // 32),), jnp.uint32)
     bits = (words[:, None] >> np.arange(32, dtype=np.uint32)[None]) & np.uint32(1)
     flat = 1.0 - 2.0 * bits.astype(jnp.float32)
-    return structure.unflatten(_cut(flat.ravel(), [like.shape for like in leaves]))
-
-
-def _cut(flat: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
-    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=int)
-    pieces = jnp.split(flat[: ends[-1]], ends[:-1]) if shapes else []
-    return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return structure.unflatten(cut(flat.ravel(), [like.shape for like in leaves]))
 
 
 def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> Any:

@@ -11,8 +11,10 @@ from illia_fn._checks import check_callable, check_key, describe
 from illia_fn._trees import PyTree
 from illia_fn.coupling._context import Context
 from illia_fn.coupling._model import Model, trace
-from illia_fn.coupling._noise import Noise
+from illia_fn.coupling._noise import Chunk, Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
+
+_SPREAD = 64  # samples whose noise is spread evenly together, in as many chunks as that is
 
 ChunkSize = int | Literal["auto"] | None
 
@@ -33,9 +35,9 @@ class Coupled(NamedTuple):
         model = trace(caller, apply_fn, q, x, key)
         return Coupled(model, make_plan(model, coupling))
 
-    def noise(self, key: jax.Array, num_samples: int) -> Noise:
-        """Noise of all samples and examples."""
-        return self.plan.noise.draw(key, (num_samples, self.model.batch_size))
+    def noise(self, key: jax.Array, chunk: Chunk) -> Noise:
+        """Noise of a chunk of samples, for all examples."""
+        return self.plan.noise.draw(key, self.model.batch_size, chunk)
 
     def outputs(self, noise: Noise, num_samples: int, x: PyTree, *keys: jax.Array) -> PyTree:
         """Outputs of all samples and examples, (S, B, ...), from keys (S, B) if apply_fn takes one.
@@ -117,7 +119,8 @@ def decorrelate(
         noise_key, apply_key = jax.random.split(key)
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
-        return jax.tree.map(lambda leaf: leaf[0], it.outputs(it.noise(noise_key, 1), 1, x, *keys))
+        noise = it.noise(noise_key, Chunk(jnp.arange(1), size=1, count=1))
+        return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
 
     return coupled
 
@@ -149,18 +152,22 @@ def coupled_expectation(
     if chunk_size == "auto":
         chunk_size = 1 if it.plan.noise.leaves else None
 
-    def chunk_sum(keys: jax.Array) -> tuple[jax.Array, PyTree]:
-        noise_key, apply_key = jax.random.split(keys[0])
-        noise = it.noise(noise_key, len(keys))
+    count = num_samples // 2 if antithetic else num_samples
+    size = count if chunk_size is None else min(chunk_size, count)
+    together = min(count, size * max(1, _SPREAD // size))  # whole chunks
+    noise_key, apply_key = jax.random.split(key)
+
+    def chunk_sum(samples: jax.Array) -> tuple[jax.Array, PyTree]:
+        spread_key = jax.random.fold_in(noise_key, samples[0] // together)
+        noise = it.noise(spread_key, Chunk(samples % together, size, together))
         sides = []
         for number, side in enumerate([noise, noise.mirrored()] if antithetic else [noise]):
-            side_key = jax.random.fold_in(apply_key, number)
-            apply_keys = [jax.random.split(side_key, (len(keys), it.model.batch_size))] * needs_key
-            sides.append(jax.vmap(f)(it.outputs(side, len(keys), x, *apply_keys)))
+            side_key = jax.random.fold_in(jax.random.fold_in(apply_key, samples[0]), number)
+            apply_keys = [jax.random.split(side_key, (len(samples), it.model.batch_size))] * needs_key
+            sides.append(jax.vmap(f)(it.outputs(side, len(samples), x, *apply_keys)))
         values, aux = zip(*sides, strict=True)
         totals = [jnp.sum(side) for side in values]
         return sum(totals[1:], start=totals[0]), jax.tree.map(_interleave, *aux)
 
-    keys = jax.random.split(key, num_samples // 2 if antithetic else num_samples)
-    total, aux = sum_over_chunks(chunk_sum, keys, chunk_size)
+    total, aux = sum_over_chunks(chunk_sum, jnp.arange(count), chunk_size)
     return total / num_samples, aux
