@@ -10,6 +10,9 @@ from coupling_cases import CASES, FAST_TO_COMPILE, array, conv, params
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, mean_field, sample
+from illia_fn.coupling._noise import Chunk
+from illia_fn.coupling._spread import Places
+from illia_fn.coupling._transform import Coupled
 
 pytestmark = pytest.mark.promotes
 
@@ -96,6 +99,20 @@ def test_the_test_above_sees_wrong_laws(name, direct):
     assert "APPROXIMATE" in str(explain_coupling(apply_fn, q, x, coupling="local_reparam"))
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+def test_the_law_of_one_of_many_samples(name, direct):
+    """Samples are spread over the law of q together, but each of them has this law by itself."""
+    apply_fn, _, x, _ = MODELS[name]
+    q, expected = direct(name)
+
+    def sixth_of_seven(key):
+        it = Coupled.of("test", apply_fn, q, x, None, "decorrelated")
+        return it.outputs(it.noise(key, Chunk(Places(jnp.array([5]), count=7))), 1, x)[0]
+
+    deviation, bound = largest_deviation(moments(draws(sixth_of_seven, 6)), expected)
+    assert deviation < bound
+
+
 def hoisted(w, x):
     """What is projected once is met in every round of the loop."""
     projected = x @ w["a"]
@@ -151,7 +168,12 @@ def test_examples_are_decorrelated():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("mlp", {"num_samples": 1}), ("cnn", {"num_samples": 4, "antithetic": True, "chunk_size": 1})],
+    [
+        ("mlp", {"num_samples": 1}),
+        ("mlp", {"num_samples": 5, "chunk_size": 2}),
+        ("cnn", {"num_samples": 4}),
+        ("cnn", {"num_samples": 4, "antithetic": True, "chunk_size": 1}),
+    ],
 )
 def test_the_gradient_of_the_elbo_is_unbiased(name, options):
     apply_fn, w, x, _ = MODELS[name]

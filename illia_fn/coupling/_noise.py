@@ -11,23 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._numerics import at_least_float32
-from illia_fn.coupling._spread import cut, spread_normals
+from illia_fn.coupling._spread import Places, cut, spread_normals
 from illia_fn.coupling._values import PerExample, Site, Strategy, View
 from illia_fn.posteriors import Gaussian, Posterior
 
 
 class Chunk(NamedTuple):
-    """The samples that are evaluated at once, some of those whose noise is spread evenly: see `spread_normals`.
+    """The samples that are evaluated at once.
 
     Attributes:
-        samples: the indices of these, in a row, among those that are spread together.
-        size: how many a chunk has, but for the last one.
-        count: how many are spread together.
+        places: theirs, in a row, among those whose noise is spread together.
+        size: how many samples a chunk has; the last one may have fewer.
     """
 
-    samples: Any
-    size: int
-    count: int
+    places: Places
+    size: int = 1
 
 
 class Noise(NamedTuple):
@@ -56,16 +54,16 @@ class Noise(NamedTuple):
         What the samples of a chunk share, `leaves`, is spread over the chunks, and `signs` are the same in all chunks.
         """
         leaves_key, own_key, sign_key = jax.random.split(key, 3)
+        samples, count, mirrored = chunk.places
         shapes, structure = jax.tree.flatten(self.leaves)
-        place = chunk.samples[:1] // chunk.size
-        leaves = spread_normals(leaves_key, shapes, 1, place, -(-chunk.count // chunk.size))
-        leaves = structure.unflatten([leaf[0, 0] for leaf in leaves])
+        place = Places(samples[:1] // chunk.size, -(-count // chunk.size), mirrored)
+        leaves = structure.unflatten([leaf[0, 0] for leaf in spread_normals(leaves_key, shapes, 1, place)])
         shapes, structure = jax.tree.flatten((self.examples, self.sites))
-        own = structure.unflatten(spread_normals(own_key, shapes, batch_size, chunk.samples, chunk.count))
+        own = structure.unflatten(spread_normals(own_key, shapes, batch_size, chunk.places))
         axes = (chunk.size, batch_size)
         like = jax.tree.map(lambda like: jax.ShapeDtypeStruct((*axes, *like.shape), like.dtype), self.signs)
         signs = _signs(sign_key, like)
-        return Noise(leaves, *own, jax.tree.map(lambda sign: sign[: len(chunk.samples)], signs))
+        return Noise(leaves, *own, jax.tree.map(lambda sign: sign[: len(samples)], signs))
 
 
 def _signs(key: jax.Array, shapes: Any) -> Any:

@@ -11,6 +11,7 @@ independent samples give them, as the parts come in another order for each numbe
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,26 @@ _BLOCK = 2**16  # numbers; larger draws leave the cache between the rounds of th
 _ORDERS = 2039  # a prime, so that neighbours along an axis of a usual size have different orders
 
 
-def spread_normals(
-    key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct], batch_size: int, samples: jax.Array, count: int
-) -> list[jax.Array]:
-    """Noise of all shapes for some of the `count` samples that are spread together, (len(samples), B, *shape) each.
+class Places(NamedTuple):
+    """The places of some samples among all that are spread together.
 
-    All numbers of one sample are independent and standard normal. They are cut from one draw for each dtype.
+    Attributes:
+        samples: the indices of these samples, (S,).
+        count: how many are spread together.
+        mirrored: whether every sample has a mirror image beside it, so that none is to be among the others.
+    """
+
+    samples: jax.Array
+    count: int
+    mirrored: bool = False
+
+
+def spread_normals(
+    key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct], batch_size: int, places: Places
+) -> list[jax.Array]:
+    """Noise of all shapes, (S, B, *shape) each: all numbers of one sample are independent and standard normal.
+
+    They are cut from one draw for each dtype.
     """
     groups: dict[np.dtype, list[int]] = {}
     for index, like in enumerate(shapes):
@@ -33,7 +48,7 @@ def spread_normals(
     noise = {}
     for number, (dtype, group) in enumerate(groups.items()):
         size = sum(shapes[index].size for index in group)
-        drawn = _normals(jax.random.fold_in(key, number), batch_size, size, dtype, samples, count)
+        drawn = _normals(jax.random.fold_in(key, number), batch_size, size, dtype, places)
         noise |= zip(group, cut(drawn, [shapes[index].shape for index in group]), strict=True)
     return [noise[index] for index in range(len(shapes))]
 
@@ -45,42 +60,49 @@ def cut(flat: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
     return [piece.reshape(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, samples: jax.Array, count: int) -> jax.Array:
-    """z_s = +-sqrt(2) erfinv(|u| + j / h modulo 1), with one u ~ U(-1, 1) and j < h = ceil(S / 2): (samples, B, size).
+def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, places: Places) -> jax.Array:
+    """z_s = +-sqrt(2) erfinv(u + 2 j / h, wrapped into (-1, 1)), of one u ~ U(-1, 1) and j < h = S / 2: (S, B, size).
 
     For each s, that has the law of sqrt(2) erfinv(u) whatever its j and sign are, so that these need not be random.
     """
     columns = max(1, min(_ORDERS, size))
     rows = batch_size * -(-size // columns)
-    shifts, signs = (jnp.asarray(table, dtype)[samples][:, None] for table in _points(count, columns))
+    tables = _points(places.count, columns, places.mirrored)
+    shifts, signs = (jnp.asarray(table, dtype)[places.samples] for table in tables)
+    largest = np.nextafter(np.asarray(1.0, dtype), np.asarray(0.0, dtype))
 
-    def of_uniform(uniform: jax.Array) -> jax.Array:
-        places = jnp.abs(uniform) + shifts
-        noise = math.sqrt(2.0) * jax.lax.erf_inv(places - jnp.floor(places))
-        return signs * jnp.copysign(noise, uniform)
+    def of_uniform(uniform: jax.Array, shift: jax.Array, sign: jax.Array) -> jax.Array:
+        shifted = uniform + shift[None]
+        wrapped = shifted - 2.0 * jnp.round(shifted / 2.0)
+        return sign[None] * math.sqrt(2.0) * jax.lax.erf_inv(jnp.clip(wrapped, -largest, largest))
 
-    if len(samples) == 1:  # while it is in the cache
-        noise = _in_blocks(lambda *args: of_uniform(_uniform(*args, dtype))[0], key, rows, columns)[None]
+    # What comes out of a loop is in memory. XLA may compute all else twice, with other rounding, and the gradient of
+    # max, which looks for the maximum among its inputs, loses those that differ.
+    if len(shifts) == 1:
+        noise = _in_blocks(lambda *args: of_uniform(_uniform(*args, dtype), shifts[0], signs[0]), key, rows, columns)
     else:
-        noise = of_uniform(_in_blocks(lambda *args: _uniform(*args, dtype), key, rows, columns))
-    return noise.reshape(len(samples), batch_size, -1)[..., :size]
+        uniform = _in_blocks(lambda *args: _uniform(*args, dtype), key, rows, columns)
+        noise = jax.lax.map(lambda point: of_uniform(uniform, *point), (shifts, signs))
+    return noise.reshape(len(shifts), batch_size, -1)[..., :size]
 
 
 @functools.lru_cache
-def _points(count: int, num_orders: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample and order: the shift j / h and the sign, in all combinations over the samples."""
-    half = -(-count // 2)
-    points = np.tile(np.arange(2 * half), (num_orders, 1))
-    points = np.random.default_rng(0).permuted(points, axis=1)[:, :count].T
-    return points // 2 / half, 1.0 - 2.0 * (points % 2)
+def _points(count: int, num_orders: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: FBT001
+    """For each sample and order: the shift 2 j / h, at most 1, and the sign, in all combinations over the samples."""
+    rng = np.random.default_rng(0)
+    half = count if mirrored else -(-count // 2)
+    points = np.arange(2 * half)
+    if mirrored:  # one of each two
+        points = points[::2] + rng.integers(2, size=(num_orders, half))
+    points = rng.permuted(np.broadcast_to(points, (num_orders, points.shape[-1])), axis=1)[:, :count].T
+    shifts = 2 * (points // 2) / half
+    return np.where(shifts > 1, shifts - 2, shifts), 1.0 - 2.0 * (points % 2)
 
 
 def _in_blocks(draw: Callable[..., jax.Array], key: jax.Array, rows: int, columns: int) -> jax.Array:
-    """draw(key, shape) -> (rows, columns), a block of rows after another."""
-    count = max(1, -(-rows * columns // _BLOCK))
+    """draw(key, shape) -> (rows, columns), in a loop over blocks of rows."""
+    count = max(2, -(-rows * columns // _BLOCK))  # XLA makes no loop of a single round
     block = -(-rows // count)
-    if count == 1:
-        return draw(key, (rows, columns))
     blocks = jax.lax.map(lambda key: draw(key, (block, columns)), jax.random.split(key, count))
     return blocks.reshape(-1, columns)[:rows]
 

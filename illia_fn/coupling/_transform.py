@@ -13,8 +13,9 @@ from illia_fn.coupling._context import Context
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Chunk, Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
+from illia_fn.coupling._spread import Places
 
-_SPREAD = 64  # samples whose noise is spread evenly together, in as many chunks as that is
+_SPREAD = 64  # samples, in one chunk or more, whose noise is spread evenly; of more, a part of the law is no smaller
 
 ChunkSize = int | Literal["auto"] | None
 
@@ -119,7 +120,7 @@ def decorrelate(
         noise_key, apply_key = jax.random.split(key)
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
-        noise = it.noise(noise_key, Chunk(jnp.arange(1), size=1, count=1))
+        noise = it.noise(noise_key, Chunk(Places(jnp.arange(1), count=1)))
         return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
 
     return coupled
@@ -151,15 +152,15 @@ def coupled_expectation(
     it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
     if chunk_size == "auto":
         chunk_size = 1 if it.plan.noise.leaves else None
-
     count = num_samples // 2 if antithetic else num_samples
     size = count if chunk_size is None else min(chunk_size, count)
-    together = min(count, size * max(1, _SPREAD // size))  # whole chunks
+    num_chunks, num_spreads = -(-count // size), -(-count // max(size, _SPREAD))
+    together = min(count, size * -(-num_chunks // num_spreads))
     noise_key, apply_key = jax.random.split(key)
 
     def chunk_sum(samples: jax.Array) -> tuple[jax.Array, PyTree]:
         spread_key = jax.random.fold_in(noise_key, samples[0] // together)
-        noise = it.noise(spread_key, Chunk(samples % together, size, together))
+        noise = it.noise(spread_key, Chunk(Places(samples % together, together, mirrored=antithetic), size))
         sides = []
         for number, side in enumerate([noise, noise.mirrored()] if antithetic else [noise]):
             side_key = jax.random.fold_in(jax.random.fold_in(apply_key, samples[0]), number)
