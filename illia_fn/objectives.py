@@ -118,14 +118,16 @@ def elbo_loss(
             so that the noise of both terms cancels where q is the posterior. "score_function": for a loss_fn or a model
             without a gradient (the 0/1 error, a simulator), through log q, with leave-one-out control variates (Mnih &
             Rezende 2016, https://arxiv.org/abs/1602.06725); it needs num_samples of at least 2.
-        coupling: how the noise of a sample is coupled across the examples of the batch: "shared", one w for all;
-            "decorrelated", the noise of each leaf apart for each example where that is cheap and exact, for the same
-            expectation at a lower variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`. All
-            but "shared" go with the reparameterised estimator.
+        coupling: how the noise is coupled across the examples of the batch and across the samples: "shared", one w for
+            all examples, and independent samples; "decorrelated", the noise of each leaf apart for each example where
+            that is cheap and exact, and spread evenly over its law by the samples, for the same expectation at a lower
+            variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`. All but "shared" go with
+            the reparameterised estimator, and need examples that do not interact.
         chunk_size: how many samples run at once; None for all. The memory does not grow with `num_samples`, but with
             this; see `expectation`. "auto" is one after another, which is usually fastest on a CPU, and all at
             once, as one large batch, if the coupling leaves no noise that all examples share.
-        antithetic: whether the networks come in pairs that mirror each other; see `expectation`.
+        antithetic: whether the networks come in pairs that mirror each other; see `expectation`. Samples of a coupling
+            that is not "shared" come in such pairs already, one number of the noise at a time.
         needs_key: whether apply_fn takes a key.
         has_aux: whether apply_fn returns (outputs, aux).
         return_terms: whether to return the terms of the loss as well.

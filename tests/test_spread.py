@@ -80,6 +80,15 @@ def test_what_is_additive_averages_out_and_what_is_not_is_as_with_independent_sa
     assert 0.8 < variance(lambda z: z[..., :-2] * z[..., 1:-1] * z[..., 2:]) < 1.25
 
 
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_two_numbers_alone(count):
+    """Their product varies as with independent samples, or little more; at S = 2, two mirror images are one value."""
+    z = many(2, range(count), count)
+    ratio = count * z.prod(axis=2).mean(axis=1).var()
+    error = 5 * np.sqrt(8 / KEYS)  # the square of a product of normals has a kurtosis below 8 + 1
+    assert ratio < {2: 2.0, 4: 4 / 3, 8: 8 / 7}[count] * (1 + error)
+
+
 def test_chunks_are_parts_of_the_whole():
     """Whatever the samples that are drawn at once, and however many blocks the draw takes."""
     size, batch_size = 3 * _ORDERS + 5, 12

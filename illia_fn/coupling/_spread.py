@@ -63,12 +63,15 @@ def cut(flat: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
 def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, places: Places) -> jax.Array:
     """z_s = +-sqrt(2) erfinv(u + 2 j / h, wrapped into (-1, 1)), of one u ~ U(-1, 1) and j < h = S / 2: (S, B, size).
 
-    For each s, that has the law of sqrt(2) erfinv(u) whatever its j and sign are, so that these need not be random.
+    For each s, that has the law of sqrt(2) erfinv(u) whatever its j and sign are, so that these may come from a table
+    (Cranley & Patterson 1976, https://doi.org/10.1137/0713071).
     """
     columns = max(1, min(_ORDERS, size))
     rows = batch_size * -(-size // columns)
-    tables = _points(places.count, columns, places.mirrored)
-    shifts, signs = (jnp.asarray(table, dtype)[places.samples] for table in tables)
+    order_key, key = jax.random.split(key)
+    first = jax.random.randint(order_key, (), 0, _ORDERS - columns + 1)
+    tables = [jnp.asarray(table, dtype)[places.samples] for table in _points(places.count, places.mirrored)]
+    shifts, signs = (jax.lax.dynamic_slice_in_dim(table, first, columns, axis=1) for table in tables)
     largest = np.nextafter(np.asarray(1.0, dtype), np.asarray(0.0, dtype))
 
     def of_uniform(uniform: jax.Array, shift: jax.Array, sign: jax.Array) -> jax.Array:
@@ -87,14 +90,14 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, places
 
 
 @functools.lru_cache
-def _points(count: int, num_orders: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: FBT001
+def _points(count: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: FBT001
     """For each sample and order: the shift 2 j / h, at most 1, and the sign, in all combinations over the samples."""
     rng = np.random.default_rng(0)
     half = count if mirrored else -(-count // 2)
     points = np.arange(2 * half)
     if mirrored:  # one of each two
-        points = points[::2] + rng.integers(2, size=(num_orders, half))
-    points = rng.permuted(np.broadcast_to(points, (num_orders, points.shape[-1])), axis=1)[:, :count].T
+        points = points[::2] + rng.integers(2, size=(_ORDERS, half))
+    points = rng.permuted(np.broadcast_to(points, (_ORDERS, points.shape[-1])), axis=1)[:, :count].T
     shifts = 2 * (points // 2) / half
     return np.where(shifts > 1, shifts - 2, shifts), 1.0 - 2.0 * (points % 2)
 

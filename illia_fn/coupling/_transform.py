@@ -101,8 +101,8 @@ def decorrelate(
 
     Raises:
         ValueError: for an unknown coupling; when called, for outputs without a leading batch axis, a batch size that is
-            written into the model, or random numbers that would be the same for all examples (but those of a key that
-            apply_fn closes over and splits, or folds, for each example are not seen: pass needs_key=True instead).
+            written into the model, or random numbers from a key that apply_fn closes over, which would be the same for
+            all examples (pass needs_key=True).
         TypeError: if `key` is not a PRNG key.
 
     >>> from illia_fn import mean_field
@@ -146,8 +146,9 @@ def coupled_expectation(
 ) -> tuple[jax.Array, PyTree]:
     """(1 / S) sum_s value_s and all aux, of f(outputs of s) -> (value, aux): `expectation` without one w for the batch.
 
-    A chunk of samples is one large batch. "auto" is one chunk for all of them; but if leaves have noise that all
-    examples share (shared, flipout), one for each, as that noise would otherwise not average out over the samples.
+    The noise of the samples is spread over its law: see `spread_normals`. A chunk of samples is one large batch. "auto" is
+    one chunk for all of them; but if leaves have noise that all examples share (shared, flipout), one for each, as that
+    noise would otherwise not average out over the samples.
     """
     it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
     if chunk_size == "auto":
