@@ -146,7 +146,7 @@ def coupled_expectation(
 ) -> tuple[jax.Array, PyTree]:
     """(1 / S) sum_s value_s and all aux, of f(outputs of s) -> (value, aux): `expectation` without one w for the batch.
 
-    The noise of the samples is spread over its law: see `spread_normals`. A chunk of samples is one large batch. "auto" is
+    The samples are spread over the law of their noise: see `_spread`. A chunk of samples is one large batch. "auto" is
     one chunk for all of them; but if leaves have noise that all examples share (shared, flipout), one for each, as that
     noise would otherwise not average out over the samples.
     """
