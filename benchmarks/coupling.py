@@ -150,8 +150,9 @@ def main(seeds: int = 3, steps: int = 200, num_keys: int = 50, rounds: int = 7, 
             at_most=1.0,
         )
     )
-    times = ["variance of loc", "variance of rho", "time", "variance x time of loc"]
-    report("coupling", ["times lower than shared", "n", "coupling", *times], rows, claims, draw(curves))
+    columns = ["model; how many times lower than shared:", "n", "coupling"]
+    columns += ["variance of loc", "variance of rho", "time", "variance x time of loc"]
+    report("coupling", columns, rows, claims, draw(curves))
 
 
 if __name__ == "__main__":

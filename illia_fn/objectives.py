@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from illia_fn._batch import LossFn, weighted_mean
-from illia_fn._call import Call, Options, check_options, with_extras
+from illia_fn._call import Call, Options, check_options, require_shared, with_extras
 from illia_fn._estimators import Estimator
 from illia_fn._trees import PyTree
 from illia_fn.coupling import ChunkSize, Coupling
@@ -121,13 +121,15 @@ def elbo_loss(
         coupling: how the noise is coupled across the examples of the batch and across the samples: "shared", one w for
             all examples, and independent samples; "decorrelated", the noise of each leaf apart for each example where
             that is cheap and exact, and spread evenly over its law by the samples, for the same expectation at a lower
-            variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`. All but "shared" go with
-            the reparameterised estimator, and need examples that do not interact.
-        chunk_size: how many samples run at once; None for all. The memory does not grow with `num_samples`, but with
-            this; see `expectation`. "auto" is one after another, which is usually fastest on a CPU, and all at
-            once, as one large batch, if the coupling leaves no noise that all examples share.
+            variance (most so for an even number of samples); "flipout" or "local_reparam". See `decorrelate` and
+            `explain_coupling`. All but "shared" need examples that do not interact, the reparameterised estimator, and
+            an apply_fn without aux.
+        chunk_size: how many samples run at once; None for all. The memory grows with this, and not with `num_samples`;
+            see `expectation`. "auto" is one after another, which is usually fastest on a CPU, or 8 at once, as one
+            large batch, if the coupling leaves no noise that all examples share.
         antithetic: whether the networks come in pairs that mirror each other; see `expectation`. Samples of a coupling
-            that is not "shared" come in such pairs already, one number of the noise at a time.
+            that is not "shared" come in such pairs already, one number of the noise at a time, and are usually of lower
+            variance without this.
         needs_key: whether apply_fn takes a key.
         has_aux: whether apply_fn returns (outputs, aux).
         return_terms: whether to return the terms of the loss as well.
@@ -216,6 +218,7 @@ def predictive_loss(
     Array(True, dtype=bool)
     """
     check_options("predictive_loss", {**options}, ELBOOptions)
+    require_shared("predictive_loss", options.get("coupling", "shared"), "its samples of an example are independent")
     call = Call(
         caller="predictive_loss",
         apply_fn=apply_fn,

@@ -11,7 +11,6 @@ from coupling_cases import BATCH, CASES, KEY
 
 import illia_fn
 from illia_fn import explain_coupling, mean_field
-from illia_fn.coupling._noise import Chunk
 from illia_fn.coupling._spread import Places
 from illia_fn.coupling._transform import Coupled
 
@@ -23,9 +22,9 @@ def networks(it, q, noise):
         if leaf.strategy == "per_example":
             own = noise.examples[index][0]
         else:
-            own = jnp.broadcast_to(noise.leaves[index], (it.model.batch_size, *leaf.shape))
+            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *leaf.shape))
         for axis, signs in noise.signs.get(index, {}).items():
-            own = own * signs[0].reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
+            own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
         return jax.vmap(node.reparameterise())(own)
 
     leaves, structure = jax.tree.flatten(q, is_leaf=illia_fn.is_posterior)
@@ -41,7 +40,7 @@ def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
     def run(q, x, key):
         it = Coupled.of("test", apply_fn, q, x, None, coupling)
         coupled.append(it)
-        noise = it.noise(key, Chunk(Places(jnp.arange(1), count=1)))
+        noise = it.noise(key, Places(jnp.arange(1), count=1))
         alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
         return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
 
@@ -135,26 +134,19 @@ def linear(w, x):
 
 
 @pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
-@pytest.mark.parametrize("chunk_size", ["auto", 1])
+@pytest.mark.parametrize("chunk_size", ["auto", None])
 def test_antithetic_samples_mirror_each_other(coupling, chunk_size):
     """All that is odd in the noise cancels; in samples that are only spread, it does if it is in one number."""
 
     @partial(jax.jit, static_argnames=("antithetic", "odd"))
-    def loss(antithetic, odd):
-        return illia_fn.elbo_loss(
-            linear,
-            {"w": mean_field(jnp.zeros((4, 2)), scale=0.5)},
-            coupling_cases.VECTOR,
-            jnp.zeros((3, 2)),
-            KEY,
-            4,
-            num_data=3,
-            kl_weight=0.0,
-            loss_fn=lambda outputs, _: odd(outputs),
-            coupling=coupling,
-            chunk_size=chunk_size,
-            antithetic=antithetic,
-        )
+    def largest(antithetic, odd):
+        def loss(key):
+            options = {"coupling": coupling, "chunk_size": chunk_size, "antithetic": antithetic}
+            options |= {"num_data": 3, "kl_weight": 0.0, "loss_fn": lambda outputs, _: odd(outputs)}
+            q = {"w": mean_field(jnp.zeros((4, 2)), scale=0.5)}
+            return illia_fn.elbo_loss(linear, q, coupling_cases.VECTOR, jnp.zeros((3, 2)), key, 4, **options)
+
+        return jnp.max(jnp.abs(jax.vmap(loss)(jax.random.split(KEY, 8))))
 
     def of_each(outputs):
         return jnp.sum(outputs, axis=1)
@@ -162,15 +154,14 @@ def test_antithetic_samples_mirror_each_other(coupling, chunk_size):
     def of_both(outputs):
         return outputs[:, 0] ** 2 * outputs[:, 1]
 
-    assert abs(loss(antithetic=True, odd=of_both)) < 1e-6 < 1e-3 < abs(loss(antithetic=False, odd=of_both))
-    assert abs(loss(antithetic=True, odd=of_each)) < 1e-6
-    if coupling == "decorrelated" or chunk_size == 1:  # flipout in one large batch has one draw, and random signs
-        assert abs(loss(antithetic=False, odd=of_each)) < 1e-6
+    assert largest(antithetic=True, odd=of_both) < 1e-6 < 1e-3 < largest(antithetic=False, odd=of_both)
+    assert largest(antithetic=True, odd=of_each) < 1e-6
+    assert largest(antithetic=False, odd=of_each) < 1e-6
 
 
-@pytest.mark.parametrize("antithetic", [False, True])
-def test_no_two_samples_are_the_same(antithetic):
-    """Pairs that mirror each other on top of samples that do would come twice."""
+@pytest.mark.parametrize(("num_samples", "antithetic"), [(4, False), (4, True), (130, False)])
+def test_no_two_samples_are_the_same(num_samples, antithetic):
+    """Pairs that mirror each other on top of samples that do would come twice; 130 are spread in three parts."""
     outputs = []
 
     def loss_fn(values, _):
@@ -178,9 +169,34 @@ def test_no_two_samples_are_the_same(antithetic):
         return jnp.sum(values, axis=1)
 
     options = {"loss_fn": loss_fn, "num_data": 3, "coupling": "flipout", "antithetic": antithetic}
-    illia_fn.elbo_loss(linear, LINEAR, coupling_cases.VECTOR, jnp.zeros((3, 2)), KEY, 4, **options)
+    illia_fn.elbo_loss(linear, LINEAR, coupling_cases.VECTOR, jnp.zeros((3, 2)), KEY, num_samples, **options)
     jax.effects_barrier()
-    assert len(set(outputs)) == 4
+    assert len(set(outputs)) == len(outputs) == num_samples
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize(("coupling", "antithetic"), [("decorrelated", False), ("flipout", True)])
+def test_chunks_change_nothing(coupling, antithetic):
+    """Leaves of every strategy, and a model that takes a key: the draws are those of the key, whatever the chunks."""
+
+    def apply_fn(w, x, key):
+        h = coupling_cases.conv(x, w["k"] / jnp.sqrt(jnp.sum(w["n"] ** 2))) + w["b"]
+        return jax.random.bernoulli(key, 0.7, (len(x), 8)) * jnp.tanh(h).mean(axis=(1, 2)) @ w["d"]
+
+    shapes = {"k": (3, 3, 4, 8), "n": (50_000,), "b": (8,), "d": (8, 3)}
+    q = mean_field({name: coupling_cases.array(*shape) for name, shape in shapes.items()}, scale=0.3)
+
+    @partial(jax.jit, static_argnames="chunk_size", compiler_options=coupling_cases.FAST_TO_COMPILE)
+    @jax.value_and_grad
+    def loss(q, chunk_size):
+        x, y = coupling_cases.IMAGE, jnp.arange(3)
+        options = {"coupling": coupling, "chunk_size": chunk_size, "antithetic": antithetic, "needs_key": True}
+        return illia_fn.elbo_loss(apply_fn, q, x, y, KEY, 10, num_data=3, **options)
+
+    expected = jax.tree.leaves(loss(q, 1))
+    for chunk_size in ("auto", 3, None):
+        for leaf, other in zip(jax.tree.leaves(loss(q, chunk_size)), expected, strict=True):
+            np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-5)
 
 
 def test_no_variance_no_nan():
@@ -297,12 +313,13 @@ def test_keys_among_the_inputs(x64):
     np.testing.assert_allclose(*jax.jit(lambda: (loss(coupling="flipout"), loss()))(), atol=1e-7)
 
 
-def test_what_does_not_depend_on_the_example_may_be_random():
+@pytest.mark.parametrize("over", [lambda f: jax.vmap(f), lambda f: partial(jax.lax.map, f)])
+def test_what_does_not_depend_on_the_example_may_be_random(over):
     """A fixed random projection, and noise whose keys are folded with a number that the example brings along."""
 
     def apply_fn(w, x):
         fixed = jax.random.normal(KEY, (4, 4))
-        own = jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(KEY, number), (4,)))(x["number"])
+        own = over(lambda number: jax.random.normal(jax.random.fold_in(KEY, number), (4,)))(x["number"])
         return linear(w, jnp.tanh(x["x"] @ fixed) + own)
 
     q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-7)}
@@ -355,7 +372,29 @@ def with_keys_folded_in_a_call(w, x):
     return linear(w, x * jax.checkpoint(jax.vmap(lambda key: jax.random.normal(key, x.shape[1:])))(keys))
 
 
+def with_keys_in_a_loop(w, x):
+    keys = jax.random.split(KEY, len(x))
+    return jax.lax.map(lambda row: linear(w, row[0] * jax.random.normal(row[1], row[0].shape)), (x, keys))
+
+
+def with_a_key_that_a_loop_splits(w, x):
+    def step(key, row):
+        key, own = jax.random.split(key)
+        return key, linear(w, row * jax.random.normal(own, row.shape))
+
+    return jax.lax.scan(step, KEY, x)[1]
+
+
+def with_another_key(w, x, key):
+    return with_closed_over_keys(w, x) + jax.random.normal(key, (len(x), 2))
+
+
+OWN_KEYS = "elbo_loss: apply_fn draws random numbers for the batch.*needs_key=True"
+
 ERRORS = {
+    "keys of the examples in a loop": (elbo(with_keys_in_a_loop), OWN_KEYS),
+    "a key that a loop splits for the examples": (elbo(with_a_key_that_a_loop_splits), OWN_KEYS),
+    "another key than the one that is passed": (elbo(with_another_key, needs_key=True), OWN_KEYS),
     "scalar output": (
         elbo(lambda w, x: jnp.sum(x @ w["w"])),
         r"elbo_loss: .*first axis is the batch.* returns \(\) for",
@@ -371,15 +410,15 @@ ERRORS = {
     ),
     "a key that is closed over": (
         elbo(with_closed_over_key),
-        "elbo_loss: apply_fn draws random numbers for the batch.*needs_key=True",
+        OWN_KEYS,
     ),
     "closed-over keys of the examples": (
         elbo(with_closed_over_keys),
-        "elbo_loss: apply_fn draws random numbers for the batch.*needs_key=True",
+        OWN_KEYS,
     ),
     "keys of the examples that a call folds": (
         elbo(with_keys_folded_in_a_call),
-        "elbo_loss: apply_fn draws random numbers for the batch.*needs_key=True",
+        OWN_KEYS,
     ),
     "unknown coupling": (
         elbo(coupling="flip"),
@@ -397,6 +436,16 @@ ERRORS = {
     "a loss of all examples together": (
         elbo(loss_fn=lambda outputs, y: jnp.mean(outputs) ** 2),
         "elbo_loss: coupling=.decorrelated. needs a loss_fn with one value per example",
+    ),
+    "predictive": (
+        lambda: illia_fn.predictive_loss(
+            linear, LINEAR, coupling_cases.VECTOR, Y, KEY, 2, num_data=3, coupling="decorrelated"
+        ),
+        "predictive_loss: .*only coupling=.shared. goes with it, got .decorrelated.",
+    ),
+    "not finite": (
+        lambda: illia_fn.check_separable(linear, LINEAR, coupling_cases.VECTOR * jnp.nan),
+        "check_separable: the output is not finite",
     ),
     "iwae": (
         lambda: illia_fn.iwae_loss(linear, LINEAR, coupling_cases.VECTOR, Y, KEY, num_data=3, coupling="flipout"),

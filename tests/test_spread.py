@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from illia_fn.coupling import _spread
 from illia_fn.coupling._spread import _ORDERS, Places, spread_normals
 
 KEYS = 4096
@@ -105,6 +106,20 @@ def test_in_float64(x64):
     assert z.dtype == jnp.float64
     assert stats.kstest(np.asarray(z).ravel(), "norm").pvalue > 1e-4
     assert len(np.unique(z)) == 10_000
+
+
+@pytest.mark.parametrize("end", [-1.0, -0.5, 0.0, 0.5])
+def test_the_ends_of_the_law_are_finite(end, monkeypatch):
+    """A uniform number that lands on the end of (-1, 1) after its shift has no quantile."""
+    monkeypatch.setattr(_spread, "_uniform", lambda _, shape, dtype: jnp.full(shape, end, dtype))
+    z = noise(jax.random.key(5), 100, range(8), 8)
+    assert np.isclose(np.abs(z).max(), 5.4, atol=0.1)
+
+
+def test_numbers_of_two_dtypes_are_independent(x64):
+    like = [jax.ShapeDtypeStruct((1000,), dtype) for dtype in (jnp.float32, jnp.float64)]
+    one, other = spread_normals(jax.random.key(6), like, 1, Places(jnp.arange(1), 1))
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(1000)
 
 
 def test_dtypes_apart():

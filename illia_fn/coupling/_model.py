@@ -1,13 +1,14 @@
 """A model as the jaxpr of one example, and the checks that this is the same model."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal, jaxprs_in_params
+from jax.extend.core import jaxprs_in_params
 
 from illia_fn._trees import PyTree, leaves_with_path
+from illia_fn.coupling._random import random_shapes
 from illia_fn.posteriors import Posterior, is_posterior
 
 
@@ -59,17 +60,16 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
             f"{_first_words(error)} {_ADVICE}"
         ) from error
     _check_outputs(caller, expected, outputs, batch_size)
-    drawn, drawn_for_one = (sorted(_random_shapes(it.jaxpr, it.jaxpr.invars)) for it in (whole, jaxpr))
-    if key is None and drawn != drawn_for_one:
+    if random_shapes(whole.jaxpr, takes_key=key is not None) != random_shapes(jaxpr.jaxpr, takes_key=key is not None):
         raise ValueError(
-            f"{caller}: apply_fn draws random numbers for the batch, but takes no key, so that every example would get "
-            "the same ones. Pass needs_key=True and take the key as an argument, apply_fn(params, x, key)."
+            f"{caller}: apply_fn draws random numbers for the batch from a key that it closes over, so that every "
+            "example would get the same ones. Pass needs_key=True and take the key as an argument, apply_fn(params, x, "
+            "key), for all of them (flax.nnx: rngs=nnx.Rngs(dropout=key) in the call)."
         )
     takes_max = "reduce_max" in {eqn.primitive.name for eqn in _equations(jaxpr.jaxpr)}
     return Model(jaxpr, jax.tree.structure(outputs), paths, nodes, batch_size, takes_max)
 
 
-_CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "custom_jvp_call", "custom_vjp_call")
 _ADVICE = (
     "Drop squeeze() and sizes of the batch that are written into the model (reshape(len(x), -1) takes any), keep the "
     'batch axis first, or pass coupling="shared".'
@@ -104,23 +104,6 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
         yield eqn
         for inner in jaxprs_in_params(eqn.params):
             yield from _equations(inner)
-
-
-def _random_shapes(jaxpr: Any, inputs: Iterable[Any]) -> Iterator[tuple[int, ...]]:
-    """Shapes of all random numbers of a jaxpr, those of one key where the keys come from its inputs of these."""
-    ours = set(inputs)
-    for eqn in jaxpr.eqns:
-        from_inputs = any(variable in ours for variable in eqn.invars if not isinstance(variable, Literal))
-        if eqn.primitive.name in ("random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"):
-            shape = eqn.params.get("shape") if from_inputs else None
-            yield tuple(map(int, eqn.outvars[-1].aval.shape if shape is None else shape))
-        for inner in jaxprs_in_params(eqn.params):
-            known = from_inputs and eqn.primitive.name in _CALLS and len(inner.invars) == len(eqn.invars)
-            pairs = zip(inner.invars, eqn.invars, strict=True) if known else ()
-            theirs = {there for there, here in pairs if not isinstance(here, Literal) and here in ours}
-            yield from _random_shapes(inner, theirs if known else inner.invars if from_inputs else ())
-        if from_inputs:
-            ours.update(eqn.outvars)
 
 
 def _first_words(error: Exception) -> str:

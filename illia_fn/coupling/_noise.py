@@ -16,26 +16,14 @@ from illia_fn.coupling._values import PerExample, Site, Strategy, View
 from illia_fn.posteriors import Gaussian, Posterior
 
 
-class Chunk(NamedTuple):
-    """The samples that are evaluated at once.
-
-    Attributes:
-        places: theirs, in a row, among those whose noise is spread together.
-        size: how many samples a chunk has; the last one may have fewer.
-    """
-
-    places: Places
-    size: int = 1
-
-
 class Noise(NamedTuple):
-    """Noise, or the shapes of it; all but `leaves` for one example, or with leading axes of samples and examples.
+    """Noise, or the shapes of it; for one example of one sample, or with leading axes of samples, of examples, or both.
 
     Attributes:
-        leaves: standard normal, for each leaf that is shared or under flipout: one draw for all examples.
+        leaves: standard normal, for each leaf that is shared or under flipout: one draw for all examples of a sample.
         examples: standard normal, for each leaf that is drawn for every example.
         sites: standard normal, for each output that is drawn in the place of its weights.
-        signs: +1 and -1, for each axis of a leaf under flipout that carries signs.
+        signs: +1 and -1, for each axis of a leaf under flipout that carries signs; the same in all samples.
     """
 
     leaves: dict[int, Any]
@@ -48,31 +36,24 @@ class Noise(NamedTuple):
         leaves, examples, sites = jax.tree.map(jnp.negative, (self.leaves, self.examples, self.sites))
         return Noise(leaves, examples, sites, self.signs)
 
-    def draw(self, key: jax.Array, batch_size: int, chunk: Chunk) -> "Noise":
-        """Noise of these shapes for a chunk of samples, with leading axes (S, B) for all but `leaves`.
-
-        What the samples of a chunk share, `leaves`, is spread over the chunks, and `signs` are the same in all chunks.
-        """
+    def draw(self, key: jax.Array, batch_size: int, places: Places) -> "Noise":
+        """Noise of these shapes: `leaves` (S, ...), `signs` (B, ...), and (S, B, ...) for what every example has."""
         leaves_key, own_key, sign_key = jax.random.split(key, 3)
-        samples, count, mirrored = chunk.places
         shapes, structure = jax.tree.flatten(self.leaves)
-        place = Places(samples[:1] // chunk.size, -(-count // chunk.size), mirrored)
-        leaves = structure.unflatten([leaf[0, 0] for leaf in spread_normals(leaves_key, shapes, 1, place)])
+        leaves = structure.unflatten([leaf[:, 0] for leaf in spread_normals(leaves_key, shapes, 1, places)])
         shapes, structure = jax.tree.flatten((self.examples, self.sites))
-        own = structure.unflatten(spread_normals(own_key, shapes, batch_size, chunk.places))
-        axes = (chunk.size, batch_size)
-        like = jax.tree.map(lambda like: jax.ShapeDtypeStruct((*axes, *like.shape), like.dtype), self.signs)
-        signs = _signs(sign_key, like)
-        return Noise(leaves, *own, jax.tree.map(lambda sign: sign[: len(samples)], signs))
+        own = structure.unflatten(spread_normals(own_key, shapes, batch_size, places))
+        return Noise(leaves, *own, _signs(sign_key, self.signs, batch_size))
 
 
-def _signs(key: jax.Array, shapes: Any) -> Any:
+def _signs(key: jax.Array, shapes: Any, batch_size: int) -> Any:
     """Independent signs, one random bit each, as floats: XLA's CPU backend has miscompiled int8 ones."""
     leaves, structure = jax.tree.flatten(shapes)
-    words = jax.random.bits(key, (-(-sum(like.size for like in leaves) // 32),), jnp.uint32)
+    size = sum(like.size for like in leaves)
+    words = jax.random.bits(key, (-(-batch_size * size // 32),), jnp.uint32)
     bits = (words[:, None] >> np.arange(32, dtype=np.uint32)[None]) & np.uint32(1)
-    flat = 1.0 - 2.0 * bits.astype(jnp.float32)
-    return structure.unflatten(cut(flat.ravel(), [like.shape for like in leaves]))
+    flat = (1.0 - 2.0 * bits.astype(jnp.float32)).ravel()[: batch_size * size]
+    return structure.unflatten(cut(flat.reshape(batch_size, size), [like.shape for like in leaves]))
 
 
 def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> Any:

@@ -63,7 +63,7 @@ def _while(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> l
 
 
 def _scan(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
-    num_consts, num_carry = _scan_counts(eqn.params)
+    num_consts, num_carry = scan_counts(eqn.params)
     length = eqn.params["length"]
     consts = [_read_again(value, length) for value in _drawn(ctx, operands[:num_consts])]
     start = arrays(concrete(ctx, operands[num_consts : num_consts + num_carry], "scan"))
@@ -86,7 +86,7 @@ def _scan(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> li
     return list(map(PerExample, [*carry, *ys]))
 
 
-def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # jax 0.12

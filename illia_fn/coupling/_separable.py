@@ -62,10 +62,15 @@ def _compare(path: str, together: np.ndarray, apart: np.ndarray, tolerance: floa
     is_float = jnp.issubdtype(together.dtype, jnp.floating)
     relative = tolerance if tolerance is not None else float(jnp.finfo(together.dtype).eps) ** 0.5 if is_float else 0.0
     together, apart = (array.astype(np.float64).reshape(len(array), -1) for array in (together, apart))
+    if not np.all(np.isfinite(together)):
+        raise ValueError(
+            f"check_separable: the output{path} is not finite. Pass parameters and inputs for which it is."
+        )
     difference = np.abs(together - apart).max(axis=1, initial=0.0)
     worst = int(np.argmax(difference))
     if not difference[worst] <= relative * np.abs(together).max(initial=0.0):
         raise ValueError(
             f"check_separable: the examples interact: the output{path} of example {worst} is off by "
-            f'{difference[worst]:.3g} without the others. Normalise with fixed statistics, or pass coupling="shared".'
+            f"{difference[worst]:.3g} without the others. Normalise with fixed statistics, leave out random numbers "
+            'that are not those of the example (dropout), or pass coupling="shared".'
         )

@@ -1,11 +1,13 @@
 """Standard normal noise whose samples are spread evenly over its law, instead of being independent of each other.
 
 A mean over samples needs no independence between them, just as one over examples does not: every sample has to have the
-right law, and no more. So the S values that one number takes in the S samples are one of each part of its law, a Latin
+right law, and no more. So the S values of one number in the S samples are spread over the parts of its law, a Latin
 hypercube (McKay, Beckman & Conover 1979, https://doi.org/10.1080/00401706.1979.10489755), in pairs that mirror each
-other. What a function has of terms in one number each then averages out almost entirely, and what is odd in the noise
-entirely (Stein 1987, https://doi.org/10.1080/00401706.1987.10488205); the other terms keep about the variance that
-independent samples give them, as the parts come in another order for each number.
+other. What a function has of terms in one number each averages out: entirely if they are odd, and else better with
+every further pair (Stein 1987, https://doi.org/10.1080/00401706.1987.10488205). Terms in several numbers together have
+about S / (S - 1) times the variance that independent samples give them, as the parts come in another order for each
+number. So two samples are the usual antithetic pair, which gains nothing for what is even in the noise, and more are
+better than that.
 """
 
 import functools
@@ -18,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 _BLOCK = 2**16  # numbers; larger draws leave the cache between the rounds of threefry
-_ORDERS = 2039  # a prime, so that neighbours along an axis of a usual size have different orders
+_ORDERS = (
+    2039  # the period of the orders: a prime, so that neighbours along an axis of a usual size have different ones
+)
 
 
 class Places(NamedTuple):

@@ -11,10 +11,11 @@ from illia_fn._checks import check_callable, check_key, describe
 from illia_fn._trees import PyTree
 from illia_fn.coupling._context import Context
 from illia_fn.coupling._model import Model, trace
-from illia_fn.coupling._noise import Chunk, Noise
+from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
 from illia_fn.coupling._spread import Places
 
+_AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # samples, in one chunk or more, whose noise is spread evenly; of more, a part of the law is no smaller
 
 ChunkSize = int | Literal["auto"] | None
@@ -36,16 +37,18 @@ class Coupled(NamedTuple):
         model = trace(caller, apply_fn, q, x, key)
         return Coupled(model, make_plan(model, coupling))
 
-    def noise(self, key: jax.Array, chunk: Chunk) -> Noise:
-        """Noise of a chunk of samples, for all examples."""
-        return self.plan.noise.draw(key, self.model.batch_size, chunk)
+    def noise(self, key: jax.Array, places: Places) -> Noise:
+        """Noise of some samples, for all examples."""
+        return self.plan.noise.draw(key, self.model.batch_size, places)
 
     def outputs(self, noise: Noise, num_samples: int, x: PyTree, *keys: jax.Array) -> PyTree:
         """Outputs of all samples and examples, (S, B, ...), from keys (S, B) if apply_fn takes one.
 
-        The weights are the same for all that is mapped over here, so that what the samples share is computed once, and
-        no convolution becomes a grouped one.
+        What is not mapped over is computed once, so that the samples share what they can.
         """
+        parts, leaves_axis = tuple(noise), 0
+        if num_samples == 1:  # a kernel that is mapped over, even if it is one, makes a grouped convolution
+            parts, leaves_axis = tuple(noise._replace(leaves=jax.tree.map(lambda leaf: leaf[0], noise.leaves))), None
 
         def example(parts: tuple[Any, ...], x: list[jax.Array], *key: jax.Array) -> list[jax.Array]:
             noise, one = Noise(*parts), [leaf[None] for leaf in x]
@@ -53,10 +56,10 @@ class Coupled(NamedTuple):
             context = Context(noise=noise.sites, fenced=self.model.takes_max)
             return [output[0] for output in outputs(context, self.model, values, [*one, *key])]
 
-        noise_axes, keys_axes = (None, 0, 0, 0), [0] * len(keys)
-        batch = jax.vmap(example, (noise_axes, 0, *keys_axes))
-        samples = jax.vmap(batch, (noise_axes, None, *keys_axes), axis_size=num_samples)
-        return self.model.outputs.unflatten(samples(tuple(noise), jax.tree.leaves(x), *keys))
+        keys_axes = [0] * len(keys)
+        batch = jax.vmap(example, ((None, 0, 0, 0), 0, *keys_axes))
+        samples = jax.vmap(batch, ((leaves_axis, 0, 0, None), None, *keys_axes), axis_size=num_samples)
+        return self.model.outputs.unflatten(samples(parts, jax.tree.leaves(x), *keys))
 
 
 def check_coupling(caller: str, coupling: Any) -> None:
@@ -84,8 +87,9 @@ def decorrelate(
     - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
     - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are no `Gaussian`.
 
-    There is no single network behind the outputs of a batch: joint predictions, and bounds that need one w, need
-    coupling="shared". Examples must not interact, as under batch normalisation in training mode: a model
+    One call is one sample; calls with different keys are independent, other than the samples of `elbo_loss`, which are
+    spread evenly. There is no single network behind the outputs of a batch: joint predictions, and bounds that need one
+    w, need coupling="shared". Examples must not interact, as under batch normalisation in training mode: a model
     that is traced on one example hides that (see `check_separable`).
 
     Args:
@@ -101,8 +105,9 @@ def decorrelate(
 
     Raises:
         ValueError: for an unknown coupling; when called, for outputs without a leading batch axis, a batch size that is
-            written into the model, or random numbers from a key that apply_fn closes over, which would be the same for
-            all examples (pass needs_key=True).
+            written into the model, or random numbers for the batch from a key that apply_fn closes over, which would be
+            the same for all examples: pass needs_key=True. (What a batch cuts off a fixed number of them is not seen
+            here, but by `check_separable`.)
         TypeError: if `key` is not a PRNG key.
 
     >>> from illia_fn import mean_field
@@ -120,7 +125,7 @@ def decorrelate(
         noise_key, apply_key = jax.random.split(key)
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
-        noise = it.noise(noise_key, Chunk(Places(jnp.arange(1), count=1)))
+        noise = it.noise(noise_key, Places(jnp.arange(1), count=1))
         return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
 
     return coupled
@@ -128,6 +133,11 @@ def decorrelate(
 
 def _interleave(*sides: jax.Array) -> jax.Array:
     return jnp.stack(sides, axis=1).reshape(-1, *sides[0].shape[1:])
+
+
+def _keys(key: jax.Array, samples: jax.Array, batch_size: int) -> jax.Array:
+    """Keys (S, B), the same for a sample in whatever chunk it is."""
+    return jax.vmap(lambda sample: jax.random.split(jax.random.fold_in(key, sample), batch_size))(samples)
 
 
 def coupled_expectation(
@@ -146,26 +156,24 @@ def coupled_expectation(
 ) -> tuple[jax.Array, PyTree]:
     """(1 / S) sum_s value_s and all aux, of f(outputs of s) -> (value, aux): `expectation` without one w for the batch.
 
-    The samples are spread over the law of their noise: see `_spread`. A chunk of samples is one large batch. "auto" is
-    one chunk for all of them; but if leaves have noise that all examples share (shared, flipout), one for each, as that
-    noise would otherwise not average out over the samples.
+    The samples are spread over the law of their noise: see `_spread`. A chunk of them is one large batch, but for noise
+    that all examples of a sample share (shared, flipout), which is mapped over: "auto" then takes one after another.
     """
     it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
     if chunk_size == "auto":
-        chunk_size = 1 if it.plan.noise.leaves else None
+        chunk_size = 1 if it.plan.noise.leaves else _AT_ONCE
     count = num_samples // 2 if antithetic else num_samples
     size = count if chunk_size is None else min(chunk_size, count)
     num_chunks, num_spreads = -(-count // size), -(-count // max(size, _SPREAD))
     together = min(count, size * -(-num_chunks // num_spreads))
-    noise_key, apply_key = jax.random.split(key)
+    noise_key, *side_keys = jax.random.split(key, 3)
 
     def chunk_sum(samples: jax.Array) -> tuple[jax.Array, PyTree]:
         spread_key = jax.random.fold_in(noise_key, samples[0] // together)
-        noise = it.noise(spread_key, Chunk(Places(samples % together, together, mirrored=antithetic), size))
+        noise = it.noise(spread_key, Places(samples % together, together, mirrored=antithetic))
         sides = []
-        for number, side in enumerate([noise, noise.mirrored()] if antithetic else [noise]):
-            side_key = jax.random.fold_in(jax.random.fold_in(apply_key, samples[0]), number)
-            apply_keys = [jax.random.split(side_key, (len(samples), it.model.batch_size))] * needs_key
+        for side, side_key in zip([noise, noise.mirrored()] if antithetic else [noise], side_keys, strict=False):
+            apply_keys = [_keys(side_key, samples, it.model.batch_size)] * needs_key
             sides.append(jax.vmap(f)(it.outputs(side, len(samples), x, *apply_keys)))
         values, aux = zip(*sides, strict=True)
         totals = [jnp.sum(side) for side in values]
