@@ -39,16 +39,24 @@ def in_antithetic_chunks(q, x, y, keys):
     return elbo(q, x, y, keys[0], 8, chunk_size=2, antithetic=True)
 
 
-for loss in (over_both_axes, in_a_loop, in_antithetic_chunks):
+def decorrelated(q, x, y, keys):
+    return elbo(q, x, y, keys[0], 4, coupling="decorrelated")
+
+
+for loss in (over_both_axes, in_a_loop, in_antithetic_chunks, decorrelated):
     step = jax.jit(jax.value_and_grad(loss))
     one = (q, x, y, keys)
     keys_of = ("samples",) if loss is over_both_axes else ()
     sharded = (place(q), place(x, "data"), place(y, "data"), place(keys, *keys_of))
     expected, found = map(jax.device_get, (step(*one), step(*sharded)))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
-    if loss is over_both_axes:  # the work is shared out: of the noise each device makes half, of the rest an eighth
-        flops = [step.lower(*arguments).compile().cost_analysis()["flops"] for arguments in (one, sharded)]
+    if loss in (over_both_axes, decorrelated):  # the work is shared out, if not all of it
+        compiled = [step.lower(*arguments).compile() for arguments in (one, sharded)]
+        flops = [one.cost_analysis()["flops"] for one in compiled]
         assert flops[1] < 0.45 * flops[0], flops
+    if loss is decorrelated:  # each device has the noise of its own eight examples
+        assert ["f32[4,32,133]" in one.as_text() for one in compiled] == [True, False]
+        assert "f32[4,8,133]" in compiled[1].as_text()
 """
 
 
