@@ -87,6 +87,7 @@ def _scan(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> li
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many constants a scan has, and how many values it carries."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # jax 0.12
