@@ -45,7 +45,8 @@ def _draws(jaxpr: Any, from_inputs: list[bool], rounds: int) -> tuple[list[Draw]
             shape = tuple(eqn.outvars[-1].aval.shape)
             draws.append(Draw(any(operands), shape, tuple(map(int, eqn.params.get("shape", shape))), rounds))
         for inner in jaxprs_in_params(eqn.params):
-            if name in _CALLS and len(inner.invars) == len(operands):
+            of_ours = (len(inner.invars), len(inner.outvars)) == (len(operands), len(outputs))
+            if name in _CALLS and of_ours:
                 more, outputs = _of_call(eqn, inner, operands, rounds)
             else:
                 more, _ = _draws(inner, [any(operands)] * len(inner.invars), rounds)
