@@ -121,15 +121,15 @@ def elbo_loss(
         coupling: how the noise is coupled across the examples of the batch and across the samples: "shared", one w for
             all examples, and independent samples; "decorrelated", the noise of each leaf apart for each example where
             that is cheap and exact, and spread evenly over its law by the samples, for the same expectation at a lower
-            variance (most so for an even number of samples); "flipout" or "local_reparam". See `decorrelate` and
-            `explain_coupling`. All but "shared" need examples that do not interact, the reparameterised estimator, and
-            an apply_fn without aux.
+            variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`. All but "shared" need
+            examples that do not interact, the reparameterised estimator, and an apply_fn without aux.
         chunk_size: how many samples run at once; None for all. The memory grows with this, and not with `num_samples`;
             see `expectation`. "auto" is one after another, which is usually fastest on a CPU, or 8 at once, as one
-            large batch, if the coupling leaves no noise that all examples share.
+            large batch, if the coupling leaves no noise that all examples share. Beyond 64 samples, the draws of a
+            coupling depend on it.
         antithetic: whether the networks come in pairs that mirror each other; see `expectation`. Samples of a coupling
-            that is not "shared" come in such pairs already, one number of the noise at a time, and are usually of lower
-            variance without this.
+            that is not "shared" do so already, in other pairs for each number of the noise; with this, in the same
+            pairs for all of it, so that what is even in the noise is sampled half as often.
         needs_key: whether apply_fn takes a key.
         has_aux: whether apply_fn returns (outputs, aux).
         return_terms: whether to return the terms of the loss as well.

@@ -116,12 +116,6 @@ def test_the_ends_of_the_law_are_finite(end, monkeypatch):
     assert np.isclose(np.abs(z).max(), 5.4, atol=0.1)
 
 
-def test_numbers_of_two_dtypes_are_independent(x64):
-    like = [jax.ShapeDtypeStruct((1000,), dtype) for dtype in (jnp.float32, jnp.float64)]
-    one, other = spread_normals(jax.random.key(6), like, 1, Places(jnp.arange(1), 1))
-    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(1000)
-
-
 def test_dtypes_apart():
     like = [jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.float16)]
     first, second = spread_normals(jax.random.key(4), like, 5, Places(jnp.arange(2), 2))

@@ -16,7 +16,7 @@ from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
 from illia_fn.coupling._spread import Places
 
 _AT_ONCE = 8  # samples in a large batch
-_SPREAD = 64  # samples, in one chunk or more, whose noise is spread evenly; of more, a part of the law is no smaller
+_SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger
 
 ChunkSize = int | Literal["auto"] | None
 
