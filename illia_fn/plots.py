@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from illia_fn.metrics import expected_calibration_error, predictive_entropy, reliability
+from illia_fn.predictions.metrics import expected_calibration_error, predictive_entropy, reliability
 
 COLORS = {"Bayesian": "#1f6fb4", "deterministic": "#d1602a"}
 INPUT_COLORS = ("#2b8a3e", "#e8890c", "#8a8f98")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from illia_fn._checks import check_count, describe
+from illia_fn._base.checks import check_count, describe
 
 Schedule = Callable[[ArrayLike], jax.Array]
 

@@ -12,7 +12,7 @@ from rich.table import Table
 import illia_fn
 from illia_fn import plots
 from illia_fn._demo.data import Dataset
-from illia_fn.metrics import expected_calibration_error, predictive_entropy
+from illia_fn.predictions.metrics import expected_calibration_error, predictive_entropy
 
 NUM_NETWORKS = 32  # draws from the posterior
 Networks = dict[str, Any]  # name -> parameters, variational or not

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from illia_fn._trees import PyTree
+from illia_fn._base.trees import PyTree
 from illia_fn.coupling._plan import Coupling, LeafPlan
 from illia_fn.coupling._transform import Coupled
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._numerics import at_least_float32
+from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._values import View
 
 Array = jax.Array

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from illia_fn._trees import PyTree, leaves_with_path
+from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.coupling._random import random_shapes
-from illia_fn.posteriors import Posterior, is_posterior
+from illia_fn.posteriors.posterior import Posterior, is_posterior
 
 
 class Model(NamedTuple):

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._numerics import at_least_float32
+from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._spread import Places, cut, spread_normals
 from illia_fn.coupling._values import PerExample, Site, Strategy, View
-from illia_fn.posteriors import Gaussian, Posterior
+from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.posteriors.posterior import Posterior
 
 
 class Noise(NamedTuple):

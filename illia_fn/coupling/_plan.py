@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._numerics import at_least_float32
+from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._context import Context, Use, arrays, concrete
 from illia_fn.coupling._interpreter import evaluate
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._model import Model
 from illia_fn.coupling._noise import Noise, along, weight
 from illia_fn.coupling._values import PerExample, Site, Strategy, View
-from illia_fn.posteriors import Gaussian, Posterior
+from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.posteriors.posterior import Posterior
 
 Coupling = Literal["shared", "decorrelated", "flipout", "local_reparam"]
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._checks import check_callable
-from illia_fn._trees import PyTree, leaves_with_path
-from illia_fn.posteriors import mean, sample
+from illia_fn._base.checks import check_callable
+from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.posteriors.posterior import mean, sample
 
 
 def check_separable(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, tolerance: float | None = None) -> None:

@@ -6,14 +6,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from illia_fn._accumulate import sum_over_chunks
-from illia_fn._checks import check_callable, check_key, describe
-from illia_fn._trees import PyTree
+from illia_fn._base.checks import check_callable, check_key, describe
+from illia_fn._base.trees import PyTree
 from illia_fn.coupling._context import Context
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
 from illia_fn.coupling._spread import Places
+from illia_fn.engine._accumulate import sum_over_chunks
 
 _AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from illia_fn._numerics import spread
+from illia_fn._base.numerics import spread
 
 Strategy = Literal["local_reparam", "flipout", "per_example", "shared"]
 Site = tuple[int, ...]  # the place of an equation in the jaxpr: its index, after those of the equations around it

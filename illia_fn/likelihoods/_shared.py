@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._checks import check_scale, concrete, describe
-from illia_fn._numerics import at_least_float32, log_softplus
+from illia_fn._base.checks import check_scale, concrete, describe
+from illia_fn._base.numerics import at_least_float32, log_softplus
 
 
 def per_example(values: jax.Array) -> jax.Array:

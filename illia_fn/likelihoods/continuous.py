@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._checks import concrete, describe
-from illia_fn._numerics import at_least_float32, log_softplus, normal_log_prob
+from illia_fn._base.checks import concrete, describe
+from illia_fn._base.numerics import at_least_float32, log_softplus, normal_log_prob
 from illia_fn.likelihoods._shared import as_numbers, check_shapes, per_example, with_positive
 
 Outputs = ArrayLike | tuple[ArrayLike, ArrayLike]

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from illia_fn._checks import concrete, describe
-from illia_fn._numerics import at_least_float32, log_softplus
+from illia_fn._base.checks import concrete, describe
+from illia_fn._base.numerics import at_least_float32, log_softplus
 from illia_fn.likelihoods._shared import as_numbers, check_shapes, check_support, is_count, per_example, with_positive
 
 

@@ -1,0 +1,124 @@
+"""A sum over chunks, one after another, whose gradient is accumulated along with it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from illia_fn._base.trees import PyTree
+from illia_fn.engine._convolutions import canonical_convolutions
+
+Chunk = Callable[[PyTree], tuple[PyTree, PyTree]]
+
+
+def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None, *, held: bool = False) -> tuple[PyTree, PyTree]:
+    """The sum of the values and the concatenated aux of f(chunk of xs) -> (value, aux); if held, without gradients."""
+    total = len(jax.tree.leaves(xs)[0])
+    chunk_size = total if chunk_size is None else min(chunk_size, total)
+    count, rest = divmod(total, chunk_size)
+    head = jax.tree.map(lambda x: x[: total - rest], xs)
+    chunks = jax.tree.map(lambda x: x.reshape(count, chunk_size, *x.shape[1:]), head)
+    parts = [f(head) if count == 1 else _loop(f, chunks, held)]
+    if rest:
+        parts.append(f(jax.tree.map(lambda x: x[total - rest :], xs)))
+    if held:
+        parts = jax.lax.stop_gradient(parts)
+    values, aux = zip(*parts, strict=True)
+    return jax.tree.map(lambda *terms: sum(terms[1:], start=terms[0]), *values), jax.tree.map(_concatenate, *aux)
+
+
+def _concatenate(*leaves: jax.Array) -> jax.Array:
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+
+
+def _loop(f: Chunk, chunks: PyTree, held: bool) -> tuple[PyTree, PyTree]:  # noqa: FBT001
+    """`sum_over_chunks` for chunks of equal size, stacked."""
+    # Whatever f closes over becomes an argument, so that the rule below sees all that there is to differentiate.
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(lambda x: x[0], chunks))
+    structure = jax.tree.structure(shapes)
+
+    def at_chunk(captured: list[Any], chunk: PyTree) -> tuple[PyTree, PyTree]:
+        return structure.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, captured, *jax.tree.leaves(chunk)))
+
+    def loop(captured: list[Any], chunks: PyTree) -> tuple[PyTree, PyTree]:
+        forward = canonical_convolutions(at_chunk, jaxpr.jaxpr)
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def step(total: PyTree, chunk: PyTree) -> tuple[PyTree, PyTree]:
+            value, aux = forward(captured, chunk)
+            return jax.tree.map(jnp.add, total, value), aux
+
+        return jax.lax.scan(step, jax.tree.map(_wide_zeros, shapes[0]), chunks)
+
+    run = loop
+    if held:  # a gradient that is not wanted would still be carried through the loop
+        run = jax.custom_jvp(loop)
+        run.defjvp(lambda primals, _: _without_tangent(loop(*primals)))
+    elif [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
+        run = jax.custom_jvp(loop)
+        run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr.jaxpr, shapes[0]), symbolic_zeros=True)
+    total, aux = run(jaxpr.consts, chunks)
+    return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+
+
+def _without_tangent(values: PyTree) -> tuple[PyTree, PyTree]:
+    def zeros(x: jax.Array) -> Any:
+        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.zeros_like(x) if inexact else np.zeros(x.shape, jax.dtypes.float0)
+
+    return values, jax.tree.map(zeros, values)
+
+
+def _accumulate(
+    at_chunk: Callable[..., tuple[PyTree, PyTree]],
+    loop: Callable[..., tuple[PyTree, PyTree]],
+    jaxpr: Any,
+    value_shape: PyTree,
+    primals: tuple[list[Any], PyTree],
+    tangents: tuple[Any, Any],
+) -> tuple[PyTree, PyTree]:
+    """The value and, linear in the tangents, <gradient, tangent>, where one loop sums the value and the gradient.
+
+    A linear rule serves every mode of differentiation: reverse mode transposes it to cotangent * gradient.
+    """
+    (captured, chunks), (dots, _) = primals, tangents
+    active = [index for index, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+
+    def with_active(values: list[jax.Array]) -> list[Any]:
+        replacements = dict(zip(active, values, strict=True))
+        return [replacements.get(index, value) for index, value in enumerate(captured)]
+
+    def value_of(values: list[jax.Array], chunk: PyTree) -> tuple[jax.Array, PyTree]:
+        value, aux = at_chunk(with_active(values), chunk)
+        return jax.tree.leaves(value)[0], (value, aux)
+
+    value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
+    # asarray: a Python number may be differentiated, too
+    values, dots = [jnp.asarray(captured[index]) for index in active], [jnp.asarray(dots[index]) for index in active]
+
+    @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
+    def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
+        (_, (value, aux)), gradients = value_and_grad(values, chunk)
+        return jax.tree.map(lambda total, term: total + term.astype(total.dtype), totals, (value, gradients)), aux
+
+    zeros = jax.tree.map(_wide_zeros, (value_shape, values))
+    (total, gradients), aux = jax.lax.scan(step, zeros, chunks)
+    terms = [jnp.sum((grad * dot.astype(grad.dtype)).real) for grad, dot in zip(gradients, dots, strict=True)]
+    total_tangent = jax.tree.map(
+        lambda leaf: sum((term.astype(leaf.dtype) for term in terms), jnp.zeros_like(leaf)), total
+    )
+    if any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(aux)):
+        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), chunks)[1], (values,), (dots,))
+    else:
+        aux_tangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), aux)
+    return (total, aux), (total_tangent, aux_tangent)
+
+
+def _wide_zeros(x: Any) -> jax.Array:
+    """Zeros to add up terms like x in: half precision is summed in float32."""
+    return jnp.zeros(x.shape, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)

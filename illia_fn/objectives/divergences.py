@@ -1,0 +1,316 @@
+"""f-divergences between the posterior and q: generators of log u, and the loss that takes one.
+
+D_f = E_q[f(u)] with u = p(w | y) / q(w) and a convex f with f(1) = 0. Generators are functions of log u, element-wise,
+by the names of tfp.vi, and any other convex function with f(1) = 0 serves as well. The linear term c (u - 1) of a
+generator adds nothing to the divergence; `centred` chooses it so that f has its minimum at u = 1.
+"""
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from illia_fn._base.checks import check_callable, concrete, describe
+from illia_fn._base.trees import PyTree
+from illia_fn.objectives._importance import (
+    BoundOptions,
+    Functional,
+    importance_loss,
+    log_power_mean,
+    mean_of,
+    static_number,
+)
+
+Generator = Callable[[jax.Array], jax.Array]
+
+_LOG_2 = 0.6931471805599453
+
+
+def f_divergence_loss(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    x: Any,
+    y: Any,
+    key: jax.Array,
+    num_samples: int = 2,
+    *,
+    generator: Generator,
+    log_evidence: ArrayLike | None = None,
+    **options: Unpack[BoundOptions],
+) -> Any:
+    """f-divergence from q to the posterior per training example: 0 where q is the posterior, and positive elsewhere.
+
+        L = (1 / N) (1 / S) sum_s f(u_s),    log u_s = l_s - log_evidence
+
+    with the l_s of `iwae_loss`. Without `log_evidence` it is estimated from the same draws, log mean_s exp(l_s), and
+    held in the gradient, which is then consistent: its bias is of the order 1 / S. Given, L and its gradient are
+    unbiased; given as 0, it is the loss of tfp.vi and bounds f(evidence) / N from above: with `kl_reverse` it is the
+    ELBO loss with a sampled KL. Wan et al. 2020, f-divergence variational inference, https://arxiv.org/abs/2009.13093.
+    A temperature T raises the joint density to 1 / T and multiplies the divergence by T, as in the ELBO.
+
+    As in `cubo_loss`, what is not q gets the gradient of `iwae_loss`. The weights of a large network concentrate on few
+    samples: the estimate then saturates, and does not show how far training has come, and generators that look at large
+    u (`kl_forward`, `pearson`, `chi_square`) learn from these few alone. Start from an ELBO solution.
+
+    Args:
+        apply_fn, params, x, y, key, num_samples: as in `elbo_loss`.
+        generator: f as a function of log u, element-wise, such as `divergences.kl_forward`, with f(1) = 0.
+        log_evidence: the logarithm of the evidence in nats, of all N examples, if known; with a temperature T that of
+            the integral of joint^(1 / T). May be traced; it is held.
+        options: as in `iwae_loss`; "doubly_reparameterised" needs a twice differentiable generator. The others need
+            weights that many samples share: with one that has all the weight they lead away from the posterior.
+
+    Returns and errors are those of `iwae_loss`; ValueError for a generator that is not element-wise, not convex or not
+    0 at u = 1, or has a kink there under "doubly_reparameterised", and for one sample without `log_evidence`.
+
+    >>> from illia_fn import Gaussian, Normal  # the problem of iwae_loss
+    >>> q = Gaussian(jnp.array(2.5), jnp.log(jnp.expm1(jnp.sqrt(0.5))))
+    >>> args = lambda w, x: x + w, q, jnp.zeros(1), jnp.array([5.0]), jax.random.key(0), 3
+    >>> print(abs(f_divergence_loss(*args, generator=kl_forward, num_data=1, prior=Normal(0.0, 1.0))) < 1e-6)
+    True
+    """
+    _check_generator(generator, smooth=options.get("estimator", "doubly_reparameterised") == "doubly_reparameterised")
+    if log_evidence is not None:
+        _check_log_evidence(log_evidence)
+    elif isinstance(num_samples, int) and num_samples == 1:
+        raise ValueError(
+            "f_divergence_loss: the evidence is estimated from the same draws, so num_samples must be at least 2, got "
+            "1. Take more, or pass log_evidence."
+        )
+
+    def functional(temperature: Any) -> Functional:
+        def normaliser(log_weights: jax.Array) -> jax.Array:
+            if log_evidence is None:
+                return log_power_mean(log_weights / temperature, 1.0)
+            return jnp.asarray(log_evidence, log_weights.dtype)
+
+        def f(log_weights: jax.Array, held: jax.Array) -> jax.Array:
+            return temperature * generator(log_weights / temperature - held)
+
+        return mean_of(f, normaliser, temperature)
+
+    return importance_loss("f_divergence_loss", functional, apply_fn, params, x, y, key, num_samples, **options)
+
+
+# --- generators -------------------------------------------------------------------------------------------------------
+
+
+def kl_reverse(log_u: jax.Array) -> jax.Array:
+    """f(u) = -log u: KL(q || p), the divergence of the ELBO.
+
+    >>> print(f"{kl_reverse(jnp.log(0.5)):.4f}")  # log 2
+    0.6931
+    """
+    return -log_u
+
+
+def kl_forward(log_u: jax.Array) -> jax.Array:
+    """f(u) = u log u: KL(p || q).
+
+    >>> print(f"{kl_forward(jnp.log(2.0)):.4f}")  # 2 log 2
+    1.3863
+    """
+    return jnp.exp(log_u) * log_u
+
+
+def jeffreys(log_u: jax.Array) -> jax.Array:
+    """f(u) = (u - 1) log(u) / 2: the mean of KL(p || q) and KL(q || p).
+
+    >>> print(f"{jeffreys(jnp.log(3.0)):.4f}")  # log 3
+    1.0986
+    """
+    return 0.5 * jnp.expm1(log_u) * log_u
+
+
+def jensen_shannon(log_u: jax.Array) -> jax.Array:
+    """f(u) = u log u - (1 + u) log((1 + u) / 2): KL(p || m) + KL(q || m) with m = (p + q) / 2 (Lin 1991).
+
+    >>> print(f"{jensen_shannon(jnp.log(3.0)):.4f}")  # 3 log 3 - 4 log 2
+    0.5232
+    """
+    # u log u - u log(1 + u) cancels for large u; -u log(1 + 1 / u) does not.
+    u = jnp.exp(log_u)
+    return (1.0 + u) * _LOG_2 - u * jax.nn.softplus(-log_u) - jax.nn.softplus(log_u)
+
+
+def arithmetic_geometric(log_u: jax.Array) -> jax.Array:
+    """f(u) = (1 + u) log((1 + u) / (2 sqrt(u))): KL(m || p) + KL(m || q) with m = (p + q) / 2.
+
+    >>> print(f"{arithmetic_geometric(jnp.log(4.0)):.4f}")  # 5 log(5 / 4)
+    1.1157
+    """
+    half = 0.5 * log_u
+    return (1.0 + jnp.exp(log_u)) * (jnp.logaddexp(half, -half) - _LOG_2)
+
+
+def total_variation(log_u: jax.Array) -> jax.Array:
+    """f(u) = |u - 1| / 2: the total variation distance.
+
+    >>> print(f"{total_variation(jnp.log(3.0)):.4f}")  # |3 - 1| / 2
+    1.0000
+    """
+    return 0.5 * jnp.abs(jnp.expm1(log_u))
+
+
+def pearson(log_u: jax.Array) -> jax.Array:
+    """f(u) = (u - 1)^2: Pearson's chi-square.
+
+    >>> print(f"{pearson(jnp.log(3.0)):.4f}")  # (3 - 1)^2
+    4.0000
+    """
+    return jnp.square(jnp.expm1(log_u))
+
+
+def chi_square(log_u: jax.Array) -> jax.Array:
+    """f(u) = u^2 - 1: `pearson` with another linear term; that of `cubo_loss`.
+
+    >>> print(f"{chi_square(jnp.log(3.0)):.4f}")  # 3^2 - 1
+    8.0000
+    """
+    return jnp.expm1(2.0 * log_u)
+
+
+def squared_hellinger(log_u: jax.Array) -> jax.Array:
+    """f(u) = (sqrt(u) - 1)^2: the squared Hellinger distance.
+
+    >>> print(f"{squared_hellinger(jnp.log(9.0)):.4f}")  # (3 - 1)^2
+    4.0000
+    """
+    return jnp.square(jnp.expm1(0.5 * log_u))
+
+
+def triangular(log_u: jax.Array) -> jax.Array:
+    """f(u) = (u - 1)^2 / (u + 1): the triangular discrimination.
+
+    >>> print(f"{triangular(jnp.log(3.0)):.4f}")  # (3 - 1)^2 / (3 + 1)
+    1.0000
+    """
+    return jnp.expm1(log_u) * jnp.tanh(0.5 * log_u)
+
+
+def modified_gan(log_u: jax.Array) -> jax.Array:
+    """f(u) = log((1 + u) / (2 u)): KL(q || p) - KL(q || m) with m = (p + q) / 2.
+
+    >>> print(f"{modified_gan(jnp.log(3.0)):.4f}")  # log(4 / 6)
+    -0.4055
+    """
+    return jax.nn.softplus(-log_u) - _LOG_2
+
+
+def log1p_abs(log_u: jax.Array) -> jax.Array:
+    """f(u) = max(u, 1 / u) - 1, so that log(1 + f(u)) = |log u|.
+
+    >>> print(f"{log1p_abs(jnp.log(0.25)):.4f}")  # 4 - 1
+    3.0000
+    """
+    return jnp.expm1(jnp.abs(log_u))
+
+
+def amari_alpha(alpha: float) -> Generator:
+    """f(u) = (u^alpha - 1) / (alpha (alpha - 1)): `kl_reverse` for alpha = 0, `kl_forward` for alpha = 1.
+
+    Cichocki & Amari 2010, https://doi.org/10.3390/e12061532.
+
+    >>> print(amari_alpha(2.0)(jnp.log(3.0)).round(4))  # (9 - 1) / 2
+    4.0
+    """
+    alpha = static_number("amari_alpha", "alpha", alpha)
+    if alpha in (0.0, 1.0):
+        return kl_forward if alpha else kl_reverse
+    return lambda log_u: jnp.expm1(alpha * log_u) / (alpha * (alpha - 1.0))
+
+
+def t_power(t: float) -> Generator:
+    """f(u) = s (u^t - 1), with s = -1 for 0 < t < 1 and 1 elsewhere.
+
+    >>> print(t_power(0.5)(jnp.log(4.0)).round(4))
+    -1.0
+    """
+    t = static_number("t_power", "t", t)
+    sign = -1.0 if 0.0 < t < 1.0 else 1.0
+    return lambda log_u: sign * jnp.expm1(t * log_u)
+
+
+def dual(f: Generator) -> Generator:
+    """f*(u) = u f(1 / u): the divergence with p and q exchanged.
+
+    Where f grows faster than its argument, as `pearson` does, f* grows like a power of 1 / u, and leaves the range of
+    floating point at the log weights of a network.
+
+    >>> print(dual(kl_reverse)(jnp.log(2.0)) == kl_forward(jnp.log(2.0)))
+    True
+    """
+    check_callable("dual", "f", f)
+    # of those that are known, as u f(1 / u) is 0 times infinity for a small u
+    return _DUALS.get(f) or (lambda log_u: jnp.exp(log_u) * f(-log_u))
+
+
+_SELF_DUAL = (jeffreys, jensen_shannon, arithmetic_geometric, total_variation, squared_hellinger, triangular)
+_DUALS: dict[Generator, Generator] = {f: f for f in _SELF_DUAL} | {kl_reverse: kl_forward, kl_forward: kl_reverse}
+
+
+def symmetrized(f: Generator) -> Generator:
+    """(f(u) + u f(1 / u)) / 2: the mean of a divergence and its dual.
+
+    >>> print(jnp.allclose(symmetrized(kl_reverse)(1.0), jeffreys(1.0)))
+    True
+    """
+    exchanged = dual(f)
+    return lambda log_u: 0.5 * (f(log_u) + exchanged(log_u))
+
+
+def centred(f: Generator) -> Generator:
+    """f(u) - f'(1) (u - 1): the same divergence by a generator with its minimum, 0, at u = 1.
+
+    So each term of the estimate is at least 0, and its reparameterised gradient vanishes where q is the posterior.
+
+    >>> print(centred(kl_reverse)(jnp.log(2.0)).round(4))  # 1 - log(2)
+    0.3069
+    """
+
+    def with_minimum_at_one(log_u: jax.Array) -> jax.Array:
+        log_u = jnp.asarray(log_u)
+        slope = jax.grad(lambda at: f(at).astype(log_u.dtype))(jnp.zeros((), log_u.dtype))
+        return f(log_u) - slope * jnp.expm1(log_u)
+
+    return with_minimum_at_one
+
+
+def _check_generator(generator: Any, *, smooth: bool) -> None:
+    if not callable(generator):
+        raise TypeError(
+            "f_divergence_loss: generator must be a function of log u, such as illia_fn.divergences.kl_forward, got "
+            f"{describe(generator)}."
+        )
+    with jax.ensure_compile_time_eval():
+        at = jnp.asarray([0.0, 0.01, -0.01, 0.02, -0.02], jnp.float32)
+        values = generator(at)
+        if not isinstance(values, jax.Array) or values.shape != at.shape:
+            raise ValueError(
+                "f_divergence_loss: generator must be an element-wise function of log u, got "
+                f"{describe(values)} for log u of shape {at.shape}. Call amari_alpha, t_power, dual and the like first."
+            )
+        if not abs(values[0]) < 1e-5:
+            raise ValueError(f"f_divergence_loss: generator must be 0 at u = 1, got {values[0]}. It is given log u.")
+        slopes = jax.vmap(jax.grad(generator))(at)
+        # f'' = (g'' - g') / u^2 of g(log u) = f(u)
+        if not (slopes[3] - slopes[4]) / 0.04 - slopes[0] > -1e-2:
+            raise ValueError("f_divergence_loss: generator is not convex in u at u = 1. It is given log u.")
+        near, far = abs(slopes[1] - slopes[2]), abs(slopes[3] - slopes[4])
+        if smooth and far > 1e-3 and near > 0.75 * far:  # of a smooth f half
+            raise ValueError(
+                "f_divergence_loss: generator has a kink at u = 1, which the doubly reparameterised gradient does not "
+                "see. Take a smooth one, such as squared_hellinger; or, where many samples share the weight, pass "
+                'estimator="reparameterised".'
+            )
+
+
+def _check_log_evidence(log_evidence: Any) -> None:
+    value = concrete(log_evidence)
+    if np.shape(log_evidence) != () or (value is not None and not np.isfinite(value)):
+        raise ValueError(
+            f"f_divergence_loss: log_evidence must be a finite number of nats, got {describe(log_evidence)}."
+        )

@@ -1,0 +1,244 @@
+"""L(q): what to minimise."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from illia_fn._base.trees import PyTree
+from illia_fn.coupling import ChunkSize, Coupling
+from illia_fn.engine.estimators import Estimator
+from illia_fn.objectives._call import Call, Options, check_options, require_shared, with_extras
+from illia_fn.objectives._data import LossFn, weighted_mean
+from illia_fn.priors.normal import Normal
+
+
+class ELBOTerms(NamedTuple):
+    """What an ELBO loss is made of: loss = nll + weight * kl, to the last bit.
+
+    Attributes:
+        nll: mean negative log-likelihood per example, averaged over the Monte Carlo samples, in nats.
+        kl: KL(q || prior) of the whole tree, in nats; with `temperature` or `free_nats`, what takes its place.
+        weight: the factor of the KL: kl_weight / num_data, or kl_weight / num_params(params) without `num_data`.
+    """
+
+    nll: jax.Array
+    kl: jax.Array
+    weight: jax.Array
+
+    @property
+    def loss(self) -> jax.Array:
+        """nll + weight * kl."""
+        return _round(self.nll) + _round(self.weight * self.kl)
+
+
+@jax.custom_jvp
+def _round(x: jax.Array) -> jax.Array:
+    """Return `x`, rounded as it would be outside of jit.
+
+    XLA contracts a product and a sum, so that they round once. A select between the two keeps them apart.
+    """
+    return jnp.where(jnp.isnan(x), jnp.nan, x)
+
+
+_round.defjvps(lambda tangent, _, __: tangent)
+
+
+def elbo_loss(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    x: Any,
+    y: Any,
+    key: jax.Array,
+    num_samples: int = 1,
+    *,
+    loss_fn: LossFn | None = None,
+    prior: PyTree = Normal(0.0, 0.1),
+    num_data: int | None = None,
+    kl_weight: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    free_nats: PyTree | None = None,
+    weights: ArrayLike | None = None,
+    estimator: Estimator = "reparameterised",
+    coupling: Coupling = "shared",
+    chunk_size: ChunkSize = "auto",
+    antithetic: bool = False,
+    needs_key: bool = False,
+    has_aux: bool = False,
+    return_terms: bool = False,
+) -> Any:
+    """Negative evidence lower bound of a model with weights w ~ q: the loss of Bayes by backprop.
+
+    Blundell et al. 2015, Weight uncertainty in neural networks, https://arxiv.org/abs/1505.05424.
+
+    With `num_data=N`, exactly the negative ELBO per training example, in nats:
+
+        L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / N,    kl_weight = 1
+
+    so -N * L bounds the log evidence from below, and the expectation of L is the same for any size of a batch that is
+    drawn uniformly, and any padding of weight 0. Without `num_data`, the KL is averaged over the
+    P = `num_params(params)` variational parameters, as in illia's ELBOLoss:
+
+        L(q) = E_{w ~ q}[ mean_i -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / P,    kl_weight = 1e-3
+
+    The expectation is a mean over reparameterised draws, one w for the whole batch unless `coupling` tells; the KL is
+    exact where it has a closed form, and otherwise an unbiased estimate from `num_samples` draws of its own (see
+    `kl_divergence`).
+
+    Args:
+        apply_fn: the model, apply_fn(params, x) -> outputs. With `needs_key=True` (dropout), apply_fn(params, x, key)
+            with a key of its own for each Monte Carlo sample; with `has_aux=True` (batch statistics), it returns
+            (outputs, aux).
+        params: a posterior tree, such as `mean_field` makes; its plain leaves are deterministic parameters.
+        x: inputs, as the model takes them.
+        y: targets, an array or a pytree of arrays with a leading batch axis of size B.
+        key: a PRNG key; a fresh one for each step.
+        num_samples: Monte Carlo samples, a static int of at least 1.
+        loss_fn: loss_fn(outputs, y), a negative log-likelihood in nats: values per example (B,), values with trailing
+            axes (B, ...), which are summed, or a scalar, which is taken to be the mean over examples. None goes by the
+            targets: integers are class labels (`optax.softmax_cross_entropy_with_integer_labels`), floats have a
+            Gaussian likelihood of unit scale (`gaussian_nll`). Half-precision outputs reach it as float32.
+        prior: as in `kl_loss`. A prior without a closed form (any but ours and those of `register_kl`) is sampled.
+        num_data: N, the size of the training set.
+        kl_weight: a factor of the KL, not negative; may be traced (a schedule). A tempered posterior,
+            p(y | w)^(1 / kl_weight) p(w), is the optimum of kl_weight other than 1.
+        temperature: T, positive; may be traced. The optimum is the cold (T < 1) or warm posterior
+            (p(y | w) p(w))^(1 / T): KL(q || prior) becomes -E_q[log prior(w)] - T H(q) = KL + (1 - T) H(q) (Wenzel et
+            al. 2020, https://arxiv.org/abs/2002.02405).
+        free_nats: free bits (Kingma et al. 2016, https://arxiv.org/abs/1606.04934), in nats: the KL of each leaf l
+            becomes max(KL_l, free_nats), so that up to there it costs nothing. A number for each leaf, or a prefix tree
+            of them. The loss stays an upper bound of the negative ELBO.
+        weights: weights of the examples, (B,), for a weighted mean; 0 for padding, whose targets may be anything, but
+            whose inputs must be finite. If all are 0 under jit, the loss is NaN.
+        estimator: how the gradient is estimated; the value is the same. "reparameterised": through the draws, with the
+            exact gradient of the KL. "doubly_reparameterised": sticking the landing (Roeder et al. 2017,
+            https://arxiv.org/abs/1703.09194), with the KL's gradient taken at the same draws and through them alone,
+            so that the noise of both terms cancels where q is the posterior. "score_function": for a loss_fn or a model
+            without a gradient (the 0/1 error, a simulator), through log q, with leave-one-out control variates (Mnih &
+            Rezende 2016, https://arxiv.org/abs/1602.06725); it needs num_samples of at least 2.
+        coupling: how the noise is coupled across the examples of the batch and across the samples: "shared", one w for
+            all examples, and independent samples; "decorrelated", the noise of each leaf apart for each example where
+            that is cheap and exact, and spread evenly over its law by the samples, for the same expectation at a lower
+            variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`. All but "shared" need
+            examples that do not interact, the reparameterised estimator, and an apply_fn without aux.
+        chunk_size: how many samples run at once; None for all. The memory grows with this, and not with `num_samples`;
+            see `expectation`. "auto" is one after another, which is usually fastest on a CPU, or 8 at once, as one
+            large batch, if the coupling leaves no noise that all examples share. Beyond 64 samples, the draws of a
+            coupling depend on it.
+        antithetic: whether the networks come in pairs that mirror each other; see `expectation`. Samples of a coupling
+            that is not "shared" do so already, in other pairs for each number of the noise; with this, in the same
+            pairs for all of it, so that what is even in the noise is sampled half as often.
+        needs_key: whether apply_fn takes a key.
+        has_aux: whether apply_fn returns (outputs, aux).
+        return_terms: whether to return the terms of the loss as well.
+
+    Returns:
+        The loss, a scalar of float32 or wider; with `return_terms=True` (loss, terms), an `ELBOTerms`; with
+        `has_aux=True` (loss, aux), every leaf of aux with a leading axis of size `num_samples`; with both (loss,
+        (terms, aux)).
+
+    Raises:
+        ValueError: if batch sizes or shapes of outputs, targets and weights do not match (nothing is broadcast); for
+            num_samples, chunk_size or num_data < 1, an odd number of antithetic samples, a prior that does not match,
+            a temperature that is not positive, an unknown estimator or one that does not go with the samples, or,
+            without `num_data`, a tree without posterior nodes.
+        TypeError: if `key` is not a PRNG key.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.zeros((3, 2))}, scale=0.1)
+    >>> x, y = jnp.ones((5, 3)), jnp.array([0, 1, 0, 1, 1])
+    >>> loss, terms = elbo_loss(lambda w, x: x @ w["w"], q, x, y, jax.random.key(0), 8, num_data=100, return_terms=True)
+    >>> print(terms.kl.round(6), loss == terms.nll + terms.weight * terms.kl)
+    0.0 True
+    """
+    call = Call(
+        caller="elbo_loss",
+        apply_fn=apply_fn,
+        params=params,
+        x=x,
+        y=y,
+        key=key,
+        num_samples=num_samples,
+        loss_fn=loss_fn,
+        prior=prior,
+        num_data=num_data,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        free_nats=free_nats,
+        weights=weights,
+        estimator=estimator,
+        coupling=coupling,
+        chunk_size=chunk_size,
+        antithetic=antithetic,
+        needs_key=needs_key,
+        has_aux=has_aux,
+    )
+    nll, _, aux = call.mean(call.mean_loss)
+    kl = call.kl()
+    terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
+    return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
+
+
+class ELBOOptions(Options, total=False):
+    """Keyword arguments of the losses that are made of `ELBOTerms`."""
+
+    free_nats: PyTree | None
+    return_terms: bool
+
+
+def predictive_loss(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    x: Any,
+    y: Any,
+    key: jax.Array,
+    num_samples: int = 1,
+    **options: Unpack[ELBOOptions],
+) -> Any:
+    """Predictive negative log-likelihood with a KL: the mean over networks is inside the logarithm, per example.
+
+        L = mean_i -log (1 / S) sum_s p(y_i | f(x_i, w_s)) + kl_weight * KL(q || prior) / N,    w_s ~ q
+
+    It trains what is deployed, the posterior predictive: direct loss minimisation (Sheth & Khardon 2017,
+    https://arxiv.org/abs/1706.00473), PAC^m-Bayes (Morningstar et al. 2022, https://arxiv.org/abs/2010.09629). With one
+    sample it is the ELBO loss, and with more it lies below it: -N * L is no lower bound on the log evidence.
+
+    Args:
+        apply_fn, params, x, y, key, num_samples: as in `elbo_loss`. It takes more than one sample to differ from it.
+        options: keyword arguments, as in `elbo_loss`; loss_fn must return values per example, coupling be "shared".
+
+    Returns and errors are those of `elbo_loss`, and ValueError for a loss_fn that returns a scalar.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.zeros((3, 2))}, scale=1.0)
+    >>> args = lambda w, x: x @ w["w"], q, jnp.ones((5, 3)), jnp.array([0, 1, 0, 1, 1]), jax.random.key(0), 8
+    >>> predictive_loss(*args, num_data=100) < elbo_loss(*args, num_data=100)
+    Array(True, dtype=bool)
+    """
+    check_options("predictive_loss", {**options}, ELBOOptions)
+    require_shared("predictive_loss", options.get("coupling", "shared"), "its samples of an example are independent")
+    call = Call(
+        caller="predictive_loss",
+        apply_fn=apply_fn,
+        params=params,
+        x=x,
+        y=y,
+        key=key,
+        num_samples=num_samples,
+        **options,
+    )
+
+    def predictive_nll(losses: jax.Array) -> jax.Array:
+        if losses.ndim == 1:
+            raise ValueError(
+                "predictive_loss: loss_fn must return one value per example, but it returned a scalar. Drop its mean."
+            )
+        log_count = jnp.log(jnp.asarray(len(losses), losses.dtype))
+        return weighted_mean(log_count - jax.nn.logsumexp(-losses, axis=0), call.weights)
+
+    nll, _, aux = call.reduced(lambda losses: (losses, ()), predictive_nll)
+    kl = call.kl()
+    terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
+    return with_extras(terms.loss, *[terms] * call.return_terms, *[aux] * call.has_aux)

@@ -1,0 +1,12 @@
+"""q: posterior nodes in the place of leaves or subtrees of the parameters, and functions on trees of them."""
+
+from illia_fn._base.trees import frozen_pytree as frozen_pytree
+from illia_fn.posteriors.gaussian import Gaussian as Gaussian
+from illia_fn.posteriors.gaussian import mean_field as mean_field
+from illia_fn.posteriors.posterior import Posterior as Posterior
+from illia_fn.posteriors.posterior import is_posterior as is_posterior
+from illia_fn.posteriors.posterior import log_prob as log_prob
+from illia_fn.posteriors.posterior import mean as mean
+from illia_fn.posteriors.posterior import num_params as num_params
+from illia_fn.posteriors.posterior import sample as sample
+from illia_fn.posteriors.posterior import stddev as stddev

@@ -1,0 +1,200 @@
+"""q: posterior nodes that replace leaves of a parameter tree, and functions on the trees that hold them."""
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from illia_fn._base.checks import check_key
+from illia_fn._base.numerics import at_least_float32, total
+from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.posteriors._join import Joined
+
+
+class Posterior(abc.ABC):
+    """A distribution over one array of parameters. A new variational family subclasses it and registers as a pytree.
+
+    Attributes:
+        elementwise: whether all fields have the shape of the parameter and its elements are independent, each one
+            given by its elements of the fields and of the noise. Small nodes of such a family are drawn as one.
+    """
+
+    elementwise: ClassVar[bool] = False
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of the standard normal noise that makes one draw; that of the parameter, unless overridden."""
+        return jnp.shape(self.mean)
+
+    @abc.abstractmethod
+    def reparameterise(self) -> Callable[[jax.Array], jax.Array]:
+        """The map from noise ~ N(0, I), float32 or wider, to a draw w ~ q; differentiable in the node's fields.
+
+        What does not depend on the noise is computed here, once for all draws.
+        """
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One reparameterised draw."""
+        return self.reparameterise()(jax.random.normal(key, self.noise_shape, at_least_float32(self.mean).dtype))
+
+    @abc.abstractmethod
+    def log_prob(self, w: jax.Array) -> jax.Array:
+        """log q(w) in nats, element-wise."""
+
+    @abc.abstractmethod
+    def entropy(self) -> jax.Array:
+        """-E_q[log q(w)] in nats, element-wise."""
+
+    @property
+    @abc.abstractmethod
+    def mean(self) -> jax.Array:
+        """E_q[w]."""
+
+    @property
+    @abc.abstractmethod
+    def stddev(self) -> jax.Array:
+        """The standard deviation of each element of w."""
+
+
+def is_posterior(node: Any) -> bool:
+    """Whether `node` is a posterior node: pass it to `jax.tree.map` as `is_leaf` to walk nodes instead of arrays.
+
+    >>> from illia_fn import Gaussian
+    >>> is_posterior(Gaussian(jnp.zeros(3), jnp.zeros(3))), is_posterior(jnp.zeros(3))
+    (True, False)
+    """
+    return isinstance(node, Posterior)
+
+
+def sample(key: jax.Array, q: PyTree) -> PyTree:
+    """One draw w ~ q: the tree that the model expects, every posterior node replaced by a reparameterised sample.
+
+    Args:
+        key: a PRNG key.
+        q: a posterior tree; its deterministic leaves come back as they are.
+
+    Returns:
+        A tree of the structure, shapes and dtypes of the model's parameters, differentiable in q.
+
+    Raises:
+        TypeError: if `key` is not a PRNG key.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.zeros(2)}, scale=1e-9)
+    >>> print(sample(jax.random.key(0), q)["w"].round(3))
+    [ 0. -0.]
+    """
+    check_key("sample", key)
+    joined = Joined.of(q, is_posterior)
+    sampler = Sampler.of(joined.nodes)
+    return joined.tree(sampler.draws(sampler.noise(key)))
+
+
+class Sampler(NamedTuple):
+    """What it takes to draw from posterior nodes, in two steps: w = draws(noise(key)).
+
+    Attributes:
+        noise: key -> standard normal noise, one array for each node.
+        draws: noise -> one draw for each node.
+    """
+
+    noise: Callable[[jax.Array], list[jax.Array]]
+    draws: Callable[[list[jax.Array]], list[jax.Array]]
+
+    @staticmethod
+    def of(nodes: Sequence[Posterior]) -> "Sampler":
+        maps = [node.reparameterise() for node in nodes]
+
+        def draws(noise: list[jax.Array]) -> list[jax.Array]:
+            return [f(array) for f, array in zip(maps, noise, strict=True)]
+
+        return Sampler(partial(_noise, nodes), draws)
+
+
+def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
+    """Standard normal noise for every node, cut from one flat draw for each dtype."""
+    groups: dict[Any, list[int]] = {}
+    for index, node in enumerate(nodes):
+        groups.setdefault(at_least_float32(node.mean).dtype, []).append(index)
+    noise = {}
+    for number, (dtype, group) in enumerate(groups.items()):
+        ends = np.cumsum([math.prod(nodes[index].noise_shape) for index in group])
+        even = ends[-1] + ends[-1] % 2  # XLA's CPU backend draws an odd number many times slower
+        flat = jax.random.normal(jax.random.fold_in(key, number), (even,), dtype)
+        for index, piece in zip(group, jnp.split(flat[: ends[-1]], ends[:-1]), strict=True):
+            noise[index] = piece.reshape(nodes[index].noise_shape)
+    return [noise[index] for index in range(len(nodes))]
+
+
+def mean(q: PyTree) -> PyTree:
+    """E_q[w]: the tree that the model expects, every posterior node replaced by its mean.
+
+    >>> from illia_fn import mean_field
+    >>> print(mean(mean_field({"w": jnp.ones(2)}, scale=0.1))["w"])
+    [1. 1.]
+    """
+    return jax.tree.map(lambda leaf: leaf.mean if is_posterior(leaf) else leaf, q, is_leaf=is_posterior)
+
+
+def stddev(q: PyTree) -> PyTree:
+    """The standard deviation of every parameter: 0 for deterministic numbers; leaves that are no numbers stay.
+
+    >>> from illia_fn import Gaussian
+    >>> print(stddev({"w": Gaussian(loc=jnp.ones(2), rho=jnp.full(2, 100.0)), "b": jnp.ones(2)}))
+    {'b': Array([0., 0.], dtype=float32), 'w': Array([100., 100.], dtype=float32)}
+    """
+    return jax.tree.map(_stddev, q, is_leaf=is_posterior)
+
+
+def _stddev(leaf: Any) -> Any:
+    if is_posterior(leaf):
+        return leaf.stddev
+    is_array = hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return jnp.zeros_like(leaf) if is_array or isinstance(leaf, (bool, int, float, complex)) else leaf
+
+
+def log_prob(q: PyTree, w: PyTree) -> jax.Array:
+    """log q(w) = sum_i log q_i(w_i) over all variational parameters, in nats; deterministic leaves add nothing.
+
+    Args:
+        q: a posterior tree.
+        w: parameters, of the structure and shapes of `mean(q)`, such as a `sample`.
+
+    Returns:
+        A scalar, summed in float32 or wider.
+
+    Raises:
+        ValueError: if `w` does not have the structure and shapes of `mean(q)`.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field(jnp.zeros(2), scale=1.0)
+    >>> print(log_prob(q, jnp.zeros(2)))  # -log(2 pi)
+    -1.837877
+    """
+    nodes, structure = jax.tree.flatten(q, is_leaf=is_posterior)
+    if jax.tree.structure(w) != structure:
+        raise ValueError(f"log_prob: w must have the structure of mean(q), {structure}, got {jax.tree.structure(w)}.")
+    terms = []
+    for (path, leaf), node in zip(leaves_with_path(w, is_posterior), nodes, strict=True):
+        if is_posterior(node):
+            if jnp.shape(leaf) != node.mean.shape:
+                raise ValueError(
+                    f"log_prob: w{path} has shape {jnp.shape(leaf)}, but its posterior has shape {node.mean.shape}."
+                )
+            terms.append(node.log_prob(leaf))
+    return total(terms)
+
+
+def num_params(q: PyTree) -> int:
+    """The number of variational parameters: scalar weights that have a posterior. Deterministic leaves do not count.
+
+    >>> from illia_fn import mean_field
+    >>> num_params({"w": mean_field(jnp.ones((2, 3)), scale=0.1), "b": jnp.ones(3)})
+    6
+    """
+    return sum(np.size(node.mean) for node in jax.tree.leaves(q, is_leaf=is_posterior) if is_posterior(node))

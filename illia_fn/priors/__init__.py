@@ -1,0 +1,3 @@
+"""p(w): priors."""
+
+from illia_fn.priors.normal import Normal as Normal

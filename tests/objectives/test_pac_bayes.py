@@ -1,0 +1,391 @@
+"""The binary KL is inverted exactly, the bounds are their formulas, and certificates hold at the promised rate."""
+
+from decimal import Decimal, localcontext
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scalar_problem import q_of
+from scipy import stats
+
+from illia_fn import Normal, kl_loss, mean_field, pac_bayes, pac_bayes_certificate, pac_bayes_loss
+from illia_fn.objectives.pac_bayes import kl_inverse
+
+KEY = jax.random.key(0)
+
+
+def exact_inverse(q, c):
+    """By bisection with fifty digits."""
+    with localcontext() as context:
+        context.prec = 50
+        q, c = Decimal(float(q)), Decimal(float(c))
+
+        def kl(p):
+            terms = [a * (a / b).ln() for a, b in ((q, p), (1 - q, 1 - p)) if a > 0]
+            return sum(terms, Decimal(0))
+
+        low, high = q, Decimal(1)
+        for _ in range(160 if c else 0):
+            middle = (low + high) / 2
+            low, high = (middle, high) if middle < 1 and kl(middle) <= c else (low, middle)
+        return float(high if c else q)
+
+
+PROBABILITIES = (0.0, 1e-10, 1e-4, 0.02, 0.25, 0.5, 0.9, 1 - 2.0**-20, 1.0)
+NATS = (0.0, 1e-9, 1e-6, 1e-3, 0.1, 1.0, 5.0, 40.0)
+
+
+def test_kl_inverse_against_fifty_digits():
+    grid = [(q, c) for q in PROBABILITIES for c in NATS]
+    with jax.enable_x64(True):
+        q, c = (jnp.asarray(column) for column in zip(*grid, strict=True))
+        expected = [exact_inverse(*pair) for pair in grid]
+        np.testing.assert_allclose(kl_inverse(q, c), expected, rtol=1e-13)
+    q, c = q.astype(np.float32), c.astype(np.float32)
+    expected = [exact_inverse(*pair) for pair in zip(q, c, strict=True)]
+    np.testing.assert_allclose(kl_inverse(q, c), expected, rtol=5e-7)
+    assert (kl_inverse(q, jnp.zeros_like(c)) == q).all()  # at its ends to the last bit
+    assert (kl_inverse(jnp.ones_like(q), c) == 1.0).all()
+    np.testing.assert_allclose(
+        kl_inverse(jnp.zeros(3), jnp.array([1e-8, 0.5, 20.0])), -np.expm1([-1e-8, -0.5, -20]), rtol=1e-6
+    )
+
+
+def test_the_derivatives_of_kl_inverse():
+    with jax.enable_x64(True):
+        for q in (1e-4, 0.02, 0.25, 0.9):
+            for c in (1e-3, 0.1, 1.0):
+                step = 1e-5 * min(q, 1 - q)
+                by_q = (exact_inverse(q + step, c) - exact_inverse(q - step, c)) / (2 * step)
+                by_c = (exact_inverse(q, c + 1e-6 * c) - exact_inverse(q, c - 1e-6 * c)) / (2e-6 * c)
+                np.testing.assert_allclose(jax.grad(kl_inverse, (0, 1))(q, c), (by_q, by_c), rtol=1e-5)
+    at_zero = jax.jit(jax.grad(kl_inverse, (0, 1)))(0.0, 0.1)
+    np.testing.assert_allclose(at_zero[1], np.exp(-0.1), rtol=1e-6)
+    assert np.isfinite(at_zero[0])
+    assert at_zero[0] > 10  # truly infinite
+    assert jax.grad(kl_inverse, (0, 1))(1.0, 0.1) == (1.0, 0.0)
+    assert jax.grad(kl_inverse)(0.3, 0.0) == 1.0
+
+
+RISK, KL, N, DELTA = 0.13, 20.0, 800, 0.05
+C = (KL + np.log(2 * np.sqrt(N) / DELTA)) / N
+
+
+def test_each_bound_is_its_formula():
+    bounds = {
+        pac_bayes.maurer_bound: exact_inverse(RISK, C),
+        pac_bayes.mcallester_bound: RISK + np.sqrt(C / 2),
+        pac_bayes.quadratic_bound: (np.sqrt(RISK + C / 2) + np.sqrt(C / 2)) ** 2,
+        partial(pac_bayes.lambda_bound, lam=0.7): RISK / 0.65 + C / (0.7 * 0.65),
+        partial(pac_bayes.catoni_bound, beta=0.7): (1 - np.exp(-0.7 * RISK - (KL - np.log(DELTA)) / N))
+        / (1 - np.exp(-0.7)),
+    }
+    for bound, value in bounds.items():
+        np.testing.assert_allclose(bound(RISK, KL, N, DELTA), value, rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(partial(bound, num_data=N, delta=DELTA))(RISK, KL), value, rtol=1e-5)
+        by_risk, by_kl = jax.grad(bound, (0, 1))(RISK, KL, N, DELTA)
+        assert by_risk >= 1.0
+        assert by_kl > 0
+
+
+def test_how_the_bounds_compare():
+    """The kl-inverse is the tightest in c, the best lambda is the quadratic bound, the best beta is the kl-inverse."""
+    with jax.enable_x64(True):
+        for risk in (0.0, 0.01, 0.2, 0.6):
+            for kl in (0.0, 3.0, 300.0):
+                maurer = pac_bayes.maurer_bound(risk, kl, N, DELTA)
+                quadratic = pac_bayes.quadratic_bound(risk, kl, N, DELTA)
+                assert maurer <= quadratic + 1e-12
+                assert maurer <= pac_bayes.mcallester_bound(risk, kl, N, DELTA) + 1e-12
+                np.testing.assert_allclose(pac_bayes.lambda_bound(risk, kl, N, DELTA), quadratic, rtol=1e-12)
+                lam = [pac_bayes.lambda_bound(risk, kl, N, DELTA, lam=lam) for lam in np.linspace(0.1, 1.9, 10)]
+                assert min(lam) >= quadratic - 1e-12
+                catoni = [pac_bayes.catoni_bound(risk, kl, N, DELTA, beta=beta) for beta in np.geomspace(1e-2, 30, 80)]
+                best = kl_inverse(risk, (kl + np.log(1 / DELTA)) / N)
+                assert best - 1e-12 <= min(catoni) <= best + 2e-3
+
+
+# --- the certificate --------------------------------------------------------------------------------------------------
+
+
+def step_classifier(w, x):
+    """Class 1 above the threshold w."""
+    return jnp.stack([jnp.zeros_like(x), 100.0 * (x - w)], axis=1)
+
+
+def step_data(key, count):
+    """Inputs uniform on [-1, 1], class 1 above 0, and one label in ten wrong."""
+    x_key, flip_key = jax.random.split(key)
+    x = jax.random.uniform(x_key, (count,), minval=-1.0, maxval=1.0)
+    return x, ((x > 0) ^ jax.random.bernoulli(flip_key, 0.1, (count,))).astype(jnp.int32)
+
+
+def true_risk(loc, scale):
+    """E_w[0.1 + 0.8 |w| / 2], clipped to the ends of the inputs."""
+    noise = np.linspace(-6, 6, 2001)
+    mass = np.exp(-0.5 * noise**2)
+    w = np.clip(loc[:, None] + scale * noise, -1, 1)
+    return 0.1 + 0.4 * np.sum(np.abs(w) * mass, axis=1) / mass.sum()
+
+
+def test_certificates_hold_at_the_promised_rate():
+    delta, count, trials = 0.2, 40, 500
+
+    def certify(key):
+        data_key, key = jax.random.split(key)
+        x, y = step_data(data_key, count)
+        grid = jnp.linspace(-0.9, 0.9, 37)  # the threshold with the fewest errors: overfitted
+        errors = jnp.mean((x[None] > grid[:, None]).astype(jnp.int32) != y[None], axis=1)
+        loc = grid[jnp.argmin(errors)]
+        q = q_of(loc, 0.05)
+        prior = q_of(0.0, 0.5)
+        return loc, pac_bayes_certificate(step_classifier, q, x, y, key, 40, prior=prior, delta=delta, chunk_size=None)
+
+    loc, certificate = jax.jit(jax.vmap(certify))(jax.random.split(KEY, trials))
+    risk = true_risk(np.asarray(loc), 0.05)
+    failures = np.mean(risk > certificate.bound)
+    assert failures <= delta
+    assert np.mean(risk > certificate.empirical_risk) > 2 * delta  # what no certificate would promise
+    assert np.mean(certificate.bound) < 0.6  # and it says something
+    np.testing.assert_allclose(certificate.kl, kl_loss_of(np.asarray(loc)), rtol=1e-4)
+    exact = pac_bayes.maurer_bound(certificate.empirical_bound, certificate.kl, count, delta / 2)
+    np.testing.assert_allclose(certificate.bound, exact, rtol=1e-6)
+
+
+def kl_loss_of(loc):
+    return np.log(0.5 / 0.05) + (0.05**2 + loc**2) / (2 * 0.25) - 0.5
+
+
+def test_the_bound_on_the_sampled_networks_holds_at_its_rate():
+    """The number of failures among S networks is binomial, so the rate of failure is known."""
+    delta, count = 0.2, 300
+    for risk in (0.05, 0.3, 0.8):
+        failures = np.arange(count + 1)
+        with jax.enable_x64(True):
+            bound = kl_inverse(failures / count, np.full(count + 1, np.log(2 / delta) / count))
+        rate = np.sum(stats.binom.pmf(failures, count, risk)[np.asarray(bound) < risk])
+        assert rate <= delta / 2
+        assert rate > delta / 50  # not vacuous
+
+
+def test_what_a_certificate_is_made_of():
+    q = mean_field({"w": jnp.eye(2)}, scale=0.4)
+    prior = mean_field({"w": jnp.zeros((2, 2))}, scale=1.0)
+    x, y = jax.random.normal(KEY, (300, 2)), jnp.arange(300) % 2
+
+    def apply_fn(w, x):
+        return x @ w["w"]
+
+    certificate = pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior)
+    np.testing.assert_allclose(certificate.kl, kl_loss(q, prior, reduction="sum"), rtol=1e-6)
+    assert certificate.empirical_risk < certificate.empirical_bound < certificate.bound < 1.0
+    step = kl_inverse(certificate.empirical_risk, np.log(2 / 0.05) / 50)
+    np.testing.assert_allclose(certificate.empirical_bound, step, rtol=1e-6)
+    assert pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior, loss_fn=None) == certificate
+    classes = pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior, bound=pac_bayes.mcallester_bound)
+    assert classes.bound > certificate.bound
+    surrogate = pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior, loss_fn=pac_bayes.bounded_cross_entropy)
+    assert surrogate.empirical_risk < certificate.empirical_risk
+
+
+# --- the training objective -------------------------------------------------------------------------------------------
+
+PARAMS = {"w": jnp.array([[0.5, -0.5], [0.2, 0.1], [-0.4, 0.3]])}
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+LABELS = jnp.array([0, 1, 1, 1, 0, 0])
+
+
+def linear(w, x):
+    return x @ w["w"]
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        pac_bayes.quadratic_bound,
+        pac_bayes.mcallester_bound,
+        pac_bayes.lambda_bound,
+        pac_bayes.maurer_bound,
+        partial(pac_bayes.catoni_bound, beta=1.0),
+    ],
+)
+def test_the_loss_is_the_bound_of_its_terms(bound):
+    q, prior = mean_field(PARAMS, scale=0.2), Normal(0.0, 1.0)
+    loss = partial(pac_bayes_loss, linear, num_samples=3, num_data=500, prior=prior, bound=bound, delta=0.1)
+    value, terms = loss(q, X, LABELS, KEY, return_terms=True)
+    np.testing.assert_allclose(value, bound(terms.risk, terms.kl, 500, 0.1), rtol=1e-6)
+    np.testing.assert_allclose(terms.kl, kl_loss(q, prior, reduction="sum"), rtol=1e-6)
+    grads = jax.jit(jax.grad(loss))(q, X, LABELS, KEY)
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+
+
+def test_the_risk_is_a_bounded_cross_entropy():
+    sharp = mean_field(PARAMS, scale=1e-20)
+    _, terms = pac_bayes_loss(linear, sharp, X, LABELS, KEY, num_data=6, return_terms=True)
+    probs = np.asarray(jax.nn.softmax(linear(PARAMS, X)))[np.arange(6), LABELS]
+    np.testing.assert_allclose(terms.risk, np.mean(-np.log(probs)) / np.log(1e5), rtol=1e-5)
+    far = jnp.array([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
+    np.testing.assert_allclose(
+        pac_bayes.bounded_cross_entropy(far, jnp.array([0, 1, 1])), [np.log(2) / np.log(1e5), 1, 0], rtol=1e-5
+    )
+    far = far.at[0, 1].set(-1.0)
+    np.testing.assert_array_equal(pac_bayes.zero_one_loss(far, jnp.array([0, 1, 1])), [0, 1, 0])
+    broken = jnp.array([[jnp.nan, 0.0], [0.0, jnp.nan], [1.0, 1.0]])  # neither NaN nor a tie is right
+    np.testing.assert_array_equal(pac_bayes.zero_one_loss(broken, jnp.array([0, 0, 0])), [1, 1, 1])
+
+
+def test_the_zero_one_error_is_trained_by_its_score():
+    """The gradient of the exact risk of the step classifier on one batch, to (loc, rho)."""
+    x, y = step_data(KEY, 30)
+    loc, scale = 0.3, 0.2
+    q = q_of(loc, scale)
+
+    def exact(loc, rho):
+        scale = jax.nn.softplus(rho)
+        # class 1 above w: the probability of an error is that of w below or above x
+        above = jax.scipy.stats.norm.cdf((x - loc) / scale)
+        risk = jnp.mean(jnp.where(y == 1, 1 - above, above))
+        kl = jnp.log(1.0 / scale) + (scale**2 + loc**2) / 2 - 0.5
+        return pac_bayes.mcallester_bound(risk, kl, 300, 0.05)
+
+    expected = jax.grad(exact, (0, 1))(loc, q.rho)
+    loss = partial(
+        pac_bayes_loss,
+        step_classifier,
+        num_samples=8,
+        num_data=300,
+        prior=Normal(0.0, 1.0),
+        bound=pac_bayes.mcallester_bound,  # linear in the risk: unbiased
+        loss_fn=pac_bayes.zero_one_loss,
+        chunk_size=None,
+    )
+
+    def mean_gradient(estimator, count):
+        keys = jax.random.split(KEY, count)
+        grads = jax.jit(jax.vmap(jax.grad(partial(loss, estimator=estimator)), (None, None, None, 0)))(q, x, y, keys)
+        flat = np.stack([grads.loc, grads.rho], axis=1)
+        return flat.mean(axis=0), flat.std(axis=0) / np.sqrt(count)
+
+    mean, error = mean_gradient("score_function", 20_000)
+    np.testing.assert_array_less(np.abs(mean - np.asarray(expected)), 5 * error)
+
+
+def test_training_lowers_the_certificate():
+    x, y = step_data(KEY, 400)
+    prior = q_of(0.6, 0.3)
+
+    def certificate(q):
+        return pac_bayes_certificate(step_classifier, q, x, y, KEY, 200, prior=prior).bound
+
+    loss = partial(
+        pac_bayes_loss,
+        step_classifier,
+        num_samples=16,
+        num_data=400,
+        prior=prior,
+        loss_fn=pac_bayes.zero_one_loss,
+        estimator="score_function",
+        chunk_size=None,
+    )
+    step, q = jax.jit(jax.grad(loss)), prior
+    for key in jax.random.split(jax.random.key(1), 200):
+        q = jax.tree.map(lambda leaf, slope: leaf - 0.2 * slope, q, step(q, x, y, key))
+    assert certificate(q) < certificate(prior) - 0.05
+
+
+LAPLACE = type("Laplace", (), {"log_prob": lambda self, w: -abs(w)})()
+OUTSIDE = {"loss_fn": lambda f, y: 2.0 * pac_bayes.zero_one_loss(f, 1 - y)}
+
+
+def test_a_loss_outside_of_its_range_is_nan_under_jit():
+    options = {"num_data": 6, "bound": pac_bayes.mcallester_bound, "estimator": "score_function", "num_samples": 2}
+    step = jax.jit(jax.value_and_grad(partial(pac_bayes_loss, linear, **options, **OUTSIDE)))
+    value, grads = step(mean_field(PARAMS, scale=0.1), X, LABELS, KEY)
+    assert np.isnan(value)
+    assert np.isnan(grads["w"].loc).all()
+
+
+def test_one_draw_outside_of_the_range_is_enough():
+    def rarely(f, y):
+        return jnp.where(f[:, 0] > 2.0, 1.5, 0.5)
+
+    q = mean_field({"w": jnp.zeros((1, 2))}, scale=1.0)
+    # of 300 draws about seven lie above 2, and hardly ever the first and the last
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 0.5 to 1.5"):
+        pac_bayes_certificate(linear, q, jnp.ones((1, 1)), LABELS[:1], KEY, 300, prior=q, loss_fn=rarely)
+
+
+def certificate_of(num_samples=10, params=None, **options):
+    q = mean_field(PARAMS, scale=0.1) if params is None else params
+    return pac_bayes_certificate(linear, q, X, LABELS, KEY, num_samples, **{"prior": Normal(0.0, 1.0), **options})
+
+
+def train(**options):
+    return pac_bayes_loss(linear, mean_field(PARAMS, scale=0.1), X, LABELS, KEY, 2, **{"num_data": 6, **options})
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (partial(train, num_data=None), ValueError, "pac_bayes_loss: num_data is required: it is the n of the bound"),
+        (partial(train, delta=0.0), ValueError, r"pac_bayes_loss: delta must be a number in \(0, 1\).*got 0.0"),
+        (partial(train, delta=1), ValueError, "pac_bayes_loss: delta must be"),
+        (partial(train, **OUTSIDE), ValueError, r"pac_bayes_loss: the losses must lie in \[0, 1\], got 0.0 to 2.0"),
+        (partial(train, bound="kl"), TypeError, "pac_bayes_loss: bound must be a function, got 'kl'"),
+        (partial(train, kl_weight=0.1), TypeError, "pac_bayes_loss: unknown option kl_weight"),
+        (partial(train, estimator="score"), ValueError, "pac_bayes_loss: estimator must"),
+        (partial(train, loss_fn=pac_bayes.zero_one_loss), ValueError, "pac_bayes_loss: zero_one_loss has no gradient"),
+        (partial(train, loss_fn=lambda f, y: jnp.float32(0.5)), ValueError, "pac_bayes_loss: .* it returned a scalar"),
+        (partial(certificate_of, loss_fn=lambda f, y: jnp.float32(0.5)), ValueError, "it returned a scalar. Drop"),
+        (partial(train, prior=LAPLACE), ValueError, "pac_bayes_loss: .* must have a closed form"),
+        (lambda: pac_bayes.maurer_bound(1.5, 1.0, 10, 0.1), ValueError, r"maurer_bound: the risk must lie in \[0, 1\]"),
+        (lambda: pac_bayes.catoni_bound(0.5, -1.0, 10, 0.1, beta=1.0), ValueError, "catoni_bound: the KL must not be"),
+        (
+            lambda: pac_bayes.quadratic_bound(0.5, 1.0, 0, 0.1),
+            ValueError,
+            "quadratic_bound: num_data must be",
+        ),
+        (lambda: pac_bayes.zero_one_loss(jnp.ones((6, 2)), LABELS + 1), ValueError, "zero_one_loss: targets must be"),
+        (partial(certificate_of, delta=2.0), ValueError, "pac_bayes_certificate: delta must be"),
+        (partial(certificate_of, num_samples=0), ValueError, "pac_bayes_certificate: num_samples must be"),
+        (partial(certificate_of, **OUTSIDE), ValueError, r"pac_bayes_certificate: the losses must lie in \[0, 1\]"),
+        (
+            partial(certificate_of, params={"w": PARAMS["w"]}),
+            ValueError,
+            r"pac_bayes_certificate: params\['w'\] is deterministic.*fixed_leaves=True",
+        ),
+        (
+            partial(certificate_of, prior=LAPLACE),
+            ValueError,
+            "pac_bayes_certificate: .* must have a closed form",
+        ),
+        (lambda: kl_inverse(1.1, 0.1), ValueError, "kl_inverse: q must be a probability, got 1.1"),
+        (lambda: kl_inverse(0.5, -0.1), ValueError, "kl_inverse: c must not be negative, got -0.1"),
+        (
+            lambda: kl_inverse(jnp.ones(2), 0.1),
+            ValueError,
+            r"kl_inverse: q and c must have one shape, got \(2,\) and \(\)",
+        ),
+        (
+            lambda: pac_bayes.lambda_bound(0.1, 1.0, 10, 0.1, lam=2.0),
+            ValueError,
+            r"lambda_bound: lam must lie in \(0, 2\)",
+        ),
+        (
+            lambda: pac_bayes.catoni_bound(0.1, 1.0, 10, 0.1, beta=0.0),
+            ValueError,
+            "catoni_bound: beta must be a positive",
+        ),
+        (lambda: pac_bayes.zero_one_loss(jnp.ones(3), LABELS), ValueError, "zero_one_loss: outputs must be logits"),
+        (
+            lambda: pac_bayes.bounded_cross_entropy(jnp.ones((6, 2)), LABELS, min_prob=0.0),
+            ValueError,
+            "bounded_cross_entropy: min_prob must be",
+        ),
+    ],
+)
+def test_errors(call, error, match):
+    with pytest.raises(error, match=match):
+        call()

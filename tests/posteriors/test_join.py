@@ -1,0 +1,170 @@
+"""Small nodes are joined into few: the values and all derivatives are those of the tree as it was."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import illia_fn
+from illia_fn import Gaussian, Normal, elbo_loss, kl_loss, kl_tree, mean_field, sample
+from illia_fn.posteriors import _join
+from illia_fn.posteriors._join import Joined
+from illia_fn.posteriors.posterior import is_posterior
+
+SHAPES = {"a": (3, 4), "b": (4,), "c": (), "d": (2, 1, 3), "e": (3, 4)}
+
+
+def tree(*, total_is_odd=False):
+    """Gaussian leaves, with a deterministic one among them."""
+    shapes = SHAPES | ({"f": (1,)} if total_is_odd else {})
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    params = {
+        name: Gaussian(jax.random.normal(key, shape), 0.5 * jax.random.normal(key, shape) - 1.0)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+    return params | {"bb": jnp.array([1.0, 2.0])}
+
+
+def through_join(q):
+    joined = Joined.of(q, is_posterior)
+    assert len(joined.nodes) == 1
+    return {"loc": joined.tree([joined.nodes[0].loc]), "rho": joined.tree([joined.nodes[0].rho])}
+
+
+def as_it_is(q):
+    return {
+        field: {name: getattr(node, field) if is_posterior(node) else node for name, node in q.items()}
+        for field in ("loc", "rho")
+    }
+
+
+def assert_trees_close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), a, b)
+
+
+def curved(f, q):
+    return sum(jnp.sum(jnp.sin(leaf) * leaf) for leaf in jax.tree.leaves(f(q)))
+
+
+@pytest.mark.parametrize("total_is_odd", [False, True])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_there_and_back(total_is_odd, wrap):
+    q = tree(total_is_odd=total_is_odd)
+    jax.tree.map(np.testing.assert_array_equal, wrap(through_join)(q), as_it_is(q))
+    assert_trees_close(wrap(jax.grad(partial(curved, through_join)))(q), jax.grad(partial(curved, as_it_is))(q))
+    dots = jax.tree.map(jnp.cos, q)
+    forward = wrap(lambda q, dots: jax.jvp(partial(curved, through_join), (q,), (dots,)))
+    assert_trees_close(forward(q, dots), jax.jvp(partial(curved, as_it_is), (q,), (dots,)))
+
+
+@pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
+def test_second_derivatives(mode):
+    q = {"a": tree()["a"], "c": tree()["c"]}
+    hessians = [jax.jit(mode(jax.grad(partial(curved, f))))(q) for f in (through_join, as_it_is)]
+    assert_trees_close(*hessians)
+
+
+def test_under_vmap():
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1.0]), tree())
+    for f in (lambda f: f, lambda f: jax.grad(partial(curved, f))):
+        assert_trees_close(jax.vmap(f(through_join))(batch), jax.vmap(f(as_it_is))(batch))
+
+
+def test_what_is_joined():
+    def groups(nodes):
+        return Joined.of(nodes, is_posterior).groups
+
+    def gaussian(*shape, dtype=jnp.float32):
+        return Gaussian(jnp.zeros(shape, dtype), jnp.zeros(shape))
+
+    class Other(Gaussian):
+        elementwise = False
+
+    small, half, other = gaussian(2), gaussian(2, dtype=jnp.bfloat16), Other(jnp.zeros(2), jnp.zeros(2))
+    assert groups([small, half, jnp.ones(2), small, other, half, other]) == [[0, 2], [1, 4], [3], [5]]
+    assert groups([small, gaussian(2**16), gaussian(2**16 + 1), small]) == [[0, 1, 3], [2]]
+
+
+PRIORS = {
+    "one for all": lambda q: Normal(0.1, 0.3),
+    "traced": lambda q: Normal(jnp.float32(0.1), jnp.exp(jnp.float32(-1.0))),
+    "one for each": lambda q: {name: Normal(0.1 * index, 1.0) for index, name in enumerate(sorted(q))},
+    "arrays": lambda q: {name: Normal(0.0, jnp.full(np.shape(leaf), 0.4)) for name, leaf in mean_of(q).items()},
+    "yesterday's posterior": lambda q: jax.tree.map(lambda leaf: 0.9 * leaf - 0.1, q),
+    "sampled": lambda q: {name: dist.Laplace(0.0, 1.0) if name in "ac" else Normal(0.0, 1.0) for name in q},
+}
+
+
+def mean_of(q):
+    return {name: node.loc if is_posterior(node) else node for name, node in q.items()}
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+def test_losses_are_those_of_the_leaves(prior, monkeypatch):
+    q = tree()
+
+    def kl(q):
+        return kl_loss(q, prior(q), reduction="sum", key=jax.random.key(1))
+
+    def elbo(q):
+        def apply_fn(w, x):
+            return x @ w["a"] @ w["e"].T + w["c"] + w["b"][:3] + w["bb"].sum() * w["d"].sum()
+
+        x, y = jnp.ones((2, 3)), jnp.array([0, 2])
+        return elbo_loss(apply_fn, q, x, y, jax.random.key(2), 4, prior=prior(q), num_data=10)
+
+    with jax.numpy_dtype_promotion("standard"):
+        joined = [jax.jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
+        np.testing.assert_allclose(joined[0][0], sum(kl_tree(q, prior(q), key=jax.random.key(1)).values()), rtol=1e-5)
+        monkeypatch.setattr(_join, "_SMALL", -1)
+        apart = [jax.jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
+    assert_trees_close(joined[0], apart[0])
+    draws = jax.vmap(sample, (0, None))(jax.random.split(jax.random.key(3), 2), q)
+    assert jax.tree.map(jnp.shape, draws) == jax.tree.map(lambda leaf: (2, *leaf.shape), mean_of(q))
+    if prior is not PRIORS["sampled"]:  # whose draws for the prior go by the leaf
+        assert_trees_close(joined[1], apart[1])
+
+
+def test_forms_of_others_see_their_leaves():
+    class FanIn:
+        def log_prob(self, w):
+            return w
+
+    illia_fn.register_kl(Gaussian, FanIn)(lambda q, p: jnp.full(q.loc.shape, float(q.loc.size)))
+    q = mean_field({"a": jnp.ones((4, 3)), "b": jnp.ones((5, 2))}, scale=1.0)
+    assert kl_loss(q, FanIn(), reduction="sum") == 12 * 12 + 10 * 10
+
+
+def test_the_draws_do_not_depend_on_the_prior_nor_on_jit():
+    q, scale = tree(), jnp.array(0.5)
+
+    def nll(q, prior):
+        return elbo_loss(
+            lambda w, x: x @ w["a"] @ w["e"].T + w["c"] + w["b"][None, :3],
+            q,
+            jnp.ones((2, 3)),
+            jnp.array([0, 2]),
+            jax.random.key(2),
+            2,
+            prior=prior,
+            num_data=10,
+            return_terms=True,
+        )[1].nll
+
+    shared = {name: Normal(0.0, scale if name in "ac" else 1.0) for name in q}
+    values = [nll(q, Normal(0.0, 1.0)), nll(q, shared), jax.jit(nll)(q, shared)]
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)
+
+
+def test_a_leaf_adds_little_to_what_xla_compiles():
+    def instructions(num_leaves):
+        q = mean_field([jnp.zeros((3, 2))] * num_leaves, scale=0.1)
+        data = jnp.ones((2, 3)), jnp.zeros(2, int), jax.random.key(0)
+        loss = lambda q: elbo_loss(lambda w, x: x @ sum(w), q, *data, num_samples=4, num_data=9)  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(q).compile().as_text().count(" = ")
+
+    assert instructions(60) - instructions(30) < 30 * 45
