@@ -24,7 +24,7 @@ from illia_fn.coupling import ChunkSize, Coupling, check_coupling, coupled_expec
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine.estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn.engine.monte_carlo import draws
-from illia_fn.kl.table import Pair, kl_pairs, log_prior, total_kl
+from illia_fn.kl.loss import Pair, kl_pairs, log_prior, total_kl
 from illia_fn.objectives._data import LossFn, check_weights, example_losses, weighted_mean
 from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import is_posterior, log_prob, num_params
