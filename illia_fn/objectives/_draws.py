@@ -11,7 +11,7 @@ from illia_fn._base.checks import check_draws
 from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling import ChunkSize, Coupling, check_coupling, coupled_expectation
-from illia_fn.engine._accumulate import constant_once, sum_over_chunks
+from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine.estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn.engine.monte_carlo import draws
 from illia_fn.objectives._data import DataTerm
@@ -19,7 +19,7 @@ from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import is_posterior, log_prob
 
 Draw = list[PyTree]  # one array, or subtree, for each node of `Draws.joined`
-OfDraw = Callable[..., tuple[jax.Array, PyTree]]  # (w, and a key if apply_fn takes one) -> (value, aux)
+OfDraw = Callable[..., tuple[PyTree, PyTree]]  # (w, and a key if apply_fn takes one) -> (value, aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ class Draws:
             chunk_size=chunk_size,
             antithetic=self.antithetic,
             needs_key=takes_key and self.data.needs_key,
-            per_draw=constant_once(per_draw),
+            per_draw=per_draw,
         )
         return sum_over_chunks(chunk_sum, chunks, chunk_size, constant=constant)
 

@@ -83,8 +83,9 @@ class Regulariser:
     def _is_tempered(self) -> bool:
         return not (isinstance(self.temperature, (int, float)) and self.temperature == 1.0)
 
-    def log_ratio(self, w: Draw, log_q: jax.Array) -> jax.Array:
+    def log_ratio(self, w: Draw, log_q: jax.Array | None = None) -> jax.Array:
         """log p(w) - temperature log q(w) of one draw, in nats; its mean is -KL(q || prior)."""
+        log_q = self.draws.log_q(w) if log_q is None else log_q
         if self._is_tempered:
             log_q = at_least_float32(self.temperature).astype(log_q.dtype) * log_q
         return log_prior(self.draws.joined, self.pairs, w) - log_q

@@ -315,9 +315,9 @@ def test_errors(loss, options, error, match):
         (
             {"num_sample": 3},
             TypeError,
-            "predictive_loss: unknown option num_sample. The options are loss_fn, .*free_nats",
+            r"predictive_loss\(\) got an unexpected keyword argument 'num_sample'",
         ),
-        ({"return_log_weights": True}, TypeError, "predictive_loss: unknown option return_log_weights"),
+        ({"coupling": "shared"}, TypeError, r"predictive_loss\(\) got an unexpected keyword argument 'coupling'"),
     ],
 )
 def test_errors_of_the_predictive_loss(options, error, match):

@@ -219,11 +219,11 @@ def test_it_trains(name):
         ({"generator": jnp.sum}, ValueError, "generator must be an element-wise function"),
         ({"num_samples": 1}, ValueError, ".* num_samples must be at least 2, got 1. Take more, or pass log_evidence"),
         ({"log_evidence": np.inf}, ValueError, "log_evidence must be a finite number of nats, got inf"),
-        ({"free_nats": 1.0}, TypeError, "unknown option free_nats. The options are"),
+        ({"free_nats": 1.0}, TypeError, "unexpected keyword argument 'free_nats'"),
     ],
 )
 def test_errors(options, error, match):
-    with pytest.raises(error, match=f"f_divergence_loss: {match}"):
+    with pytest.raises(error, match=rf"f_divergence_loss(:|\(\) got an) {match}"):
         scalar(
             f_divergence_loss,
             q_of(*WIDE),

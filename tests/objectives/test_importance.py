@@ -238,7 +238,7 @@ def test_it_trains():
             ValueError,
             "needs num_samples of at least 2",
         ),
-        (lambda **o: scalar(iwae_loss, **o, num_sample=3), TypeError, "iwae_loss: unknown option num_sample"),
+        (lambda **o: scalar(iwae_loss, **o, num_sample=3), TypeError, "unexpected keyword argument 'num_sample'"),
         (
             lambda q, key, num_samples: iwae_loss(
                 lambda w, x: x @ w,
@@ -255,6 +255,13 @@ def test_it_trains():
         ),
         (
             lambda q, key, num_samples: iwae_loss(lambda w, x: x + w, q, jnp.ones(1), jnp.ones(1), key, num_samples),
+            TypeError,
+            r"iwae_loss\(\) missing 1 required keyword-only argument: 'num_data'",
+        ),
+        (
+            lambda q, key, num_samples: iwae_loss(
+                lambda w, x: x + w, q, jnp.ones(1), jnp.ones(1), key, num_samples, num_data=None
+            ),
             ValueError,
             "iwae_loss: num_data is required",
         ),
