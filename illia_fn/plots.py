@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from illia_fn.predictions.metrics import expected_calibration_error, predictive_entropy, reliability
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    message = f"illia_fn.plots needs {error.name}: pip install 'illia_fn[plots]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
+
+from illia_fn.predictions.metrics import coverage, expected_calibration_error, predictive_entropy, reliability
 
 COLORS = {"Bayesian": "#1f6fb4", "deterministic": "#d1602a"}
 INPUT_COLORS = ("#2b8a3e", "#e8890c", "#8a8f98")
@@ -112,12 +117,6 @@ def regression_figure(draws: Mapping[str, np.ndarray], targets: np.ndarray, targ
     )
     right.legend(frameon=False)
     return figure
-
-
-def coverage(draws: np.ndarray, targets: np.ndarray, level: float) -> float:
-    """Return the fraction of targets inside the central interval that holds `level` of the draws."""
-    low, high = np.quantile(draws, (0.5 - level / 2, 0.5 + level / 2), axis=0)
-    return float(np.mean((low <= targets) & (targets <= high)))
 
 
 def _labelled(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
