@@ -1,4 +1,7 @@
-"""KL(q || p): a table of closed forms, and the loss made of it."""
+"""KL(q || p): a table of closed forms, and the loss made of it.
+
+.. include:: README.md
+"""
 
 from illia_fn.kl.table import kl_divergence as kl_divergence
 from illia_fn.kl.table import kl_loss as kl_loss

@@ -20,7 +20,8 @@ from illia_fn._base.checks import (
 )
 from illia_fn._base.numerics import at_least_float32, total
 from illia_fn._base.trees import PyTree, broadcast_prefix
-from illia_fn.coupling import ChunkSize, Coupling, check_coupling, coupled_expectation
+from illia_fn.coupling import ChunkSize, Coupling
+from illia_fn.coupling._transform import check_coupling, coupled_expectation
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine.estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn.engine.monte_carlo import draws
