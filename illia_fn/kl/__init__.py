@@ -3,7 +3,7 @@
 .. include:: README.md
 """
 
+from illia_fn.kl.loss import kl_loss as kl_loss
+from illia_fn.kl.loss import kl_tree as kl_tree
 from illia_fn.kl.table import kl_divergence as kl_divergence
-from illia_fn.kl.table import kl_loss as kl_loss
-from illia_fn.kl.table import kl_tree as kl_tree
 from illia_fn.kl.table import register_kl as register_kl
