@@ -34,6 +34,12 @@ class Draws:
         data: the data term.
         params, key, num_samples, estimator, coupling, chunk_size, antithetic: as in `elbo_loss`.
         joined: q with its small nodes joined, in float32 or wider.
+
+    >>> from illia_fn import mean_field
+    >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> nll, _ = Draws(data, mean_field(jnp.ones(()), scale=1e-6), jax.random.key(0), 4).mean_nll()
+    >>> print(nll.round(4))  # 1 / 4 + log(2 pi) / 2
+    1.1689
     """
 
     data: DataTerm
