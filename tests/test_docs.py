@@ -1,14 +1,19 @@
 """Every page: its code runs and prints what is shown, its links lead somewhere. Every public name has an example."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
 import pytest
 from public_api import is_documentable, public_modules, public_names
 
+from benchmarks.__main__ import NAMES
+from benchmarks._report import RESULTS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted([ROOT / "README.md", *ROOT.glob("[!.]*/**/README.md")])]
+COUPLING = "illia_fn/coupling/README.md"
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
@@ -39,6 +44,31 @@ def test_the_loop_is_the_one_the_demo_runs():
 
 def test_readme_is_one_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_those_that_the_benchmarks_printed_last():
+    tables = {}
+    for page in PAGES:
+        tables |= dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", (ROOT / page).read_text(), re.DOTALL))
+    assert tables == {name: (RESULTS / f"{name}.md").read_text() for name in NAMES}
+
+
+def test_figures_in_prose_are_those_of_the_tables():
+    claims = [claim for name in NAMES for claim in json.loads((RESULTS / f"{name}.json").read_text())["claims"]]
+    ratio = {claim["text"]: claim["ratio"] for claim in claims}
+    readme, coupling = (" ".join((ROOT / page).read_text().split()) for page in ("README.md", COUPLING))
+    assert f"takes {ratio['ours / 8 deterministic passes']:.1f} times as long as eight deterministic passes" in readme
+    assert f"and {ratio['ours / fastest torch library']:.2f} times as long as in the fastest of the torch" in readme
+    of_loc = [ratio[f"{model}, n = 8: variance of loc, times lower"] for model in ("MLP", "CNN")]
+    of_rho = [ratio[f"{model}, n = 8: variance of rho, times lower"] for model in ("MLP", "CNN")]
+    assert f"lowers the variance of its gradient {of_loc[0]:.0f} times for the means" in readme
+    assert f"is {of_loc[0]:.0f} times lower for an MLP and {of_loc[1]:.0f} times for a CNN" in coupling
+    assert f"that of the scales {of_rho[0]:.0f} and {of_rho[1]:.0f} times" in coupling
+    (steps,) = [value for text, value in ratio.items() if text.startswith("training: steps to the final ELBO")]
+    assert f"takes {steps:.2f} of the steps" in coupling
 
 
 # --- links --------------------------------------------------------------------------------------------------------
