@@ -1,4 +1,7 @@
-"""-log p(y | f): negative log-likelihoods per example, in nats, constants included."""
+"""-log p(y | f): negative log-likelihoods per example, in nats, constants included.
+
+.. include:: README.md
+"""
 
 from illia_fn.likelihoods.continuous import asymmetric_laplace_nll as asymmetric_laplace_nll
 from illia_fn.likelihoods.continuous import gaussian_nll as gaussian_nll

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from illia_fn._base.checks import check_draws
 from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling import ChunkSize, Coupling, check_coupling, coupled_expectation
+from illia_fn.coupling import ChunkSize, Coupling
+from illia_fn.coupling._transform import check_coupling, coupled_expectation
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine.estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn.engine.monte_carlo import draws
@@ -33,6 +34,12 @@ class Draws:
         data: the data term.
         params, key, num_samples, estimator, coupling, chunk_size, antithetic: as in `elbo_loss`.
         joined: q with its small nodes joined, in float32 or wider.
+
+    >>> from illia_fn import mean_field
+    >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> nll, _ = Draws(data, mean_field(jnp.ones(()), scale=1e-6), jax.random.key(0), 4).mean_nll()
+    >>> print(nll.round(4))  # 1 / 4 + log(2 pi) / 2
+    1.1689
     """
 
     data: DataTerm

@@ -25,6 +25,13 @@ class Regulariser:
         draws: the draws of q.
         prior, num_data, kl_weight, temperature, free_nats: as in `elbo_loss`.
         pairs: each posterior node with its prior.
+
+    >>> from illia_fn import mean_field
+    >>> from illia_fn.objectives import DataTerm
+    >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> draws = Draws(data, mean_field(jnp.ones(()), scale=1.0), jax.random.key(0))
+    >>> print(Regulariser(draws, prior=Normal(0.0, 1.0), num_data=100).kl())  # (1 - 0)^2 / 2
+    0.5
     """
 
     draws: Draws
