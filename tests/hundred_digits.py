@@ -1,5 +1,7 @@
 """Values and gradients by mpmath, and the errors of ours in last places of what the inputs determine."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -18,6 +20,7 @@ def gradient(f, x):
     return slopes
 
 
+@cache
 def exact(f, x):
     """[(value, slack), (slope by the first input, slack), ...]: slack is |value| + sum_i |x_i d value / dx_i|."""
     x = [mpmath.mpf(float(value)) for value in x]
@@ -35,7 +38,7 @@ def errors(f, oracle, points, dtype, natural=None):
 
     `natural` maps 0, 1, ... to a function of the inputs: the size of a term that no form of it avoids.
     """
-    points = np.asarray(points, dtype)
+    points = np.asarray(points, np.float32).astype(dtype)  # the same for each dtype, so that they are known
     with jax.enable_x64(dtype == np.float64):
         columns = [jnp.asarray(column) for column in points.T]
         value, slopes = jax.jit(jax.vmap(jax.value_and_grad(f, tuple(range(len(columns))))))(*columns)
@@ -43,7 +46,9 @@ def errors(f, oracle, points, dtype, natural=None):
     found = []
     with mpmath.workdps(100):
         for point, *numbers in zip(points, *map(np.asarray, (value, *slopes)), strict=True):
-            for k, (number, (right, slack)) in enumerate(zip(numbers, exact(oracle, point), strict=True)):
+            for k, (number, (right, slack)) in enumerate(
+                zip(numbers, exact(oracle, tuple(point.tolist())), strict=True)
+            ):
                 assert number.dtype == dtype
                 room = slack + (natural[k](*map(float, point)) if k in (natural or {}) else 0)
                 error = abs(mpmath.mpf(float(number)) - right) / (eps * room + 4 * tiny)

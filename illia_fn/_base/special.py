@@ -25,6 +25,7 @@ BERNOULLI = [
 ]
 
 
+@jax.jit
 def minus_log(x: jax.Array, log: jax.Array) -> jax.Array:
     """x - log(1 + x) >= 0 for x > -1, where `log` is log(1 + x), as well as it can be had: for x away from 0."""
     # 2 atanh(w) - 2 w, with w = x / (2 + x), in its Taylor series: for |w| < 1/4 the difference would cancel.
@@ -37,6 +38,7 @@ def minus_log(x: jax.Array, log: jax.Array) -> jax.Array:
     return jnp.where(near, w * (x_near - 2.0 * w * w * series), x - log)
 
 
+@jax.jit
 def stirling_error(x: jax.Array, log_x: jax.Array) -> jax.Array:
     """log Gamma(x + 1) - (x + 1/2) log(x) + x - log(2 pi) / 2, for x > 0; 1 / (12 x) for large x."""
     shift = _of_dtype(x, 3, 8)
@@ -49,6 +51,7 @@ def stirling_error(x: jax.Array, log_x: jax.Array) -> jax.Array:
     return jnp.where(low, step, 0.0) + _stieltjes(jnp.where(low, top, x))
 
 
+@jax.jit
 def digamma_error(x: jax.Array) -> jax.Array:
     """log(x) - 1 / (2 x) - digamma(x) > 0, for x > 0, minus the derivative of `stirling_error`."""
     shift = _of_dtype(x, 3, 8)
@@ -103,6 +106,7 @@ def _log_i0e_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple
     return value, slope * tangents[0]
 
 
+@jax.jit
 def _log_i0e(kappa: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Value and slope, which is -E[1 - cos(angle)]: a difference of Bessel functions would cancel."""
     # The mean of exp(-kappa (1 - cos)) over equidistant angles is I_0 up to I_{2 nodes}; above, its asymptotic series.

@@ -125,6 +125,7 @@ def _negative_binomial_jvp(primals, tangents):
     return _negative_binomial(*primals), chain(*slopes)
 
 
+@jax.jit
 def _deviance(f: jax.Array, r: jax.Array, log_r: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
     """r [x - log(1 + x)] of 1 + x = rho = (r + y) / (r + mean), plus y [x - log(1 + x)] of 1 + x = rho mean / y.
 

@@ -48,7 +48,7 @@ def _kl_inverse(q: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
     # With p - q = s (1 - q), s or 1 - s is at most 1/2, and is halved by its bits, which are in the order of the
     # numbers: to the last of them, however small it is.
     one, bits = jnp.ones_like(q), jnp.finfo(q.dtype).bits
-    upper = _kl(q, 0.5 * one, 0.5 * one) <= c
+    upper = (_kl(q, 0.5 * one, 0.5 * one) <= c) & (c > 0)
     as_int = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.dtype(f"int{bits}"))
     as_pair = lambda bits: _pair(jax.lax.bitcast_convert_type(bits, q.dtype), upper)  # noqa: E731
 
@@ -59,7 +59,7 @@ def _kl_inverse(q: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
         return jnp.where(too_high, low, middle), jnp.where(too_high, middle, high)
 
     low, high = jax.lax.fori_loop(0, bits, halve, (as_int(0.0 * one), as_int(0.5 * one)))
-    s, left = as_pair(jnp.where(upper, high, low))
+    s, left = as_pair(jnp.where(c > 0, jnp.where(upper, high, low), 0))
     rest = 1.0 - q
     return jnp.where(upper, 1.0 - rest * left, q + rest * s), rest * s, rest * left
 
@@ -84,8 +84,12 @@ def _kl_inverse_jvp(primals, tangents):
     tiny = jnp.finfo(q.dtype).tiny
     apart = distance > 0
     by_c = jnp.where(apart, p * left / jnp.where(apart, distance, 1.0), jnp.where(q < 1.0, jnp.inf, 0.0))
-    # infinite at q = 0, but as a logarithm: of the smallest q it is a number to train with
-    ratio = jnp.log1p(distance / jnp.maximum(q, tiny)) + jnp.log(jnp.maximum(1.0 - q, tiny) / jnp.maximum(left, tiny))
+    # log(p / q), infinite at q = 0, but as a logarithm: of the smallest q it is a number to train with
+    of_success = jnp.log1p(distance / jnp.maximum(q, tiny))
+    # log((1 - q) / (1 - p)), by log(1 + x) = x - (x - log(1 + x)) where it is small
+    rest = jnp.maximum(1.0 - q, tiny)
+    of_failure = distance / rest + minus_log(-distance / rest, jnp.log(jnp.maximum(left, tiny) / rest))
+    ratio = of_success + of_failure
     by_q = jnp.where(apart, ratio * by_c, jnp.where((q < 1.0) | (c == 0), 1.0, 0.0))
     p_dot = by_q * q_dot + by_c * c_dot
     return (p, distance, left), (p_dot, p_dot - q_dot, -p_dot)
