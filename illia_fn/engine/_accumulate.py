@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from illia_fn._base.sharding import varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._convolutions import canonical_convolutions
 
@@ -100,6 +101,9 @@ def _accumulate(
     value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
     # asarray: a Python number may be differentiated, too
     values, dots = [jnp.asarray(captured[index]) for index in active], [jnp.asarray(dots[index]) for index in active]
+    if any(varying_axes(value) != varying_axes(value_shape) for value in values):
+        # The gradient of what is the same on all devices is a sum over them, and not that of each device's own value.
+        return jax.jvp(lambda values: loop(with_active(values), chunks), (values,), (dots,))
 
     @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
     def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
@@ -120,5 +124,5 @@ def _accumulate(
 
 
 def _wide_zeros(x: Any) -> jax.Array:
-    """Zeros to add up terms like x in: half precision is summed in float32."""
-    return jnp.zeros(x.shape, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
+    """Zeros to add up terms like x in, sharded and varying as x is: half precision is summed in float32."""
+    return jnp.zeros_like(x, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)

@@ -56,7 +56,8 @@ def _distance(q: jax.Array, c: jax.Array) -> jax.Array:
         kl = -rest * jnp.log1p(-middle / jnp.maximum(rest, tiny)) - q * jnp.log1p(middle / jnp.maximum(q, tiny))
         return jnp.where(kl <= c, middle, low), jnp.where(kl <= c, high, middle)
 
-    distance = jax.lax.fori_loop(0, 64 + jnp.finfo(q.dtype).nmant, halve, (jnp.zeros_like(q), rest))[1]
+    ends = jnp.zeros_like(q + c), rest + jnp.zeros_like(c)
+    distance = jax.lax.fori_loop(0, 64 + jnp.finfo(q.dtype).nmant, halve, ends)[1]
     return jnp.where(c > 0, distance, 0.0)
 
 
