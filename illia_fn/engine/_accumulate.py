@@ -43,7 +43,8 @@ def _concatenate(*leaves: jax.Array) -> jax.Array:
 def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  # noqa: FBT001
     """`sum_over_chunks` for chunks of equal size, stacked."""
     # Whatever f closes over becomes an argument, so that the rule below sees all that there is to differentiate.
-    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(lambda x: x[0], chunks))
+    first = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), chunks)
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(first)
     structure = jax.tree.structure(shapes)
 
     def at_chunk(captured: list[Any], chunk: PyTree) -> tuple[PyTree, PyTree]:
@@ -133,10 +134,16 @@ def _accumulate(
         lambda leaf: sum((term.astype(leaf.dtype) for term in terms), jnp.zeros_like(leaf)), total
     )
     if any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(aux)):
-        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), chunks)[1], (values,), (dots,))
+        again = jax.tree.map(_reusable, chunks)
+        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), again)[1], (values,), (dots,))
     else:
         aux_tangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), aux)
     return (total, aux), (total_tangent, aux_tangent)
+
+
+def _reusable(x: jax.Array) -> jax.Array:
+    """Keys for the same draws once more, which `jax_debug_key_reuse` is not to report."""
+    return jax.random.clone(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def _wide_zeros(x: Any) -> jax.Array:

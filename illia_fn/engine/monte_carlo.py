@@ -145,7 +145,7 @@ def _chunk_sum(f: Callable[..., tuple[PyTree, PyTree]], q: PyTree, *, antithetic
 
 def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
     """The noise of each key, stacked."""
-    size = sum(leaf.size for leaf in jax.eval_shape(sampler.noise, keys[0]))
+    size = sum(leaf.size for leaf in jax.eval_shape(lambda keys: sampler.noise(keys[0]), keys))
     at_once = _NOISE_AT_ONCE // max(1, size)
     return jax.lax.map(sampler.noise, keys, batch_size=at_once if at_once > 1 else None)
 
