@@ -28,6 +28,7 @@ from illia_fn import schedules as schedules
 from illia_fn.coupling import check_separable as check_separable
 from illia_fn.coupling import decorrelate as decorrelate
 from illia_fn.coupling import explain_coupling as explain_coupling
+from illia_fn.engine import average_state as average_state
 from illia_fn.engine import expectation as expectation
 from illia_fn.kl import kl_divergence as kl_divergence
 from illia_fn.kl import kl_loss as kl_loss

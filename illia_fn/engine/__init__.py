@@ -4,3 +4,4 @@
 """
 
 from illia_fn.engine.monte_carlo import expectation as expectation
+from illia_fn.engine.state import average_state as average_state

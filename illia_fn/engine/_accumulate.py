@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from illia_fn._base.sharding import varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._convolutions import canonical_convolutions
 
@@ -41,7 +42,8 @@ def _concatenate(*leaves: jax.Array) -> jax.Array:
 def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  # noqa: FBT001
     """`sum_over_chunks` for chunks of equal size, stacked."""
     # Whatever f closes over becomes an argument, so that the rule below sees all that there is to differentiate.
-    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(lambda x: x[0], chunks))
+    first = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), chunks)
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(first)
     structure = jax.tree.structure(shapes)
 
     def at_chunk(captured: list[Any], chunk: PyTree) -> tuple[PyTree, PyTree]:
@@ -115,6 +117,9 @@ def _accumulate(
     value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
     # asarray: a Python number may be differentiated, too
     values, dots = [jnp.asarray(captured[index]) for index in active], [jnp.asarray(dots[index]) for index in active]
+    if any(varying_axes(value) != varying_axes(value_shape) for value in values):
+        # The gradient of what is the same on all devices is a sum over them, and not that of each device's own value.
+        return jax.jvp(lambda values: loop(with_active(values), chunks), (values,), (dots,))
 
     @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
     def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
@@ -128,12 +133,18 @@ def _accumulate(
         lambda leaf: sum((term.astype(leaf.dtype) for term in terms), jnp.zeros_like(leaf)), total
     )
     if any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(aux)):
-        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), chunks)[1], (values,), (dots,))
+        again = jax.tree.map(_reusable, chunks)
+        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), again)[1], (values,), (dots,))
     else:
         aux_tangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), aux)
     return (total, aux), (total_tangent, aux_tangent)
 
 
+def _reusable(x: jax.Array) -> jax.Array:
+    """Keys for the same draws once more, which `jax_debug_key_reuse` is not to report."""
+    return jax.random.clone(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
 def _wide_zeros(x: Any) -> jax.Array:
-    """Zeros to add up terms like x in: half precision is summed in float32."""
-    return jnp.zeros(x.shape, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
+    """Zeros to add up terms like x in, sharded and varying as x is: half precision is summed in float32."""
+    return jnp.zeros_like(x, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)

@@ -47,7 +47,8 @@ def _apart_jvp(f, primals, tangents):
     # In arrays of another shape not even constants are shared, which would be written to memory, too.
     value = f(*primals)
     apart, dots = jax.tree.map(lambda x: x[None] if jnp.ndim(x) else x, (primals, tangents))
-    return value, jax.jvp(f, jax.lax.optimization_barrier(apart), dots)[1].reshape(value.shape)
+    apart = jax.tree.map(jax.lax.optimization_barrier, apart)  # one by one: together, all would vary along one axis
+    return value, jax.jvp(f, apart, dots)[1].reshape(value.shape)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -70,8 +71,10 @@ def _kl_from_scales(
     near = _clip(t, _LOW - 1.0, _HIGH - 1.0)
     u = near / (near + 2.0)
     last = 9 if t.dtype == jnp.float32 else 21
-    series = jnp.polyval(jnp.asarray([1 / k for k in range(last, 1, -2)], t.dtype), u * u)
-    near_kl = near * (0.5 * near + u) - 2.0 * u * (u * u) * series
+    square, series = u * u, 1 / last
+    for k in range(last - 2, 1, -2):
+        series = series * square + 1 / k
+    near_kl = near * (0.5 * near + u) - 2.0 * u * square * series
     # What lies beyond is added, and is exactly 0 within: _LOW * _HIGH = 1. Products halve first, as z^2 may overflow
     # where half of it does not; what lies below _SMALL comes from the difference of the logarithms.
     beyond = _clip(ratio, _SMALL, _LOW) * _clip(ratio, _HIGH, float(jnp.finfo(t.dtype).max))

@@ -34,6 +34,7 @@ class Draws:
         data: the data term.
         params, key, num_samples, estimator, coupling, chunk_size, antithetic: as in `elbo_loss`.
         joined: q with its small nodes joined, in float32 or wider.
+        keys: for the draws, and for a KL that is sampled.
 
     >>> from illia_fn import mean_field
     >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
@@ -52,6 +53,7 @@ class Draws:
     chunk_size: ChunkSize = "auto"
     antithetic: bool = False
     joined: Joined = dataclasses.field(init=False)
+    keys: tuple[jax.Array, jax.Array] = dataclasses.field(init=False)
 
     def __post_init__(self):
         caller = self.caller
@@ -67,6 +69,7 @@ class Draws:
         # log q at a draw that is rounded to half precision would not be that of q
         wide = jax.tree.map(_widened, self.params, is_leaf=is_posterior)
         object.__setattr__(self, "joined", Joined.of(wide, is_posterior))
+        object.__setattr__(self, "keys", tuple(jax.random.split(self.key)))
 
     @property
     def caller(self) -> str:
@@ -123,7 +126,7 @@ class Draws:
             self.caller,
             f,
             self.joined.nodes,
-            self.keys[0],
+            jax.random.clone(self.keys[0]),
             self.num_samples,
             chunk_size=chunk_size,
             antithetic=self.antithetic,
@@ -131,11 +134,6 @@ class Draws:
             per_draw=per_draw,
         )
         return sum_over_chunks(chunk_sum, chunks, chunk_size, constant=constant)
-
-    @property
-    def keys(self) -> jax.Array:
-        """For the draws, and for a KL that is sampled."""
-        return jax.random.split(self.key)
 
     def mean_nll(self) -> tuple[jax.Array, PyTree]:
         """E_q[mean_i -log p(y_i | f(x_i, w))], with the gradient of the estimator, and all aux."""

@@ -105,7 +105,7 @@ def importance_loss(
     kl_weight = at_least_float32(1.0 if regulariser.kl_weight is None else regulariser.kl_weight)
 
     def log_weight(w: Draw, log_q: jax.Array, *apply_key: jax.Array) -> tuple[jax.Array, PyTree]:
-        nll, aux = draws.nll(w, *apply_key)
+        nll, aux = draws.nll(w, *map(jax.random.clone, apply_key))  # the same noise, however often
         log_ratio = regulariser.log_ratio(w, log_q)
         return kl_weight.astype(log_ratio.dtype) * log_ratio - jnp.asarray(num_data, nll.dtype) * nll, aux
 

@@ -1,5 +1,6 @@
 """The same calls on flax linen, flax nnx, equinox and haiku models, and round trips through their checkpoints."""
 
+import dataclasses
 from functools import partial
 
 import equinox as eqx
@@ -110,6 +111,20 @@ def test_flax_serialization_round_trip(model):
     frameworks.register_flax_serialization()
     frameworks.register_flax_serialization()  # a second call does no harm
     q = illia_fn.mean_field(model()[1], scale=0.05)
+    blank = jax.tree.map(jnp.zeros_like, q)
+    assert_same(serialization.from_bytes(blank, serialization.to_bytes(q)), q)
+
+
+def test_flax_serialization_of_a_family_of_your_own():
+    from flax import serialization
+
+    @illia_fn.frozen_pytree
+    class Block:
+        parts: dict
+        rank: int = dataclasses.field(metadata={"static": True})
+
+    frameworks.register_flax_serialization()
+    q = {"a": Block({"u": jnp.arange(2.0), "inner": illia_fn.Normal(jnp.ones(2), 2.0)}, rank=3)}
     blank = jax.tree.map(jnp.zeros_like, q)
     assert_same(serialization.from_bytes(blank, serialization.to_bytes(q)), q)
 

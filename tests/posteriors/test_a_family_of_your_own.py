@@ -131,7 +131,7 @@ def test_a_closed_form_of_a_family_whose_fields_have_other_shapes(node):
     np.testing.assert_allclose(kl_divergence(node, Prior()), 2.0 - node.entropy())
     np.testing.assert_allclose(kl_loss({"a": node}, Prior(), reduction="sum"), 2.0 - node.entropy())
     illia_fn.register_kl(type(node), Prior)(lambda q, p: jnp.ones(5))
-    with pytest.raises(ValueError, match=r"kl_divergence: the closed form of KL\(LowRank \|\| Prior\) must return a sc"):
+    with pytest.raises(ValueError, match=r"kl_divergence: the closed form of KL\(LowRank \|\| Prior\) must return"):
         kl_divergence(node, Prior())
 
 
