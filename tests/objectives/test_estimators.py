@@ -22,6 +22,7 @@ from scalar_problem import (
 
 from illia_fn import Normal, cubo_loss, elbo_loss, gaussian_nll, kl_loss, mean_field, predictive_loss, renyi_loss
 
+pytestmark = pytest.mark.optimised(False)
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 KEY = jax.random.key(0)
 

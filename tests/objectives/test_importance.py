@@ -25,6 +25,7 @@ from scipy import stats
 from illia_fn import Normal, cubo_loss, divergences, elbo_loss, f_divergence_loss, gaussian_nll, iwae_loss, renyi_loss
 from illia_fn.objectives._importance import log_power_mean
 
+pytestmark = pytest.mark.optimised(False)
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 BOUNDS = {
     "iwae": (iwae_loss, 1.0, -1),
