@@ -36,7 +36,7 @@ def frozen_pytree(cls: type[T]) -> type[T]:
     return cls
 
 
-def leaves_with_path(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[tuple[str, Any]]:
+def leaves_with_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
     """The leaves of `tree`, each with its path as JAX writes it in error messages."""
     return [
         (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
@@ -48,7 +48,7 @@ def broadcast_prefix(
     name: str,
     prefix: PyTree,
     tree: PyTree,
-    is_leaf: Callable[[Any], bool],
+    is_leaf: Callable[[Any], bool] | None,
     is_prefix_leaf: Callable[[Any], bool],
 ) -> list[Any]:
     """One leaf of `prefix` for each leaf of `tree`, in the order of `jax.tree.leaves(tree, is_leaf=is_leaf)`."""

@@ -16,18 +16,21 @@ from illia_fn.engine._convolutions import canonical_convolutions
 Chunk = Callable[[PyTree], tuple[PyTree, PyTree]]
 
 
-def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None, *, held: bool = False) -> tuple[PyTree, PyTree]:
-    """The sum of the values and the concatenated aux of f(chunk of xs) -> (value, aux); if held, without gradients."""
+def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None, *, constant: bool = False) -> tuple[PyTree, PyTree]:
+    """The sum of the values and the concatenated aux of f(chunk of xs) -> (value, aux).
+
+    If `constant`, without a first derivative; the derivatives of what is then made of it are those that it has.
+    """
     total = len(jax.tree.leaves(xs)[0])
     chunk_size = total if chunk_size is None else min(chunk_size, total)
     count, rest = divmod(total, chunk_size)
     head = jax.tree.map(lambda x: x[: total - rest], xs)
     chunks = jax.tree.map(lambda x: x.reshape(count, chunk_size, *x.shape[1:]), head)
-    parts = [f(head) if count == 1 else _loop(f, chunks, held)]
+    parts = [f(head) if count == 1 else _loop(f, chunks, constant)]
     if rest:
         parts.append(f(jax.tree.map(lambda x: x[total - rest :], xs)))
-    if held:
-        parts = jax.lax.stop_gradient(parts)
+    if constant:
+        parts = constant_once(parts)
     values, aux = zip(*parts, strict=True)
     return jax.tree.map(lambda *terms: sum(terms[1:], start=terms[0]), *values), jax.tree.map(_concatenate, *aux)
 
@@ -36,7 +39,7 @@ def _concatenate(*leaves: jax.Array) -> jax.Array:
     return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
 
-def _loop(f: Chunk, chunks: PyTree, held: bool) -> tuple[PyTree, PyTree]:  # noqa: FBT001
+def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  # noqa: FBT001
     """`sum_over_chunks` for chunks of equal size, stacked."""
     # Whatever f closes over becomes an argument, so that the rule below sees all that there is to differentiate.
     jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(lambda x: x[0], chunks))
@@ -56,7 +59,7 @@ def _loop(f: Chunk, chunks: PyTree, held: bool) -> tuple[PyTree, PyTree]:  # noq
         return jax.lax.scan(step, jax.tree.map(_wide_zeros, shapes[0]), chunks)
 
     run = loop
-    if held:  # a gradient that is not wanted would still be carried through the loop
+    if constant:  # a gradient that is not wanted would still be carried through the loop
         run = jax.custom_jvp(loop)
         run.defjvp(lambda primals, _: _without_tangent(loop(*primals)))
     elif [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
@@ -66,12 +69,25 @@ def _loop(f: Chunk, chunks: PyTree, held: bool) -> tuple[PyTree, PyTree]:  # noq
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
 
 
+@jax.custom_jvp
+def constant_once(values: PyTree) -> PyTree:
+    """The values, as constants of the first derivative alone.
+
+    Coefficients of a gradient are held while it is taken, but depend on all that they were made of when it is
+    differentiated in turn.
+    """
+    return values
+
+
 def _without_tangent(values: PyTree) -> tuple[PyTree, PyTree]:
     def zeros(x: jax.Array) -> Any:
         inexact = jnp.issubdtype(x.dtype, jnp.inexact)
         return jnp.zeros_like(x) if inexact else np.zeros(x.shape, jax.dtypes.float0)
 
     return values, jax.tree.map(zeros, values)
+
+
+constant_once.defjvp(lambda primals, _: _without_tangent(*primals))
 
 
 def _accumulate(

@@ -9,11 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._base.numerics import at_least_float32
+from illia_fn.kl.table import register_kl
+from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.priors.normal import Normal
 
 
-def kl_of_gaussians(q: Any, p: Any, *, p_underflows: bool) -> jax.Array:
-    """KL(q || p) of two distributions with loc, scale and log_scale; whether the scale of p may underflow."""
-    return _apart(partial(_kl_gaussian, p_underflows), q, p)
+@register_kl(Gaussian, Normal)
+@register_kl(Gaussian, Gaussian)
+@register_kl(Normal, Normal)
+@register_kl(Normal, Gaussian)
+@jax.jit  # one dispatch outside of a jit, one compilation for each shape inside
+def kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
+    """KL = sum log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
+    p_underflows = isinstance(p, Gaussian)  # the scale of a Normal does not
+    return jnp.sum(_apart(partial(_kl_gaussian, p_underflows), q, p))
 
 
 def _kl_gaussian(p_underflows: bool, q: Any, p: Any) -> jax.Array:  # noqa: FBT001

@@ -40,7 +40,8 @@ class Joined(NamedTuple):
         def tree(arrays: Sequence[jax.Array]) -> PyTree:
             pieces = {}
             for group, array in zip(groups, arrays, strict=True):
-                pieces |= zip(group, split(array, tuple(nodes[index].mean.shape for index in group)), strict=True)
+                shapes = tuple(np.shape(nodes[index].mean) for index in group) if len(group) > 1 else ()
+                pieces |= zip(group, split(array, shapes), strict=True)
             remaining = iter(pieces[index] for index in range(len(nodes)))
             return structure.unflatten([next(remaining) if is_node(leaf) else leaf for leaf in leaves])
 
@@ -71,8 +72,8 @@ def join(nodes: Sequence[PyTree]) -> PyTree:
 
 
 def split(array: jax.Array, shapes: Shapes) -> list[jax.Array]:
-    """The pieces of an array of joined nodes, in their shapes; the inverse of `join`."""
-    return [array] if len(shapes) == 1 else _split(array, shapes)
+    """The pieces of an array of joined nodes, in their shapes; the draw of a node by itself stays as it is."""
+    return _split(array, shapes) if len(shapes) > 1 else [array]
 
 
 @jax.custom_jvp

@@ -77,10 +77,10 @@ class Gaussian(Posterior):
     def log_prob(self, w: jax.Array) -> jax.Array:
         if jnp.shape(w) != jnp.shape(self.loc):
             raise ValueError(f"Gaussian.log_prob: w must have shape {jnp.shape(self.loc)}, got {jnp.shape(w)}.")
-        return normal_log_prob(at_least_float32(w), at_least_float32(self.loc), self.log_scale)
+        return jnp.sum(normal_log_prob(at_least_float32(w), at_least_float32(self.loc), self.log_scale))
 
     def entropy(self) -> jax.Array:
-        return self.log_scale + (HALF_LOG_2PI + 0.5)
+        return jnp.sum(self.log_scale + (HALF_LOG_2PI + 0.5))
 
 
 def mean_field(
