@@ -9,11 +9,17 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
 settings.load_profile("fixed")
 
-# What XLA compiled is kept from run to run, outside of the tree: most of the suite's time goes there.
-CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(tempfile.gettempdir(), f"illia_fn-tests-{os.getuid()}")
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# What XLA compiled is kept from run to run, outside of the tree: most of the suite's time goes there. The environment
+# tells it to the processes that tests start.
+CACHE = {
+    "jax_compilation_cache_dir": str(Path(tempfile.gettempdir(), "illia_fn-tests")),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in CACHE.items():
+    if name.upper() not in os.environ:
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)
