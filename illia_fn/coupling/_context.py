@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from illia_fn.coupling._values import Moments, PerExample, Site, View, draw
+from illia_fn.coupling._moments import Moments, draw
+from illia_fn.coupling._values import PerExample, Site, View
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ al. 2015, https://arxiv.org/abs/1506.02557) draws the output,
 
     f(x, W) ~ N(f(x, mean), f(x^2, dev^2)),                 dev = scale
 
-which is exact where each element of W reaches one element of the output.
+which is exact where each element of W reaches one element of the output. The squares are those of x and of dev in units
+of their largest elements, as they would leave the range of the dtype where the result does not.
 """
 
 import math
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
+from illia_fn.coupling._moments import magnitude, scaled_square
 from illia_fn.coupling._values import View
 
 Array = jax.Array
@@ -32,7 +34,8 @@ class Firing(NamedTuple):
 
     Attributes:
         apply: (data, weight) -> output, linear in the weight.
-        variance: (data, variance of the weight) -> variance of the output, if no output reads an element twice.
+        variance: (data, scale of the weight) -> variance of the output and its unit (see `Moments`), if no output reads
+            an element twice.
         data: the other operand.
         to_data: for the axes of the weight whose sign may be moved to the data, their axis there.
         to_output: the same for the output.
@@ -40,7 +43,7 @@ class Firing(NamedTuple):
     """
 
     apply: Callable[[Any, Array], Array]
-    variance: Callable[[Any, Array], Array]
+    variance: Callable[[Any, Array], tuple[Array, Array]]
     data: Any
     to_data: Mapping[int, int]
     to_output: Mapping[int, int]
@@ -54,11 +57,12 @@ def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> Fi
     free = _free_axes(view.shape, contracted[position], batch[position])
     data_free = _free_axes(jnp.shape(data), contracted[1 - position], batch[1 - position])
     mine, theirs = ([*contracted[side], *batch[side]] for side in (position, 1 - position))
-    first = len(batch[0]) + (len(data_free) if position == 1 else 0)  # the output's axes are batch, lhs, rhs
-    to_output = {axis: index for index, axis in enumerate(batch[position])}
-    to_output |= {axis: first + index for index, axis in enumerate(free)}
+    to_output = {axis: index for index, axis in enumerate([*batch[position], *free])}
+    through = {axis: index for index, axis in enumerate([*batch[1 - position], *data_free])}
+    later, count = (to_output, len(data_free)) if position == 1 else (through, len(free))
+    later |= {axis: index + count for axis, index in later.items() if index >= len(batch[0])}  # batch, lhs, rhs
     reads = math.prod(jnp.shape(data)[axis] for axis in data_free)
-    return _bilinear(data, position, eqn, dict(zip(mine, theirs, strict=True)), to_output, reads)
+    return _bilinear(data, position, eqn, dict(zip(mine, theirs, strict=True)), to_output, through, reads)
 
 
 def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
@@ -69,7 +73,7 @@ def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any)
     out_channels, in_channels = kernel_spec[:2]
     shape = eqn.outvars[0].aval.shape
     reads = math.prod(size for axis, size in enumerate(shape) if axis != out_spec[1])
-    return _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, reads)
+    return _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, {}, reads)
 
 
 def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
@@ -85,18 +89,34 @@ def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> Firing 
     def apply(indices: Array, w: Array) -> Array:
         return eqn.primitive.bind(w, indices, **eqn.params)
 
+    def variance(indices: Array, dev: Array) -> tuple[Array, Array]:
+        squares, unit = scaled_square(dev)
+        squares = apply(indices, squares)
+        return squares, unit.reshape((1,) * squares.ndim)
+
     reads = math.prod(eqn.outvars[0].aval.shape) // max(1, math.prod(sizes))
-    return Firing(apply, apply, operands[1], {}, to_output, reads)
+    return Firing(apply, variance, operands[1], {}, to_output, reads)
 
 
 def _bilinear(
-    data: Array, position: int, eqn: Any, to_data: Mapping[int, int], to_output: Mapping[int, int], reads: int
+    data: Array,
+    position: int,
+    eqn: Any,
+    to_data: Mapping[int, int],
+    to_output: Mapping[int, int],
+    through: Mapping[int, int],
+    reads: int,
 ) -> Firing:
+    """An operation that is linear in the data, too, some of whose axes go through to the output."""
+
     def apply(x: Array, w: Array, **params: Any) -> Array:
         return eqn.primitive.bind(*((x, w) if position == 1 else (w, x)), **{**eqn.params, **params})
 
-    def variance(x: Array, v: Array) -> Array:
-        return apply(jnp.square(at_least_float32(x)).astype(v.dtype), v, preferred_element_type=None)
+    def variance(x: Array, dev: Array) -> tuple[Array, Array]:
+        x = at_least_float32(x).astype(dev.dtype)
+        size, unit = magnitude(x, along=list(through)), magnitude(dev)
+        squares = apply(jnp.square(x / size), jnp.square(dev / unit), preferred_element_type=None)
+        return squares, unit.reshape((1,) * squares.ndim) * _moved(size, through, squares.ndim)
 
     return Firing(apply, variance, data, to_data, to_output, reads)
 
@@ -133,10 +153,10 @@ def flipout(firing: Firing, view: View) -> Array:
     return output + noise
 
 
-def moments(firing: Firing, view: View) -> tuple[Array, Array]:
-    """f(x, mean) and f(x^2, dev^2)."""
+def moments(firing: Firing, view: View) -> tuple[Array, Array, Array]:
+    """f(x, mean), and f(x^2, dev^2) with its unit."""
     mean = firing.apply(firing.data, view.dense(view.mean))
-    return mean, firing.variance(firing.data, jnp.square(view.dense(view.dev, view.dev.dtype)))
+    return mean, *firing.variance(firing.data, view.dense(view.dev, view.dev.dtype))
 
 
 def _places(firing: Firing) -> tuple[Mapping[int, int], Mapping[int, int]]:
@@ -145,11 +165,16 @@ def _places(firing: Firing) -> tuple[Mapping[int, int], Mapping[int, int]]:
 
 def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:
     """x * sign, each axis of the sign that is not of size 1 at its place among the axes of x."""
-    axes = sorted((axis for axis, size in enumerate(sign.shape) if size > 1), key=places.__getitem__)
-    shape = [1] * x.ndim
-    for axis in axes:
-        shape[places[axis]] = sign.shape[axis]
-    sign = sign.squeeze(tuple(axis for axis, size in enumerate(sign.shape) if size == 1))
-    sign = sign.transpose([sum(other < axis for other in axes) for axis in axes]).reshape(shape)
-    groups = [x.shape[axis] // size if size > 1 else 1 for axis, size in enumerate(shape)]  # of a grouped convolution
+    sign = _moved(sign, places, x.ndim)
+    groups = [x.shape[axis] // size if size > 1 else 1 for axis, size in enumerate(sign.shape)]  # of a convolution
     return x * jnp.tile(sign, groups).astype(x.dtype)
+
+
+def _moved(thin: Array, places: Mapping[int, int], rank: int) -> Array:
+    """A thin array of another rank, its axes that are not of size 1 at their places."""
+    axes = sorted((axis for axis, size in enumerate(thin.shape) if size > 1), key=places.__getitem__)
+    shape = [1] * rank
+    for axis in axes:
+        shape[places[axis]] = thin.shape[axis]
+    thin = thin.squeeze(tuple(axis for axis, size in enumerate(thin.shape) if size == 1))
+    return thin.transpose([sum(other < axis for other in axes) for axis in axes]).reshape(shape)

@@ -12,8 +12,9 @@ from jax.extend.core import Literal
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._firing import FIRING, flipout, moments, movable
 from illia_fn.coupling._layout import AFFINE, LAYOUT
+from illia_fn.coupling._moments import Moments, scaled_square, total_variance
 from illia_fn.coupling._recursion import RECURSION
-from illia_fn.coupling._values import Moments, PerExample, View
+from illia_fn.coupling._values import PerExample, View
 
 ELEMENTWISE = {"add", "add_any", "atan2", "div", "max", "min", "mul", "pow", "select_n", "sub"}
 SUMS = {"add", "add_any", "sub"}
@@ -84,7 +85,8 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
             return value.laid_out(lambda x, full: LAYOUT[name](x, full, *others, **params), outputs)
         if len(outputs) == 1 and outputs[0].size == value.mean.size:  # a copy would be drawn apart from its original
             mean, variance = (eqn.primitive.bind(x, *others, **eqn.params) for x in (value.mean, value.variance))
-            return [Moments(mean, variance, value.site)]
+            unit = LAYOUT[name](value.unit, value.mean.shape, *others, **params)
+            return [Moments(mean, variance, unit, value.site)]
     is_affine = name in AFFINE and isinstance(value, View) and jnp.issubdtype(outputs[0].dtype, jnp.floating)
     if is_affine and not (name == "div" and position == 1):
         return [value.mapped(AFFINE[name], position, others, outputs[0])]
@@ -120,7 +122,7 @@ def _fenced(x: jax.Array) -> jax.Array:
 def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
     """The law of a sum with independent Gaussians, such as a layer's output and its bias."""
     output, name = eqn.outvars[0].aval, eqn.primitive.name
-    mean, variance = [], []
+    mean, variances = [], []
     for position, value in enumerate(operands):
         if isinstance(value, View) and value.strategy is None:  # probing
             reads = value.copies * max(1, output.size // math.prod(value.shape))
@@ -128,13 +130,15 @@ def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
         if isinstance(value, View):
             assert value.strategy in (None, "local_reparam"), f"a weight under {value.strategy} is not to be drawn"
             mean.append(value.dense(value.mean))
-            variance.append(jnp.square(value.dense(value.dev, value.dev.dtype)))
+            variances.append(scaled_square(value.dense(value.dev, value.dev.dtype)))
         elif isinstance(value, Moments) and value.mean.size == output.size:
             mean.append(value.mean)
-            variance.append(value.variance)
+            variances.append((value.variance, value.unit))
         else:
             mean += arrays(concrete(ctx, [value]))
     total = eqn.primitive.bind(*mean, **eqn.params)
-    if ctx.uses is not None or not variance:
+    if ctx.uses is not None or not variances:
         return [PerExample(total)]
-    return [Moments(total, jnp.broadcast_to(sum(variance[1:], start=variance[0]), total.shape), ctx.path)]
+    variance, unit = total_variance(variances)
+    unit = unit if unit.ndim else unit.reshape((1,) * total.ndim)  # of a scalar weight
+    return [Moments(total, jnp.broadcast_to(variance, total.shape), unit, ctx.path)]

@@ -1,4 +1,4 @@
-"""What an equation of the model is evaluated on: arrays, and three kinds of value that stand for noise not yet met."""
+"""What an equation of the model is evaluated on beside plain arrays: see `_moments` for the third kind."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from illia_fn._base.numerics import spread
-
 Strategy = Literal["local_reparam", "flipout", "per_example", "shared"]
 Site = tuple[int, ...]  # the place of an equation in the jaxpr: its index, after those of the equations around it
 
@@ -18,14 +16,6 @@ class PerExample(NamedTuple):
     """An array that depends on the example; a bare array is the same for all examples of the batch."""
 
     value: jax.Array
-
-
-class Moments(NamedTuple):
-    """Independent Gaussians, given all that was computed before; drawn when something that is not linear reads them."""
-
-    mean: jax.Array
-    variance: jax.Array
-    site: Site
 
 
 @dataclass(frozen=True)
@@ -94,34 +84,3 @@ class View:
     def spans(self, axis: int) -> set[int]:
         """The axes of this view along which the sign of an axis of the leaf varies."""
         return {index for index, size in enumerate(self.signs[axis].shape) if size > 1}
-
-
-def draw(moments: Moments, noise: jax.Array) -> PerExample:
-    """mean + sqrt(variance) * noise."""
-    positive = moments.variance > 0  # the root has no finite derivative at 0: neither branch may see it
-    stddev = jnp.where(positive, jnp.sqrt(jnp.where(positive, moments.variance, 1.0)), 0.0)
-    return PerExample(_of_example(noise, stddev, moments.mean))
-
-
-def _scale_and_shift(noise: jax.Array, stddev: jax.Array, mean: jax.Array) -> jax.Array:
-    return mean + (stddev * noise).astype(mean.dtype)
-
-
-# Mapped over examples, and then over samples: what all of these share is copied, as the transpose of a broadcast is a
-# sum that is slow on a CPU (see `spread`).
-_of_sample = jax.custom_batching.custom_vmap(_scale_and_shift)
-_of_example = jax.custom_batching.custom_vmap(_scale_and_shift)
-
-
-@_of_sample.def_vmap
-def _over_samples(count: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-    return _scale_and_shift(*_all_batched(count, batched, operands)), True
-
-
-@_of_example.def_vmap
-def _over_examples(count: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-    return _of_sample(*_all_batched(count, batched, operands)), True
-
-
-def _all_batched(count: int, batched: list[bool], operands: Sequence[jax.Array]) -> list[jax.Array]:
-    return [x if is_batched else spread(x, count) for x, is_batched in zip(operands, batched, strict=True)]
