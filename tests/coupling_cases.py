@@ -172,6 +172,9 @@ PLAIN = {
     "inputs in a dict": plain(
         lambda w, x: x["a"] @ w["a"] + x["b"].mean(axis=1) @ w["b"], {"a": VECTOR, "b": SEQUENCE}, a=(4, 2), b=(4, 2)
     ),
+    "slope of the positions": plain(
+        lambda w, x: jnp.sin(x + (w["s"][0] * jnp.arange(4.0))[None]) @ w["a"], VECTOR, s=(2,), a=(4, 2)
+    ),
     "masked and scaled": plain(masked, VECTOR, a=(4, 4), scale=(4,)),
     "slices": plain(pieces, VECTOR, ("a",), a=(4, 6)),
     "norm": plain(norm, SEQUENCE, scale=(4,), bias=(4,)),

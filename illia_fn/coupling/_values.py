@@ -74,12 +74,19 @@ class View:
             operands = [jnp.asarray(other).astype(mean.dtype) for other in others]
             return f(*operands[:position], mean, *operands[position:])
 
-        mean, dev = self.mean, self.dev
+        view = self if len(self.shape) == output.ndim else self._of_rank(output.ndim)
+        mean, dev = view.mean, view.dev
         if others:  # a factor may vary along an axis that is thin
-            mean, dev = (self.dense(array, array.dtype) for array in (mean, dev))
+            mean, dev = (view.dense(array, array.dtype) for array in (mean, dev))
         mean, dev = jax.jvp(of_mean, (mean,), (dev,))
         copies = self.copies * max(1, output.size // max(1, math.prod(self.shape)))  # it may broadcast
-        return replace(self, shape=output.shape, dtype=output.dtype, mean=mean, dev=dev, copies=copies)
+        return replace(view, shape=output.shape, dtype=output.dtype, mean=mean, dev=dev, copies=copies)
+
+    def _of_rank(self, rank: int) -> "View":
+        """A scalar, which broadcasts against arrays of any rank."""
+        ones = (1,) * rank
+        signs = {axis: sign.reshape(ones) for axis, sign in self.signs.items()}
+        return replace(self, shape=ones, mean=self.mean.reshape(ones), dev=self.dev.reshape(ones), signs=signs)
 
     def spans(self, axis: int) -> set[int]:
         """The axes of this view along which the sign of an axis of the leaf varies."""
