@@ -11,12 +11,14 @@ from jax.extend.core import Literal
 
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._firing import FIRING, flipout, moments, movable
+from illia_fn.coupling._joint import concatenated, expanded, probed
 from illia_fn.coupling._layout import AFFINE, LAYOUT
 from illia_fn.coupling._moments import Moments, scaled_square, total_variance
 from illia_fn.coupling._recursion import RECURSION
-from illia_fn.coupling._values import PerExample, View
+from illia_fn.coupling._values import PerExample, View, along
 
 ELEMENTWISE = {"add", "add_any", "atan2", "div", "max", "min", "mul", "pow", "select_n", "sub"}
+CONCATENATES = {"concatenate", "stack"}
 SUMS = {"add", "add_any", "sub"}
 
 
@@ -51,6 +53,8 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         return RECURSION[name](evaluate, ctx, eqn, operands)
     if len(symbolic) == 1:
         results = _laid_out(eqn, symbolic[0], operands)
+    if results is None and views and name in CONCATENATES and not _meets_data(operands):
+        results = _concatenate(ctx, eqn, operands)
     if results is None and symbolic and name in SUMS and _meets_data(operands):
         results = _sum(ctx, eqn, operands)
     if results is None and len(views) == 1 and name in FIRING:
@@ -66,6 +70,8 @@ def _bind(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     """The equation as it is."""
     is_elementwise = _meets_data(operands) and eqn.primitive.name in ELEMENTWISE
     meets = eqn.outvars[0].aval.size if is_elementwise else 0
+    if eqn.primitive.name in CONCATENATES:  # with the data itself, such as a class token
+        meets = sum(arrays([value])[0].size for value in operands if isinstance(value, PerExample))
     known = concrete(ctx, operands, eqn.primitive.name, meets)
     outputs = eqn.primitive.bind(*arrays(known), **eqn.primitive.get_bind_params(eqn.params))
     outputs = outputs if eqn.primitive.multiple_results else [outputs]
@@ -108,6 +114,25 @@ def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[An
     reads = view.copies * firing.reads
     ctx.note(position, view, name, reads=reads, movable=frozenset(movable(firing, view)), draws_output=True)
     return [PerExample(firing.apply(firing.data, view.dense(view.mean)))]
+
+
+def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
+    """Weights that are one from here on."""
+    axis, output = eqn.params.get("dimension", eqn.params.get("axis")), eqn.outvars[0].aval
+    if eqn.primitive.name == "stack":
+        operands = [expanded(value, axis) for value in operands]
+    if ctx.uses is None:
+        index = ctx.joints[ctx.path].index
+        signs = {at: along(sign, at, len(output.shape)) for at, sign in ctx.signs.get(index, {}).items()}
+        return [concatenated(index, operands, axis, output, signs)]
+    joint, view = probed(ctx.joints.values(), operands, axis, output)
+    ctx.joints[ctx.path] = joint
+    positions = [position for position, value in enumerate(operands) if isinstance(value, View)]
+    for position, part in zip(positions, joint.parts, strict=True):
+        use = {"part": (joint.index, part.start), "stands_once": part.stands_once, "movable": frozenset()}
+        value = operands[position]
+        ctx.note(position, value, eqn.primitive.name, reads=value.copies, draws_output=False, **use)
+    return [view]
 
 
 def _fenced(x: jax.Array) -> jax.Array:

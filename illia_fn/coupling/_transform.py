@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling._context import Context
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
@@ -53,7 +52,7 @@ class Coupled(NamedTuple):
         def example(parts: tuple[Any, ...], x: list[jax.Array], *key: jax.Array) -> list[jax.Array]:
             noise, one = Noise(*parts), [leaf[None] for leaf in x]
             values = weights(self.model.nodes, self.plan.leaves, noise)
-            context = Context(noise=noise.sites, fenced=self.model.takes_max)
+            context = self.plan.context(noise, fenced=self.model.takes_max)
             return [output[0] for output in outputs(context, self.model, values, [*one, *key])]
 
         keys_axes = [0] * len(keys)
@@ -86,6 +85,8 @@ def decorrelate(
       https://arxiv.org/abs/1803.04386; where W is used linearly, however often.
     - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
     - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are no `Gaussian`.
+
+    Weights that are concatenated or stacked, and used nowhere else, are one weight from there on.
 
     One call is one sample; calls with different keys are independent, other than the samples of `elbo_loss`, which are
     spread evenly. There is no single network behind the outputs of a batch: joint predictions, and bounds that need one

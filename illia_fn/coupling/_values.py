@@ -25,7 +25,7 @@ class View:
     Arrays are thin: an axis along which they are constant may have size 1 in the place of its size in `shape`.
 
     Attributes:
-        leaf: the index of the posterior node.
+        leaf: the index of the posterior node, or that of several whose weights are concatenated: see `_joint`.
         strategy: what becomes of the noise; None while the model is only probed.
         shape, dtype: those of the weight that the model sees.
         mean: in float32 or wider.
@@ -50,9 +50,9 @@ class View:
     def laid_out(self, rule: Callable[[Any, tuple[int, ...]], Any], outputs: Sequence[Any]) -> "list[View]":
         """The views, of the shapes of `outputs`, that a rule of a thin array and its full shape makes."""
 
-        def parts(array: Any) -> Sequence[Any]:
+        def parts(array: Any) -> list[Any]:
             result = rule(array, self.shape)
-            return result if len(outputs) > 1 else [result]
+            return result if isinstance(result, list) else [result]
 
         means, devs, signs = parts(self.mean), parts(self.dev), {axis: parts(sign) for axis, sign in self.signs.items()}
         return [
@@ -91,3 +91,8 @@ class View:
     def spans(self, axis: int) -> set[int]:
         """The axes of this view along which the sign of an axis of the leaf varies."""
         return {index for index, size in enumerate(self.signs[axis].shape) if size > 1}
+
+
+def along(x: Any, axis: int, rank: int) -> Any:
+    """A vector as an array that varies along one axis."""
+    return x.reshape([-1 if index == axis else 1 for index in range(rank)])

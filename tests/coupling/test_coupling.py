@@ -15,14 +15,38 @@ from illia_fn.coupling._spread import Places
 from illia_fn.coupling._transform import Coupled
 
 
+def signs_of_wholes(it, noise, batch_size):
+    """For each leaf that is a part of a concatenated weight, its signs (B, ...) there."""
+    signs = {}
+    for joint in reversed(it.plan.joints.values()):
+        own = noise.signs.get(joint.index, {})
+        whole = signs.get(joint.index, jnp.ones((batch_size, *joint.shape)))
+        for axis, sign in own.items():
+            whole = whole * sign.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(joint.shape)])
+        for part in joint.parts:
+            end = part.start + part.shape[joint.axis]
+            piece = jax.lax.slice_in_dim(whole, part.start, end, axis=1 + joint.axis)
+            if part.leaf >= 0:
+                shape = it.plan.leaves[part.leaf].shape
+            else:
+                shape = next(other.shape for other in it.plan.joints.values() if other.index == part.leaf)
+            places = tuple(np.broadcast_to(part.positions[axis], part.shape) for axis in range(len(shape)))
+            before = signs.get(part.leaf, jnp.ones((batch_size, *shape)))
+            signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
+    return signs
+
+
 def networks(it, q, noise):
     """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
+    wholes = signs_of_wholes(it, noise, it.model.batch_size)
 
     def of_leaf(index, leaf, node):
         if leaf.strategy == "per_example":
             own = noise.examples[index][0]
         else:
             own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *leaf.shape))
+        if leaf.strategy == "flipout" and index in wholes:
+            own = own * wholes[index]
         for axis, signs in noise.signs.get(index, {}).items():
             own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
         return jax.vmap(node.reparameterise())(own)
@@ -90,6 +114,9 @@ def strategies(apply_fn, q, x, **options):
             {"a": "local_reparam", "loc": "local_reparam", "rho": "local_reparam", "noise": "local_reparam"},
         ),
         ("weight norm", {"a": "shared"}),
+        ("fused attention", dict.fromkeys("qkvo", "flipout")),
+        ("stacked layers", dict.fromkeys("abc", "flipout")),
+        ("class token", {"token": "per_example", "qkv": "flipout"}),
         ("temperature", {"a": "local_reparam", "tau": "per_example"}),
     ],
 )
@@ -123,6 +150,24 @@ def test_other_posteriors_are_shared_and_an_explanation_prints():
     lines = str(explanation).splitlines()
     assert len(lines) == 4
     assert lines[2] == "['a'] | (4, 2) | shared        | a Laplace posterior, not a diagonal Gaussian"
+
+
+def test_weights_that_are_concatenated_are_explained_as_one():
+    apply_fn, params, x, _ = CASES["linen optimized lstm"]()
+    leaves = explain_coupling(apply_fn, mean_field(params, scale=0.3), x).leaves
+    assert {leaf.why for leaf in leaves if "kernel" in leaf.path} == {
+        "concatenated, as one weight: linear in every use; signs along axes 0, 1"
+    }
+    assert {leaf.strategy for leaf in leaves if "bias" in leaf.path} == {"per_example"}
+
+
+def test_a_concatenation_that_nothing_reads_is_no_use():
+    def apply_fn(w, x):
+        jnp.concatenate([w["b"], w["a"]], axis=1)
+        return coupling_cases.concatenated(w, x)
+
+    q = mean_field(CASES["concatenated weights"]().params, scale=0.3)
+    assert strategies(apply_fn, q, coupling_cases.VECTOR) == {"a": "local_reparam", "b": "local_reparam"}
 
 
 LINEAR = {"w": mean_field(jnp.ones((4, 2)), scale=0.5)}

@@ -36,6 +36,8 @@ MOVES = {
     "slice": lambda w: jnp.atleast_1d(w)[..., -1:],
     "split": lambda w: jnp.split(jnp.atleast_1d(w), [1], axis=-1)[0],
     "squeeze": lambda w: jnp.squeeze(jnp.expand_dims(w, 0), 0),
+    "tile": lambda w: jnp.tile(w, [2] * w.ndim),
+    "unstack": lambda w: jnp.unstack(jnp.atleast_1d(w), axis=-1)[-1],
     "stop_gradient": jax.lax.stop_gradient,
     "transpose": lambda w: w.T,
 }
