@@ -1,9 +1,11 @@
 """Couplings, exactly: the output for an example is that of the network which its noise makes, run on it alone."""
 
 from functools import partial
+from typing import Any
 
 import coupling_cases
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from coupling_cases import BATCH, CASES, KEY
 
 import illia_fn
 from illia_fn import explain_coupling, mean_field
+from illia_fn._base.trees import frozen_pytree
 from illia_fn.coupling._spread import Places
 from illia_fn.coupling._transform import Coupled
+from illia_fn.posteriors.posterior import Posterior
 
 
 def signs_of_wholes(it, noise, batch_size):
@@ -44,7 +48,7 @@ def networks(it, q, noise):
         if leaf.strategy == "per_example":
             own = noise.examples[index][0]
         else:
-            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *leaf.shape))
+            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *node.noise_shape))
         if leaf.strategy == "flipout" and index in wholes:
             own = own * wholes[index]
         for axis, signs in noise.signs.get(index, {}).items():
@@ -150,6 +154,68 @@ def test_other_posteriors_are_shared_and_an_explanation_prints():
     lines = str(explanation).splitlines()
     assert len(lines) == 4
     assert lines[2] == "['a'] | (4, 2) | shared        | a Laplace posterior, not a diagonal Gaussian"
+
+
+@frozen_pytree
+class LowRank(Posterior):
+    """w = loc + softplus(rho) * noise + factor @ noise', over all leaves of a subtree; factor has a last axis more."""
+
+    loc: Any
+    rho: Any
+    factor: Any
+
+    @property
+    def mean(self):
+        return self.loc
+
+    @property
+    def stddev(self):
+        raise NotImplementedError
+
+    @property
+    def noise_shape(self):
+        rank = jax.tree.leaves(self.factor)[0].shape[-1]
+        return (rank + sum(leaf.size for leaf in jax.tree.leaves(self.loc)),)
+
+    def reparameterise(self):
+        loc, unravel = jax.flatten_util.ravel_pytree(self.loc)
+        scale = jax.nn.softplus(jax.flatten_util.ravel_pytree(self.rho)[0])
+        factor = jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(self.factor)])
+        return lambda noise: unravel(loc + scale * noise[: loc.size] + factor @ noise[loc.size :])
+
+    def log_prob(self, w):
+        raise NotImplementedError
+
+    def entropy(self):
+        raise NotImplementedError
+
+
+def over_a_subtree():
+    """One posterior over a kernel and a bias, beside others of one leaf each, before and after it."""
+    loc = coupling_cases.params(kernel=(4, 5), bias=(5,))
+    factor = jax.tree.map(lambda leaf: 0.3 * coupling_cases.array(*leaf.shape, 2), loc)
+    rho = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -1.0), loc)
+    others = mean_field(coupling_cases.params(a=(4, 4), z=(5, 2)), scale=0.3)
+    return others | {"layer": LowRank(loc, rho, factor)}
+
+
+def two_layers(w, x):
+    return jnp.tanh(jnp.sin(x @ w["a"]) @ w["layer"]["kernel"] + w["layer"]["bias"]) @ w["z"]
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
+def test_a_posterior_over_a_subtree(coupling):
+    """It is shared, and the leaves beside it are not."""
+    q, x = over_a_subtree(), coupling_cases.SEQUENCE
+    it, outputs, reference = outputs_and_reference(two_layers, q, x, coupling)
+    assert [leaf.strategy for leaf in it.plan.leaves] == ["flipout", "shared", "flipout"]
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+    grads = jax.grad(lambda q: jnp.sum(illia_fn.decorrelate(two_layers, coupling=coupling)(q, x, KEY)))(q)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+    (row,) = (line for line in str(explain_coupling(two_layers, q, x)).splitlines() if "layer" in line)
+    path = "['layer']['bias'], ['layer']['kernel']"
+    assert row == f"{path} | (5,), (4, 5) | shared   | a LowRank posterior, not a diagonal Gaussian"
 
 
 def test_weights_that_are_concatenated_are_explained_as_one():
