@@ -163,6 +163,23 @@ def stacked_layers(w, x):
     return x
 
 
+def fused_in_scanned_layers(w, x):
+    def layer(h, w):
+        return jnp.tanh(h @ jnp.concatenate([w["a"], w["b"]], axis=1)), None
+
+    return jax.lax.scan(layer, x, w)[0]
+
+
+def concatenated_by_index(w, x):
+    """Windows that overlap, so that an element stands in another place of the whole in another round."""
+
+    def step(i, h):
+        window = jax.lax.dynamic_slice_in_dim(w["a"], i, 2, axis=1)
+        return jnp.tanh(h @ jnp.concatenate([window, w["b"]], axis=1))
+
+    return jax.lax.fori_loop(0, 2, step, x)
+
+
 def nested(w, x):
     whole = jnp.concatenate([jnp.concatenate([w["a"], w["b"]], axis=1), w["c"]])
     return jnp.tanh(jnp.concatenate([x, x[..., :2]], axis=-1) @ whole)
@@ -228,6 +245,8 @@ PLAIN = {
     "fused attention": plain(fused_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4), o=(4, 4)),
     "stacked attention": plain(stacked_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4)),
     "stacked layers": plain(stacked_layers, VECTOR, a=(4, 4), b=(4, 4), c=(4, 4)),
+    "fused in scanned layers": plain(fused_in_scanned_layers, SEQUENCE, a=(3, 4, 2), b=(3, 4, 2)),
+    "concatenated by index": plain(concatenated_by_index, VECTOR, ("a",), a=(4, 3), b=(4, 2)),
     "nested concatenation": plain(nested, SEQUENCE, a=(4, 2), b=(4, 3), c=(2, 5)),
     "concatenated and used": plain(concatenated_and_used, VECTOR, ("a",), a=(4, 2), b=(4, 3)),
     "twice in one": plain(twice_in_one, VECTOR, ("a",), a=(4, 2)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from illia_fn.coupling._joint import Joint
+from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._moments import Moments, draw
 from illia_fn.coupling._values import PerExample, Site, View
 
@@ -47,7 +47,7 @@ class Context:
         noise: the standard normal noise of each site.
         sites: while planning, filled with the shapes of the noise; zeros then take its place.
         uses: while probing, filled with the uses of every leaf, by their place.
-        joints: the weights that are concatenated, by their place; filled while probing.
+        wholes: the weights that are concatenated, by their place; filled while probing.
         signs: the signs of these weights, by their number and their axes.
         rounds: how many times this jaxpr runs, as far as that is known.
         fenced: whether to keep XLA from fusing what it gets wrong: see `_fenced`.
@@ -57,7 +57,7 @@ class Context:
     noise: Mapping[Site, jax.Array] = field(default_factory=dict)
     sites: dict[Site, jax.ShapeDtypeStruct] | None = None
     uses: dict[tuple[int, Site], Use] | None = None
-    joints: dict[Site, Joint] = field(default_factory=dict)
+    wholes: dict[Site, Concatenation] = field(default_factory=dict)
     signs: Mapping[int, Mapping[int, jax.Array]] = field(default_factory=dict)
     rounds: int = 1
     fenced: bool = False

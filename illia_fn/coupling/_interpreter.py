@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from illia_fn.coupling._concatenation import concatenated, expanded, probed
 from illia_fn.coupling._context import Context, arrays, concrete
-from illia_fn.coupling._firing import FIRING, flipout, moments, movable
-from illia_fn.coupling._joint import concatenated, expanded, probed
 from illia_fn.coupling._layout import AFFINE, LAYOUT
+from illia_fn.coupling._linear import LINEAR, flipout, moments, movable
 from illia_fn.coupling._moments import Moments, scaled_square, total_variance
 from illia_fn.coupling._recursion import RECURSION
 from illia_fn.coupling._values import PerExample, View, along
@@ -57,8 +57,8 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         results = _concatenate(ctx, eqn, operands)
     if results is None and symbolic and name in SUMS and _meets_data(operands):
         results = _sum(ctx, eqn, operands)
-    if results is None and len(views) == 1 and name in FIRING:
-        results = _fire(ctx, eqn, views[0], operands)
+    if results is None and len(views) == 1 and name in LINEAR:
+        results = _linear(ctx, eqn, views[0], operands)
     return _bind(ctx, eqn, operands) if results is None else results
 
 
@@ -99,21 +99,21 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
     return None
 
 
-def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
+def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
     """A weight meets data in an operation that is linear in it."""
     name, view = eqn.primitive.name, operands[position]
     known = arrays(concrete(ctx, [None if index == position else value for index, value in enumerate(operands)]))
-    firing = FIRING[name](view, position, known, eqn)
-    if firing is None:
+    linear = LINEAR[name](view, position, known, eqn)
+    if linear is None:
         return None
-    firing = firing._replace(data=_fenced(firing.data)) if ctx.fenced else firing
+    linear = linear._replace(data=_fenced(linear.data)) if ctx.fenced else linear
     if view.strategy == "flipout":
-        return [PerExample(flipout(firing, view))]
+        return [PerExample(flipout(linear, view))]
     if view.strategy == "local_reparam":
-        return [Moments(*moments(firing, view), ctx.path)]
-    reads = view.copies * firing.reads
-    ctx.note(position, view, name, reads=reads, movable=frozenset(movable(firing, view)), draws_output=True)
-    return [PerExample(firing.apply(firing.data, view.dense(view.mean)))]
+        return [Moments(*moments(linear, view), ctx.path)]
+    reads = view.copies * linear.reads
+    ctx.note(position, view, name, reads=reads, movable=frozenset(movable(linear, view)), draws_output=True)
+    return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
 
 
 def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
@@ -122,14 +122,14 @@ def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     if eqn.primitive.name == "stack":
         operands = [expanded(value, axis) for value in operands]
     if ctx.uses is None:
-        index = ctx.joints[ctx.path].index
+        index = ctx.wholes[ctx.path].index
         signs = {at: along(sign, at, len(output.shape)) for at, sign in ctx.signs.get(index, {}).items()}
         return [concatenated(index, operands, axis, output, signs)]
-    joint, view = probed(ctx.joints.values(), operands, axis, output)
-    ctx.joints[ctx.path] = joint
+    whole, view = probed(ctx.wholes.values(), operands, axis, output)
+    ctx.wholes[ctx.path] = whole
     positions = [position for position, value in enumerate(operands) if isinstance(value, View)]
-    for position, part in zip(positions, joint.parts, strict=True):
-        use = {"part": (joint.index, part.start), "stands_once": part.stands_once, "movable": frozenset()}
+    for position, part in zip(positions, whole.parts, strict=True):
+        use = {"part": (whole.index, part.start), "stands_once": part.stands_once, "movable": frozenset()}
         value = operands[position]
         ctx.note(position, value, eqn.primitive.name, reads=value.copies, draws_output=False, **use)
     return [view]

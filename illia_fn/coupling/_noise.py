@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
-from illia_fn.coupling._spread import Places, cut, spread_normals
+from illia_fn.coupling._latin_hypercube import Strata, cut, stratified_normals
 from illia_fn.coupling._values import PerExample, Site, Strategy, View, along
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
@@ -38,13 +38,13 @@ class Noise(NamedTuple):
         leaves, examples, sites = jax.tree.map(jnp.negative, (self.leaves, self.examples, self.sites))
         return Noise(leaves, examples, sites, self.signs)
 
-    def draw(self, key: jax.Array, batch_size: int, places: Places) -> "Noise":
+    def draw(self, key: jax.Array, batch_size: int, strata: Strata) -> "Noise":
         """Noise of these shapes: `leaves` (S, ...), `signs` (B, ...), and (S, B, ...) for what every example has."""
         leaves_key, own_key, sign_key = jax.random.split(key, 3)
         shapes, structure = jax.tree.flatten(self.leaves)
-        leaves = structure.unflatten([leaf[:, 0] for leaf in spread_normals(leaves_key, shapes, 1, places)])
+        leaves = structure.unflatten([leaf[:, 0] for leaf in stratified_normals(leaves_key, shapes, 1, strata)])
         shapes, structure = jax.tree.flatten((self.examples, self.sites))
-        own = structure.unflatten(spread_normals(own_key, shapes, batch_size, places))
+        own = structure.unflatten(stratified_normals(own_key, shapes, batch_size, strata))
         return Noise(leaves, *own, _signs(sign_key, self.signs, batch_size))
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
+from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._context import Context, Use, arrays, concrete
 from illia_fn.coupling._interpreter import evaluate
-from illia_fn.coupling._joint import Joint
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._model import Model
 from illia_fn.coupling._noise import Noise, weight
@@ -45,12 +45,12 @@ class Plan(NamedTuple):
     """The plan of every posterior leaf, which of them are concatenated, and the noise that one example needs."""
 
     leaves: list[LeafPlan]
-    joints: dict[Site, Joint]
+    wholes: dict[Site, Concatenation]
     noise: Noise
 
     def context(self, noise: Noise, **options: Any) -> Context:
         """For an evaluation with noise of one example."""
-        return Context(noise=noise.sites, joints=self.joints, signs=noise.signs, **options)
+        return Context(noise=noise.sites, wholes=self.wholes, signs=noise.signs, **options)
 
 
 Decision = tuple[Strategy, str, tuple[int, ...]]  # the last three attributes of a `LeafPlan`
@@ -60,16 +60,16 @@ def make_plan(model: Model, coupling: Coupling) -> Plan:
     """Abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
     settled: dict[int, LeafPlan] = {}
     while True:  # what is not linear is no view any more, and what it meets may be used in another way
-        leaves, joints, of_joints = _leaf_plans(model, coupling, settled)
+        leaves, wholes, of_wholes = _leaf_plans(model, coupling, settled)
         not_linear = {index: leaf for index, leaf in enumerate(leaves) if leaf.strategy in ("shared", "per_example")}
         if not_linear.keys() == settled.keys():
             break
         settled = not_linear
     noise = _noise_of_leaves(model.nodes, leaves)
-    for joint in joints.values():
-        signs = {axis: jax.ShapeDtypeStruct((joint.shape[axis],), jnp.float32) for axis in of_joints[joint.index][2]}
-        noise.signs.update({joint.index: signs} if signs else {})
-    plan, sites = Plan(leaves, joints, noise), {}
+    for whole in wholes.values():
+        signs = {axis: jax.ShapeDtypeStruct((whole.shape[axis],), jnp.float32) for axis in of_wholes[whole.index][2]}
+        noise.signs.update({whole.index: signs} if signs else {})
+    plan, sites = Plan(leaves, wholes, noise), {}
     _abstractly(model, lambda noise: (plan.context(noise, sites=sites), weights(model.nodes, leaves, noise)), noise)
     return plan._replace(noise=noise._replace(sites=sites))
 
@@ -103,10 +103,10 @@ def _abstractly(model: Model, start: Callable[..., tuple[Context, list[Any]]], *
 
 def _leaf_plans(
     model: Model, coupling: Coupling, settled: Mapping[int, LeafPlan]
-) -> tuple[list[LeafPlan], dict[Site, Joint], dict[int, Decision]]:
+) -> tuple[list[LeafPlan], dict[Site, Concatenation], dict[int, Decision]]:
     """The plan of every leaf, and of what is concatenated, from their uses beside those leaves that are settled."""
     uses: dict[tuple[int, Site], Use] = {}
-    joints: dict[Site, Joint] = {}
+    wholes: dict[Site, Concatenation] = {}
 
     def probe(index: int, node: Posterior) -> list[Any]:
         if index not in settled:
@@ -116,7 +116,7 @@ def _leaf_plans(
 
     def probes() -> tuple[Context, list[Any]]:
         values = [value for pair in enumerate(model.nodes) for value in probe(*pair)]
-        return Context(sites={}, uses=uses, joints=joints), values
+        return Context(sites={}, uses=uses, wholes=wholes), values
 
     _abstractly(model, probes)
     used = {leaf for leaf, _ in uses}
@@ -125,14 +125,14 @@ def _leaf_plans(
         mine = [use for (leaf, _), use in uses.items() if leaf == index]
         return [use for use in mine if not use.part or use.part[0] in used]
 
-    of_joints: dict[int, Decision] = {}
-    for index, shape in sorted({(joint.index, joint.shape) for joint in joints.values()}):  # a whole before its parts
-        of_joints[index] = _strategy(of(index), math.prod(shape), coupling, of_joints)
+    of_wholes: dict[int, Decision] = {}
+    for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts
+        of_wholes[index] = _strategy(of(index), math.prod(shape), coupling, of_wholes)
     leaves = []
     for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True)):
-        decision = _of_node(node, of(index), coupling, of_joints)
+        decision = _of_node(node, of(index), coupling, of_wholes)
         leaves.append(settled.get(index) or LeafPlan(path, _shape(node), *decision))
-    return leaves, joints, of_joints
+    return leaves, wholes, of_wholes
 
 
 def _shape(node: Posterior) -> tuple[Any, ...]:
@@ -165,20 +165,20 @@ def _noise_of_leaves(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan]) -> 
     return noise
 
 
-def _of_node(node: Posterior, uses: Sequence[Use], coupling: Coupling, of_joints: Mapping[int, Decision]) -> Decision:
+def _of_node(node: Posterior, uses: Sequence[Use], coupling: Coupling, of_wholes: Mapping[int, Decision]) -> Decision:
     if coupling == "shared":
         return "shared", "as asked", ()
     if type(node) is not Gaussian:
         return "shared", f"a {type(node).__name__} posterior, not a diagonal Gaussian", ()
-    return _strategy(uses, node.loc.size, coupling, of_joints)
+    return _strategy(uses, node.loc.size, coupling, of_wholes)
 
 
-def _strategy(uses: Sequence[Use], size: int, coupling: Coupling, of_joints: Mapping[int, Decision]) -> Decision:
+def _strategy(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: Mapping[int, Decision]) -> Decision:
     """The strategy of lowest variance that is exact for all uses of a weight, and why."""
     if not uses:
         return "shared", "not used", ()
     if any(use.part for use in uses):
-        return _of_parts(uses, of_joints)
+        return _of_parts(uses, of_wholes)
     reads = _most_reads(uses)
     if coupling != "flipout" and all(use.draws_output for use in uses):
         if reads <= 1:
@@ -203,13 +203,13 @@ def _strategy(uses: Sequence[Use], size: int, coupling: Coupling, of_joints: Map
     return "shared", f"{first.primitive}: not linear in it, or no rule for it", ()
 
 
-def _of_parts(uses: Sequence[Use], of_joints: Mapping[int, Decision]) -> Decision:
+def _of_parts(uses: Sequence[Use], of_wholes: Mapping[int, Decision]) -> Decision:
     """That of the weight which this one is a part of."""
-    joint, *others = {use.part and use.part[0] for use in uses}
+    whole, *others = {use.part and use.part[0] for use in uses}
     pairs = [pair for pair in itertools.combinations(uses, 2) if pair[0].part != pair[1].part]
     if others or any(itertools.starmap(_overlap, pairs)) or not all(use.stands_once for use in uses):
         return "shared", "concatenated, and used elsewhere as well", ()
-    strategy, why, _ = of_joints[joint]
+    strategy, why, _ = of_wholes[whole]
     return strategy, f"concatenated, as one weight: {why}", ()
 
 

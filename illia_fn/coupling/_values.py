@@ -25,7 +25,7 @@ class View:
     Arrays are thin: an axis along which they are constant may have size 1 in the place of its size in `shape`.
 
     Attributes:
-        leaf: the index of the posterior node, or that of several whose weights are concatenated: see `_joint`.
+        leaf: the index of the posterior node, or that of several whose weights are concatenated: see `_concatenation`.
         strategy: what becomes of the noise; None while the model is only probed.
         shape, dtype: those of the weight that the model sees.
         mean: in float32 or wider.

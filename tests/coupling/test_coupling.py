@@ -1,5 +1,6 @@
 """Couplings, exactly: the output for an example is that of the network which its noise makes, run on it alone."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -14,43 +15,44 @@ from coupling_cases import BATCH, CASES, KEY
 import illia_fn
 from illia_fn import explain_coupling, mean_field
 from illia_fn._base.trees import frozen_pytree
-from illia_fn.coupling._spread import Places
+from illia_fn.coupling._latin_hypercube import Strata
+from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._transform import Coupled
 from illia_fn.posteriors.posterior import Posterior
 
 
-def signs_of_wholes(it, noise, batch_size):
-    """For each leaf that is a part of a concatenated weight, its signs (B, ...) there."""
+def signs_of_parts(it, noise, batch_size):
+    """For each leaf that is a part of a concatenated weight, its signs (B, ...) there; loops read every layer."""
+    shapes = {index: leaf.shape for index, leaf in enumerate(it.plan.leaves)}
+    shapes |= {whole.index: whole.shape for whole in it.plan.wholes.values()}
     signs = {}
-    for joint in reversed(it.plan.joints.values()):
-        own = noise.signs.get(joint.index, {})
-        whole = signs.get(joint.index, jnp.ones((batch_size, *joint.shape)))
-        for axis, sign in own.items():
-            whole = whole * sign.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(joint.shape)])
-        for part in joint.parts:
-            end = part.start + part.shape[joint.axis]
-            piece = jax.lax.slice_in_dim(whole, part.start, end, axis=1 + joint.axis)
-            if part.leaf >= 0:
-                shape = it.plan.leaves[part.leaf].shape
-            else:
-                shape = next(other.shape for other in it.plan.joints.values() if other.index == part.leaf)
-            places = tuple(np.broadcast_to(part.positions[axis], part.shape) for axis in range(len(shape)))
-            before = signs.get(part.leaf, jnp.ones((batch_size, *shape)))
-            signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
+    for whole in sorted(it.plan.wholes.values(), key=lambda whole: whole.index):
+        own = signs.get(whole.index, jnp.ones((batch_size, *whole.shape)))
+        for axis, sign in noise.signs.get(whole.index, {}).items():
+            own = own * sign.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(whole.shape)])
+        for part in whole.parts:
+            shape, end = shapes[part.leaf], part.start + part.shape[whole.axis]
+            piece = jax.lax.slice_in_dim(own, part.start, end, axis=1 + whole.axis)
+            ranges = [range(shape[axis]) if UNKNOWN in at else [None] for axis, at in sorted(part.positions.items())]
+            for layer in itertools.product(*ranges):
+                places = [part.positions[axis] if at is None else np.array(at) for axis, at in enumerate(layer)]
+                places = [np.broadcast_to(place, part.shape) for place in places]
+                before = signs.get(part.leaf, jnp.ones((batch_size, *shape)))
+                signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
     return signs
 
 
 def networks(it, q, noise):
     """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
-    wholes = signs_of_wholes(it, noise, it.model.batch_size)
+    of_parts = signs_of_parts(it, noise, it.model.batch_size)
 
     def of_leaf(index, leaf, node):
         if leaf.strategy == "per_example":
             own = noise.examples[index][0]
         else:
             own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *node.noise_shape))
-        if leaf.strategy == "flipout" and index in wholes:
-            own = own * wholes[index]
+        if leaf.strategy == "flipout" and index in of_parts:
+            own = own * of_parts[index]
         for axis, signs in noise.signs.get(index, {}).items():
             own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
         return jax.vmap(node.reparameterise())(own)
@@ -68,7 +70,7 @@ def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
     def run(q, x, key):
         it = Coupled.of("test", apply_fn, q, x, None, coupling)
         coupled.append(it)
-        noise = it.noise(key, Places(jnp.arange(1), count=1))
+        noise = it.noise(key, Strata(jnp.arange(1), count=1))
         alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
         return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
 

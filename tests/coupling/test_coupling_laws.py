@@ -10,7 +10,7 @@ from coupling_cases import CASES, FAST_TO_COMPILE, array, conv, params
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, mean_field, sample
-from illia_fn.coupling._spread import Places
+from illia_fn.coupling._latin_hypercube import Strata
 from illia_fn.coupling._transform import Coupled
 
 pytestmark = pytest.mark.promotes
@@ -110,7 +110,7 @@ def test_the_law_of_one_of_many_samples(name, direct):
 
     def sixth_of_seven(key):
         it = Coupled.of("test", apply_fn, q, x, None, "decorrelated")
-        return it.outputs(it.noise(key, Places(jnp.array([5]), count=7)), 1, x)[0]
+        return it.outputs(it.noise(key, Strata(jnp.array([5]), count=7)), 1, x)[0]
 
     deviation, bound = largest_deviation(moments(draws(sixth_of_seven, 6)), expected)
     assert deviation < bound

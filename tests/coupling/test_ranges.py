@@ -8,7 +8,7 @@ from coupling_cases import KEY, array, conv
 
 from illia_fn import Gaussian
 from illia_fn._base.numerics import softplus_inverse
-from illia_fn.coupling._spread import Places
+from illia_fn.coupling._latin_hypercube import Strata
 from illia_fn.coupling._transform import Coupled
 
 pytestmark = pytest.mark.promotes
@@ -39,7 +39,7 @@ def linear(name):
         q = {name: Gaussian(loc[name], rho[name]) for name in loc}
         it = Coupled.of("test", apply_fn, q, x, None, "decorrelated")
         assert {leaf.strategy for leaf in it.plan.leaves} == {"local_reparam"}
-        noise = it.noise(KEY, Places(jnp.arange(1), count=1))
+        noise = it.noise(KEY, Strata(jnp.arange(1), count=1))
         (site,) = noise.sites.values()
         return it.outputs(noise, 1, x)[0], site[0]
 
@@ -97,7 +97,7 @@ def test_look_ups(scale):
     q = Gaussian(jnp.zeros((9, 4)), softplus_inverse(scale * jnp.exp(array(9, 4))))
     it = Coupled.of("test", lambda w, tokens: w[tokens], q, jnp.array([3, 0, 3]), None, "decorrelated")
     assert it.plan.leaves[0].strategy == "local_reparam"
-    noise = it.noise(KEY, Places(jnp.arange(1), count=1))
+    noise = it.noise(KEY, Strata(jnp.arange(1), count=1))
     (site,) = noise.sites.values()
 
     def outputs(q, x):
@@ -116,6 +116,6 @@ def test_positions_beside_padding():
     q = Gaussian(jnp.zeros((4, 2)), softplus_inverse(jnp.ones((4, 2))))
     x = jnp.ones((512, 3, 4)).at[:, 1].set(1e30)
     it = Coupled.of("test", lambda w, x: x @ w, q, x, None, "local_reparam")
-    outputs = it.outputs(it.noise(KEY, Places(jnp.arange(1), count=1)), 1, x)[0]
+    outputs = it.outputs(it.noise(KEY, Strata(jnp.arange(1), count=1)), 1, x)[0]
     outputs = outputs / jnp.array([1.0, 1e30, 1.0])[:, None]
     np.testing.assert_allclose(outputs.std(axis=(0, 2)), 2.0, rtol=0.1)

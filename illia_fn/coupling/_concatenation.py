@@ -28,13 +28,13 @@ class Part(NamedTuple):
 
     @property
     def stands_once(self) -> bool:
-        """Whether no element stands in the part twice, and it is known which ones do."""
-        known = not any(UNKNOWN in positions for positions in self.positions.values())
+        """Whether no element stands in the part twice, or at another place in another round of a loop."""
+        known = all(UNKNOWN not in positions or positions.size == 1 for positions in self.positions.values())
         box = math.prod(len(np.unique(positions)) for positions in self.positions.values())
         return known and box == math.prod(self.shape)
 
 
-class Joint(NamedTuple):
+class Concatenation(NamedTuple):
     """A concatenated weight: its number, which counts down from -1, its shape, axis and parts."""
 
     index: int
@@ -42,17 +42,19 @@ class Joint(NamedTuple):
     axis: int
     parts: tuple[Part, ...]
 
-    def is_that_of(self, other: "Joint") -> bool:
+    def is_that_of(self, other: "Concatenation") -> bool:
         """Whether the same elements are in the same places."""
 
-        def places(joint: Joint) -> Any:
-            parts = [(*part[:3], {axis: x.tolist() for axis, x in part.positions.items()}) for part in joint.parts]
-            return joint.shape, joint.axis, parts
+        def places(whole: Concatenation) -> Any:
+            parts = [(*part[:3], {axis: x.tolist() for axis, x in part.positions.items()}) for part in whole.parts]
+            return whole.shape, whole.axis, parts
 
         return places(self) == places(other)
 
 
-def probed(others: Collection[Joint], operands: Sequence[Any], axis: int, output: Any) -> tuple[Joint, View]:
+def probed(
+    others: Collection[Concatenation], operands: Sequence[Any], axis: int, output: Any
+) -> tuple[Concatenation, View]:
     """The concatenated weight, without a strategy; of the number of another one with the same elements."""
     starts = np.cumsum([0, *(jnp.shape(value)[axis] for value in operands)])
     parts = tuple(
@@ -60,11 +62,11 @@ def probed(others: Collection[Joint], operands: Sequence[Any], axis: int, output
         for value, start in zip(operands, starts, strict=False)
         if isinstance(value, View)
     )
-    joint = Joint(-1 - len({other.index for other in others}), output.shape, axis, parts)
-    joint = joint._replace(index=next((other.index for other in others if joint.is_that_of(other)), joint.index))
+    whole = Concatenation(-1 - len({other.index for other in others}), output.shape, axis, parts)
+    whole = whole._replace(index=next((other.index for other in others if whole.is_that_of(other)), whole.index))
     rank = len(output.shape)
     positions = {axis: along(np.arange(size), axis, rank) for axis, size in enumerate(output.shape)}
-    return joint, concatenated(joint.index, operands, axis, output, positions)
+    return whole, concatenated(whole.index, operands, axis, output, positions)
 
 
 def expanded(value: Any, axis: int) -> Any:

@@ -1,4 +1,4 @@
-"""Operations that are linear in a weight and meet data: to add one, add a rule to FIRING.
+"""Operations that are linear in a weight and meet data: to add one, add a rule to LINEAR.
 
 A rule says what flipout and local reparameterisation need to know of one equation. Flipout (Wen et al. 2018,
 https://arxiv.org/abs/1803.04386) needs signs in front of and behind the operation,
@@ -29,7 +29,7 @@ from illia_fn.coupling._values import View
 Array = jax.Array
 
 
-class Firing(NamedTuple):
+class LinearMap(NamedTuple):
     """One equation as a function of data and of a weight.
 
     Attributes:
@@ -50,7 +50,7 @@ class Firing(NamedTuple):
     reads: int
 
 
-def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> Firing:
+def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> LinearMap:
     """Contracted and free axes, on either side."""
     data = operands[1 - position]
     contracted, batch = eqn.params["dimension_numbers"]
@@ -65,7 +65,7 @@ def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> Fi
     return _bilinear(data, position, eqn, dict(zip(mine, theirs, strict=True)), to_output, through, reads)
 
 
-def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
+def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any) -> LinearMap | None:
     """A kernel's channels; its spatial axes carry no signs."""
     if position != 1 or eqn.params["batch_group_count"] != 1:
         return None
@@ -76,7 +76,7 @@ def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any)
     return _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, {}, reads)
 
 
-def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> Firing | None:
+def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> LinearMap | None:
     """Look-ups: whole axes, such as the features of an embedding, carry signs."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     fill = eqn.params.get("fill_value")
@@ -95,7 +95,7 @@ def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> Firing 
         return squares, unit.reshape((1,) * squares.ndim)
 
     reads = math.prod(eqn.outvars[0].aval.shape) // max(1, math.prod(sizes))
-    return Firing(apply, variance, operands[1], {}, to_output, reads)
+    return LinearMap(apply, variance, operands[1], {}, to_output, reads)
 
 
 def _bilinear(
@@ -106,7 +106,7 @@ def _bilinear(
     to_output: Mapping[int, int],
     through: Mapping[int, int],
     reads: int,
-) -> Firing:
+) -> LinearMap:
     """An operation that is linear in the data, too, some of whose axes go through to the output."""
 
     def apply(x: Array, w: Array, **params: Any) -> Array:
@@ -118,7 +118,7 @@ def _bilinear(
         squares = apply(jnp.square(x / size), jnp.square(dev / unit), preferred_element_type=None)
         return squares, unit.reshape((1,) * squares.ndim) * _moved(size, through, squares.ndim)
 
-    return Firing(apply, variance, data, to_data, to_output, reads)
+    return LinearMap(apply, variance, data, to_data, to_output, reads)
 
 
 def _free_axes(shape: tuple[int, ...], *others: tuple[int, ...]) -> list[int]:
@@ -126,41 +126,39 @@ def _free_axes(shape: tuple[int, ...], *others: tuple[int, ...]) -> list[int]:
     return [axis for axis in range(len(shape)) if axis not in taken]
 
 
-FIRING: dict[str, Callable[[View, int, list[Any], Any], Firing | None]] = {
+LINEAR: dict[str, Callable[[View, int, list[Any], Any], LinearMap | None]] = {
     "conv_general_dilated": _conv_general_dilated,
     "dot_general": _dot_general,
     "gather": _gather,
 }
 
 
-def movable(firing: Firing, view: View) -> set[int]:
+def movable(linear: LinearMap, view: View) -> set[int]:
     """The axes of the leaf whose sign may be moved to the data or to the output."""
-    return {axis for axis in view.signs if any(view.spans(axis) <= to.keys() for to in _places(firing))}
+    return {
+        axis for axis in view.signs if any(view.spans(axis) <= to.keys() for to in (linear.to_data, linear.to_output))
+    }
 
 
-def flipout(firing: Firing, view: View) -> Array:
+def flipout(linear: LinearMap, view: View) -> Array:
     """f(x, mean) + s_out * f(s_in * x, dev)."""
-    flipped, output = firing.data, firing.apply(firing.data, view.dense(view.mean))
+    flipped, output = linear.data, linear.apply(linear.data, view.dense(view.mean))
     behind = []
     for axis, sign in view.signs.items():
-        if view.spans(axis) <= firing.to_data.keys():
-            flipped = _times(flipped, sign, firing.to_data)
+        if view.spans(axis) <= linear.to_data.keys():
+            flipped = _times(flipped, sign, linear.to_data)
         else:
             behind.append(sign)
-    noise = firing.apply(flipped, view.dense(view.dev))
+    noise = linear.apply(flipped, view.dense(view.dev))
     for sign in behind:
-        noise = _times(noise, sign, firing.to_output)
+        noise = _times(noise, sign, linear.to_output)
     return output + noise
 
 
-def moments(firing: Firing, view: View) -> tuple[Array, Array, Array]:
+def moments(linear: LinearMap, view: View) -> tuple[Array, Array, Array]:
     """f(x, mean), and f(x^2, dev^2) with its unit."""
-    mean = firing.apply(firing.data, view.dense(view.mean))
-    return mean, *firing.variance(firing.data, view.dense(view.dev, view.dev.dtype))
-
-
-def _places(firing: Firing) -> tuple[Mapping[int, int], Mapping[int, int]]:
-    return firing.to_data, firing.to_output
+    mean = linear.apply(linear.data, view.dense(view.mean))
+    return mean, *linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
 
 
 def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:
