@@ -3,7 +3,7 @@
     apply_fn --_model--> jaxpr of one example --_plan--> a strategy for each leaf --_noise--> noise of all examples
                                                                                   --_interpreter--> outputs
 
-The interpreter knows what an operation does with a weight from three tables: LAYOUT (and AFFINE), FIRING, RECURSION.
+The interpreter knows what an operation does with a weight from three tables: LAYOUT (and AFFINE), LINEAR, RECURSION.
 
 .. include:: README.md
 """

@@ -1,10 +1,13 @@
 """Couplings, exactly: the output for an example is that of the network which its noise makes, run on it alone."""
 
+import itertools
 from functools import partial
+from typing import Any
 
 import chex
 import coupling_cases
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,20 +15,47 @@ from coupling_cases import BATCH, CASES, KEY
 
 import illia_fn
 from illia_fn import explain_coupling, mean_field
-from illia_fn.coupling._spread import Places
+from illia_fn._base.trees import frozen_pytree
+from illia_fn.coupling._latin_hypercube import Strata
+from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._transform import Coupled
+from illia_fn.posteriors.posterior import Posterior
+
+
+def signs_of_parts(it, noise, batch_size):
+    """For each leaf that is a part of a concatenated weight, its signs (B, ...) there; loops read every layer."""
+    shapes = {index: leaf.shape for index, leaf in enumerate(it.plan.leaves)}
+    shapes |= {whole.index: whole.shape for whole in it.plan.wholes.values()}
+    signs = {}
+    for whole in sorted(it.plan.wholes.values(), key=lambda whole: whole.index):
+        own = signs.get(whole.index, jnp.ones((batch_size, *whole.shape)))
+        for axis, sign in noise.signs.get(whole.index, {}).items():
+            own = own * sign.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(whole.shape)])
+        for part in whole.parts:
+            shape, end = shapes[part.leaf], part.start + part.shape[whole.axis]
+            piece = jax.lax.slice_in_dim(own, part.start, end, axis=1 + whole.axis)
+            ranges = [range(shape[axis]) if UNKNOWN in at else [None] for axis, at in sorted(part.positions.items())]
+            for layer in itertools.product(*ranges):
+                places = [part.positions[axis] if at is None else np.array(at) for axis, at in enumerate(layer)]
+                places = [np.broadcast_to(place, part.shape) for place in places]
+                before = signs.get(part.leaf, jnp.ones((batch_size, *shape)))
+                signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
+    return signs
 
 pytestmark = pytest.mark.optimised(False)
 
 
 def networks(it, q, noise):
     """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
+    of_parts = signs_of_parts(it, noise, it.model.batch_size)
 
     def of_leaf(index, leaf, node):
         if leaf.strategy == "per_example":
             own = noise.examples[index][0]
         else:
-            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *leaf.shape))
+            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *node.noise_shape))
+        if leaf.strategy == "flipout" and index in of_parts:
+            own = own * of_parts[index]
         for axis, signs in noise.signs.get(index, {}).items():
             own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
         return jax.vmap(node.reparameterise())(own)
@@ -43,7 +73,7 @@ def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
     def run(q, x, key):
         it = Coupled.of("test", apply_fn, q, x, None, coupling)
         coupled.append(it)
-        noise = it.noise(key, Places(jnp.arange(1), count=1))
+        noise = it.noise(key, Strata(jnp.arange(1), count=1))
         alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
         return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
 
@@ -94,6 +124,9 @@ def strategies(apply_fn, q, x, **options):
             {"a": "local_reparam", "loc": "local_reparam", "rho": "local_reparam", "noise": "local_reparam"},
         ),
         ("weight norm", {"a": "shared"}),
+        ("fused attention", dict.fromkeys("qkvo", "flipout")),
+        ("stacked layers", dict.fromkeys("abc", "flipout")),
+        ("class token", {"token": "per_example", "qkv": "flipout"}),
         ("temperature", {"a": "local_reparam", "tau": "per_example"}),
     ],
 )
@@ -127,6 +160,86 @@ def test_other_posteriors_are_shared_and_an_explanation_prints():
     lines = str(explanation).splitlines()
     assert len(lines) == 4
     assert lines[2] == "['a'] | (4, 2) | shared        | a Laplace posterior, not a diagonal Gaussian"
+
+
+@frozen_pytree
+class LowRank(Posterior):
+    """w = loc + softplus(rho) * noise + factor @ noise', over all leaves of a subtree; factor has a last axis more."""
+
+    loc: Any
+    rho: Any
+    factor: Any
+
+    @property
+    def mean(self):
+        return self.loc
+
+    @property
+    def stddev(self):
+        raise NotImplementedError
+
+    @property
+    def noise_shape(self):
+        rank = jax.tree.leaves(self.factor)[0].shape[-1]
+        return (rank + sum(leaf.size for leaf in jax.tree.leaves(self.loc)),)
+
+    def reparameterise(self):
+        loc, unravel = jax.flatten_util.ravel_pytree(self.loc)
+        scale = jax.nn.softplus(jax.flatten_util.ravel_pytree(self.rho)[0])
+        factor = jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(self.factor)])
+        return lambda noise: unravel(loc + scale * noise[: loc.size] + factor @ noise[loc.size :])
+
+    def log_prob(self, w):
+        raise NotImplementedError
+
+    def entropy(self):
+        raise NotImplementedError
+
+
+def over_a_subtree():
+    """One posterior over a kernel and a bias, beside others of one leaf each, before and after it."""
+    loc = coupling_cases.params(kernel=(4, 5), bias=(5,))
+    factor = jax.tree.map(lambda leaf: 0.3 * coupling_cases.array(*leaf.shape, 2), loc)
+    rho = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -1.0), loc)
+    others = mean_field(coupling_cases.params(a=(4, 4), z=(5, 2)), scale=0.3)
+    return others | {"layer": LowRank(loc, rho, factor)}
+
+
+def two_layers(w, x):
+    return jnp.tanh(jnp.sin(x @ w["a"]) @ w["layer"]["kernel"] + w["layer"]["bias"]) @ w["z"]
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
+def test_a_posterior_over_a_subtree(coupling):
+    """It is shared, and the leaves beside it are not."""
+    q, x = over_a_subtree(), coupling_cases.SEQUENCE
+    it, outputs, reference = outputs_and_reference(two_layers, q, x, coupling)
+    assert [leaf.strategy for leaf in it.plan.leaves] == ["flipout", "shared", "flipout"]
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+    grads = jax.grad(lambda q: jnp.sum(illia_fn.decorrelate(two_layers, coupling=coupling)(q, x, KEY)))(q)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+    (row,) = (line for line in str(explain_coupling(two_layers, q, x)).splitlines() if "layer" in line)
+    path = "['layer']['bias'], ['layer']['kernel']"
+    assert row == f"{path} | (5,), (4, 5) | shared   | a LowRank posterior, not a diagonal Gaussian"
+
+
+def test_weights_that_are_concatenated_are_explained_as_one():
+    apply_fn, params, x, _ = CASES["linen optimized lstm"]()
+    leaves = explain_coupling(apply_fn, mean_field(params, scale=0.3), x).leaves
+    assert {leaf.why for leaf in leaves if "kernel" in leaf.path} == {
+        "concatenated, as one weight: linear in every use; signs along axes 0, 1"
+    }
+    assert {leaf.strategy for leaf in leaves if "bias" in leaf.path} == {"per_example"}
+
+
+def test_a_concatenation_that_nothing_reads_is_no_use():
+    def apply_fn(w, x):
+        jnp.concatenate([w["b"], w["a"]], axis=1)
+        return coupling_cases.concatenated(w, x)
+
+    q = mean_field(CASES["concatenated weights"]().params, scale=0.3)
+    assert strategies(apply_fn, q, coupling_cases.VECTOR) == {"a": "local_reparam", "b": "local_reparam"}
 
 
 LINEAR = {"w": mean_field(jnp.ones((4, 2)), scale=0.5)}
