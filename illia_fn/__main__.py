@@ -92,6 +92,8 @@ def train(dataset, objective, seed, epochs, num_samples, coupling="shared"):
         loss = partial(OBJECTIVES[objective], apply_fn, num_data=len(x), loss_fn=loss_fn, **options)
         return fit(loss, tree, x, y, progress, optimizer, batch_size=min(128, len(x)))[0]
 
+    # most objectives need one network for the whole batch, and take no coupling
+    noise = {"num_samples": num_samples} | ({} if coupling == "shared" else {"coupling": coupling})
     # without a posterior in the tree the ELBO loss is the mean negative log-likelihood
     networks = {"deterministic": run("deterministic", "elbo", params, x, y, 1e-3)}
     certificate = None
@@ -100,13 +102,13 @@ def train(dataset, objective, seed, epochs, num_samples, coupling="shared"):
         half = len(x) // 2
         prior = illia_fn.mean_field(run("prior", "elbo", params, x[:half], y[:half], 1e-3), scale=0.02)
         rest = x[half:], y[half:]
-        q = run("Bayesian", objective, prior, *rest, 1e-3, prior=prior, num_samples=num_samples, coupling=coupling)
+        q = run("Bayesian", objective, prior, *rest, 1e-3, prior=prior, **noise)
         certify = jax.jit(partial(illia_fn.pac_bayes_certificate, apply_fn, num_samples=500))
         certificate = certify(q, *rest, jax.random.key(seed), prior=prior)
     else:
         prior = illia_fn.Normal(0.0, 0.5)
         q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
-        q = run("Bayesian", objective, q, x, y, 1e-2, prior=prior, num_samples=num_samples, coupling=coupling)
+        q = run("Bayesian", objective, q, x, y, 1e-2, prior=prior, **noise)
     return apply_fn, {"Bayesian": q, **networks}, certificate
 
 

@@ -1,68 +1,41 @@
-"""On eight (virtual) devices, value and gradient are those of one."""
+"""On several (virtual) devices, in one process or two, value and gradient are those of one."""
 
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
-PROGRAM = """
-from functools import partial
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-
-import illia_fn
-
-assert jax.device_count() == 8
-mesh = jax.make_mesh((4, 2), ("data", "samples"), axis_types=(AxisType.Auto, AxisType.Auto))
-place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, P(*axes)))
-
-rng = np.random.default_rng(0)
-normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / 10, jnp.float32)
-q = illia_fn.mean_field({"w": normal(64, 128), "v": normal(128, 5)}, scale=0.1)
-x, y = normal(32, 64), jnp.asarray(rng.integers(0, 5, 32))
-apply_fn = lambda w, x: jax.nn.relu(x @ w["w"]) @ w["v"]
-elbo = partial(illia_fn.elbo_loss, apply_fn, num_data=1000)
-keys = jax.random.split(jax.random.key(0), 8)
+PROGRAM = Path(__file__).with_name("mesh_program.py")
 
 
-def over_both_axes(q, x, y, keys):
-    return jnp.mean(jax.vmap(lambda key: elbo(q, x, y, key))(keys))
+def start(devices, *arguments):
+    fast_to_compile = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_to_compile}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(PROGRAM.parents[1]),
+    }
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def in_a_loop(q, x, y, keys):
-    return elbo(q, x, y, keys[0], 8)
+def wait_for(*processes):
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(e[-3000:] for e in errors)
 
 
-def in_antithetic_chunks(q, x, y, keys):
-    return elbo(q, x, y, keys[0], 8, chunk_size=2, antithetic=True)
+def test_every_objective_on_every_kind_of_mesh():
+    wait_for(start(4, "kinds"))
 
 
-def decorrelated(q, x, y, keys):
-    return elbo(q, x, y, keys[0], 4, coupling="decorrelated")
+def test_the_work_is_shared_out():
+    wait_for(start(8, "shared_out"))
 
 
-for loss in (over_both_axes, in_a_loop, in_antithetic_chunks, decorrelated):
-    step = jax.jit(jax.value_and_grad(loss))
-    one = (q, x, y, keys)
-    keys_of = ("samples",) if loss is over_both_axes else ()
-    sharded = (place(q), place(x, "data"), place(y, "data"), place(keys, *keys_of))
-    expected, found = map(jax.device_get, (step(*one), step(*sharded)))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
-    if loss in (over_both_axes, decorrelated):  # the work is shared out, if not all of it
-        compiled = [step.lower(*arguments).compile() for arguments in (one, sharded)]
-        flops = [one.cost_analysis()["flops"] for one in compiled]
-        assert flops[1] < 0.45 * flops[0], flops
-    if loss is decorrelated:  # each device has the noise of its own eight examples
-        assert ["f32[4,32,133]" in one.as_text() for one in compiled] == [True, False]
-        assert "f32[4,8,133]" in compiled[1].as_text()
-"""
-
-
-def test_value_and_gradient_on_a_mesh():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_two_processes():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    wait_for(*[start(4, "processes", address, number) for number in range(2)])

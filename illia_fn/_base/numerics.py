@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 HALF_LOG_2PI = 0.9189385332046727
@@ -18,10 +20,16 @@ def at_least_float32(x: ArrayLike) -> jax.Array:
     return x if wide else x.astype(jnp.float32)
 
 
+def widest_dtype(tree: Any) -> np.dtype:
+    """The widest floating-point dtype among the leaves of a tree, and at least float32."""
+    dtypes = [np.dtype(np.float32), *map(jnp.result_type, jax.tree.leaves(tree))]
+    return max((d for d in dtypes if jnp.issubdtype(d, jnp.floating)), key=lambda dtype: dtype.itemsize)
+
+
 def total(terms: Sequence[jax.Array]) -> jax.Array:
     """Sum all elements of all `terms`, in the widest of their dtypes and at least in float32; 0 if there are none."""
     sums = [jnp.sum(at_least_float32(term)) for term in terms]
-    dtype = max((term.dtype for term in sums), key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
+    dtype = widest_dtype(sums)
     return sum((term.astype(dtype) for term in sums), start=jnp.zeros((), dtype))
 
 

@@ -10,24 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from illia_fn._base.sharding import varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._convolutions import canonical_convolutions
 
 Chunk = Callable[[PyTree], tuple[PyTree, PyTree]]
 
 
-def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None, *, held: bool = False) -> tuple[PyTree, PyTree]:
-    """The sum of the values and the concatenated aux of f(chunk of xs) -> (value, aux); if held, without gradients."""
+def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None, *, constant: bool = False) -> tuple[PyTree, PyTree]:
+    """The sum of the values and the concatenated aux of f(chunk of xs) -> (value, aux).
+
+    If `constant`, without a first derivative; the derivatives of what is then made of it are those that it has.
+    """
     total = len(jax.tree.leaves(xs)[0])
     chunk_size = total if chunk_size is None else min(chunk_size, total)
     count, rest = divmod(total, chunk_size)
     head = jax.tree.map(lambda x: x[: total - rest], xs)
     chunks = jax.tree.map(lambda x: x.reshape(count, chunk_size, *x.shape[1:]), head)
-    parts = [f(head) if count == 1 else _loop(f, chunks, held)]
+    once = constant_once if constant else lambda parts: parts
+    parts = [once(f(head)) if count == 1 else _loop(f, chunks, constant)]
     if rest:
-        parts.append(f(jax.tree.map(lambda x: x[total - rest :], xs)))
-    if held:
-        parts = jax.lax.stop_gradient(parts)
+        parts.append(once(f(jax.tree.map(lambda x: x[total - rest :], xs))))
     values, aux = zip(*parts, strict=True)
     return jax.tree.map(lambda *terms: sum(terms[1:], start=terms[0]), *values), jax.tree.map(_concatenate, *aux)
 
@@ -36,10 +39,11 @@ def _concatenate(*leaves: jax.Array) -> jax.Array:
     return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
 
-def _loop(f: Chunk, chunks: PyTree, held: bool) -> tuple[PyTree, PyTree]:  # noqa: FBT001
+def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  # noqa: FBT001
     """`sum_over_chunks` for chunks of equal size, stacked."""
     # Whatever f closes over becomes an argument, so that the rule below sees all that there is to differentiate.
-    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(lambda x: x[0], chunks))
+    first = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), chunks)
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(first)
     structure = jax.tree.structure(shapes)
 
     def at_chunk(captured: list[Any], chunk: PyTree) -> tuple[PyTree, PyTree]:
@@ -56,7 +60,7 @@ def _loop(f: Chunk, chunks: PyTree, held: bool) -> tuple[PyTree, PyTree]:  # noq
         return jax.lax.scan(step, jax.tree.map(_wide_zeros, shapes[0]), chunks)
 
     run = loop
-    if held:  # a gradient that is not wanted would still be carried through the loop
+    if constant:  # a gradient that is not wanted would still be carried through the loop
         run = jax.custom_jvp(loop)
         run.defjvp(lambda primals, _: _without_tangent(loop(*primals)))
     elif [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
@@ -66,12 +70,25 @@ def _loop(f: Chunk, chunks: PyTree, held: bool) -> tuple[PyTree, PyTree]:  # noq
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
 
 
+@jax.custom_jvp
+def constant_once(values: PyTree) -> PyTree:
+    """The values, as constants of the first derivative alone.
+
+    Coefficients of a gradient are constant while it is taken, but depend on all that they were made of when it is
+    differentiated in turn. Of what has no derivative yet it would take away the next one: apply it once.
+    """
+    return values
+
+
 def _without_tangent(values: PyTree) -> tuple[PyTree, PyTree]:
     def zeros(x: jax.Array) -> Any:
         inexact = jnp.issubdtype(x.dtype, jnp.inexact)
         return jnp.zeros_like(x) if inexact else np.zeros(x.shape, jax.dtypes.float0)
 
     return values, jax.tree.map(zeros, values)
+
+
+constant_once.defjvp(lambda primals, _: _without_tangent(*primals))
 
 
 def _accumulate(
@@ -100,6 +117,9 @@ def _accumulate(
     value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
     # asarray: a Python number may be differentiated, too
     values, dots = [jnp.asarray(captured[index]) for index in active], [jnp.asarray(dots[index]) for index in active]
+    if any(varying_axes(value) != varying_axes(value_shape) for value in values):
+        # The gradient of what is the same on all devices is a sum over them, and not that of each device's own value.
+        return jax.jvp(lambda values: loop(with_active(values), chunks), (values,), (dots,))
 
     @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
     def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
@@ -113,12 +133,18 @@ def _accumulate(
         lambda leaf: sum((term.astype(leaf.dtype) for term in terms), jnp.zeros_like(leaf)), total
     )
     if any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(aux)):
-        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), chunks)[1], (values,), (dots,))
+        again = jax.tree.map(_reusable, chunks)
+        _, aux_tangent = jax.jvp(lambda values: loop(with_active(values), again)[1], (values,), (dots,))
     else:
         aux_tangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), aux)
     return (total, aux), (total_tangent, aux_tangent)
 
 
+def _reusable(x: jax.Array) -> jax.Array:
+    """Keys for the same draws once more, which `jax_debug_key_reuse` is not to report."""
+    return jax.random.clone(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
 def _wide_zeros(x: Any) -> jax.Array:
-    """Zeros to add up terms like x in: half precision is summed in float32."""
-    return jnp.zeros(x.shape, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
+    """Zeros to add up terms like x in, sharded and varying as x is: half precision is summed in float32."""
+    return jnp.zeros_like(x, jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)

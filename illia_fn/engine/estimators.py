@@ -1,6 +1,7 @@
 """How the gradient of an expectation over draws is estimated, whatever the objective."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -51,10 +52,29 @@ def _leave_one_out(reduce: Callable[[jax.Array], jax.Array], values: jax.Array) 
     return jax.lax.map(without, jnp.arange(len(values)), batch_size=16)
 
 
-@jax.custom_jvp
-def with_gradient_of(value: jax.Array, surrogate: jax.Array) -> jax.Array:  # noqa: ARG001
-    """The value, with the derivative of the surrogate: first derivatives, whose coefficients are held."""
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def with_gradient_of(value: jax.Array, surrogate: jax.Array, once: str | None) -> jax.Array:  # noqa: ARG001
+    """The value, with the derivative of the surrogate.
+
+    `once` is the error of a second derivative, where the surrogate holds for the first one only; None allows it.
+    """
     return value
 
 
-with_gradient_of.defjvps(None, lambda tangent, _, __, ___: tangent)
+@with_gradient_of.defjvp
+def _with_gradient_of_jvp(once: str | None, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    tangent = tangents[1]
+    if once is not None:
+        tangent = tangent * _differentiable_once(primals[1], once)
+    return with_gradient_of(*primals, once), tangent
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _differentiable_once(x: jax.Array, error: str) -> jax.Array:  # noqa: ARG001
+    """1, a factor of the first derivative that refuses to be differentiated in turn."""
+    return jnp.ones_like(x)
+
+
+@_differentiable_once.defjvp
+def _differentiable_once_jvp(error: str, *_: Any) -> Any:
+    raise TypeError(error)

@@ -1,6 +1,7 @@
 """E_{w ~ q}[f(w)]: the Monte Carlo engine under every objective."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable, check_draws, split_aux
 from illia_fn._base.numerics import at_least_float32, spread
+from illia_fn._base.sharding import vary_along, varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import Chunk, sum_over_chunks
 from illia_fn.posteriors._join import Joined
@@ -106,6 +108,20 @@ def draws(
     A chunk is made of keys, and of the rows of `per_draw`, arrays (S, ...) that f takes as further arguments.
     """
     check_draws(caller, key, num_samples, chunk_size, antithetic)
+    # For each draw of noise one key, and one for each f that sees it.
+    if antithetic:
+        pairs = [row.reshape(num_samples // 2, 2, *row.shape[1:]) for row in per_draw]
+        chunks = jax.random.split(key, (num_samples // 2, 3)), *pairs
+    else:
+        chunks = jax.random.split(key, (num_samples, 2)), *per_draw
+    chunk_sum = partial(_chunk_sum, f, antithetic=antithetic, needs_key=needs_key)
+    if jax.sharding.get_abstract_mesh().manual_axes:  # as in a shard_map
+        value, _ = jax.eval_shape(chunk_sum(q), jax.tree.map(lambda x: x[:1], chunks))
+        q = vary_along(q, varying_axes(value))
+    return chunk_sum(q), chunks
+
+
+def _chunk_sum(f: Callable[..., tuple[PyTree, PyTree]], q: PyTree, *, antithetic: bool, needs_key: bool) -> Chunk:
     joined = Joined.of(q, is_posterior)
     sampler = Sampler.of(joined.nodes)
 
@@ -124,16 +140,12 @@ def draws(
         (one, one_aux), (other, other_aux) = sides
         return jax.tree.map(jnp.add, one, other), jax.tree.map(_interleave, one_aux, other_aux)
 
-    # For each draw of noise one key, and one for each f that sees it.
-    if not antithetic:
-        return chunk_sum, (jax.random.split(key, (num_samples, 2)), *per_draw)
-    pairs = [row.reshape(num_samples // 2, 2, *row.shape[1:]) for row in per_draw]
-    return chunk_sum, (jax.random.split(key, (num_samples // 2, 3)), *pairs)
+    return chunk_sum
 
 
 def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
     """The noise of each key, stacked."""
-    size = sum(leaf.size for leaf in jax.eval_shape(sampler.noise, keys[0]))
+    size = sum(leaf.size for leaf in jax.eval_shape(lambda keys: sampler.noise(keys[0]), keys))
     at_once = _NOISE_AT_ONCE // max(1, size)
     return jax.lax.map(sampler.noise, keys, batch_size=at_once if at_once > 1 else None)
 

@@ -9,11 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._base.numerics import at_least_float32
+from illia_fn.kl.table import register_kl
+from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.priors.normal import Normal
 
 
-def kl_of_gaussians(q: Any, p: Any, *, p_underflows: bool) -> jax.Array:
-    """KL(q || p) of two distributions with loc, scale and log_scale; whether the scale of p may underflow."""
-    return _apart(partial(_kl_gaussian, p_underflows), q, p)
+@register_kl(Gaussian, Normal)
+@register_kl(Gaussian, Gaussian)
+@register_kl(Normal, Normal)
+@register_kl(Normal, Gaussian)
+@jax.jit  # one dispatch outside of a jit, one compilation for each shape inside
+def kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
+    """KL = sum log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
+    p_underflows = isinstance(p, Gaussian)  # the scale of a Normal does not
+    return jnp.sum(_apart(partial(_kl_gaussian, p_underflows), q, p))
 
 
 def _kl_gaussian(p_underflows: bool, q: Any, p: Any) -> jax.Array:  # noqa: FBT001
@@ -38,7 +47,8 @@ def _apart_jvp(f, primals, tangents):
     # In arrays of another shape not even constants are shared, which would be written to memory, too.
     value = f(*primals)
     apart, dots = jax.tree.map(lambda x: x[None] if jnp.ndim(x) else x, (primals, tangents))
-    return value, jax.jvp(f, jax.lax.optimization_barrier(apart), dots)[1].reshape(value.shape)
+    apart = jax.tree.map(jax.lax.optimization_barrier, apart)  # one by one: together, all would vary along one axis
+    return value, jax.jvp(f, apart, dots)[1].reshape(value.shape)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -61,8 +71,10 @@ def _kl_from_scales(
     near = _clip(t, _LOW - 1.0, _HIGH - 1.0)
     u = near / (near + 2.0)
     last = 9 if t.dtype == jnp.float32 else 21
-    series = jnp.polyval(jnp.asarray([1 / k for k in range(last, 1, -2)], t.dtype), u * u)
-    near_kl = near * (0.5 * near + u) - 2.0 * u * (u * u) * series
+    square, series = u * u, 1 / last
+    for k in range(last - 2, 1, -2):
+        series = series * square + 1 / k
+    near_kl = near * (0.5 * near + u) - 2.0 * u * square * series
     # What lies beyond is added, and is exactly 0 within: _LOW * _HIGH = 1. Products halve first, as z^2 may overflow
     # where half of it does not; what lies below _SMALL comes from the difference of the logarithms.
     beyond = _clip(ratio, _SMALL, _LOW) * _clip(ratio, _HIGH, float(jnp.finfo(t.dtype).max))

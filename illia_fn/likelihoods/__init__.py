@@ -1,4 +1,7 @@
-"""-log p(y | f): negative log-likelihoods per example, in nats, constants included."""
+"""-log p(y | f): negative log-likelihoods per example, in nats, constants included.
+
+.. include:: README.md
+"""
 
 from illia_fn.likelihoods.classes import bernoulli_nll as bernoulli_nll
 from illia_fn.likelihoods.classes import categorical_nll as categorical_nll

@@ -1,4 +1,4 @@
-"""f-divergences between the posterior and q: generators of log u, and the loss that takes one.
+"""Generators f of f-divergences, as functions of log u.
 
 D_f = E_q[f(u)] with u = p(w | y) / q(w) and a convex f with f(1) = 0. Generators are functions of log u, element-wise,
 by the names of tfp.vi, and any other convex function with f(1) = 0 serves as well. The linear term c (u - 1) of a
@@ -6,96 +6,16 @@ generator adds nothing to the divergence; `centred` chooses it so that f has its
 """
 
 from collections.abc import Callable
-from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
 
-from illia_fn._base.checks import check_callable, concrete, describe
-from illia_fn._base.trees import PyTree
-from illia_fn.objectives._importance import (
-    BoundOptions,
-    Functional,
-    importance_loss,
-    log_power_mean,
-    mean_of,
-    static_number,
-)
+from illia_fn._base.checks import check_callable
+from illia_fn.objectives._importance import static_number
 
 Generator = Callable[[jax.Array], jax.Array]
 
 _LOG_2 = 0.6931471805599453
-
-
-def f_divergence_loss(
-    apply_fn: Callable[..., Any],
-    params: PyTree,
-    x: Any,
-    y: Any,
-    key: jax.Array,
-    num_samples: int = 2,
-    *,
-    generator: Generator,
-    log_evidence: ArrayLike | None = None,
-    **options: Unpack[BoundOptions],
-) -> Any:
-    """f-divergence from q to the posterior per training example: 0 where q is the posterior, and positive elsewhere.
-
-        L = (1 / N) (1 / S) sum_s f(u_s),    log u_s = l_s - log_evidence
-
-    with the l_s of `iwae_loss`. Without `log_evidence` it is estimated from the same draws, log mean_s exp(l_s), and
-    held in the gradient, which is then consistent: its bias is of the order 1 / S. Given, L and its gradient are
-    unbiased; given as 0, it is the loss of tfp.vi and bounds f(evidence) / N from above: with `kl_reverse` it is the
-    ELBO loss with a sampled KL. Wan et al. 2020, f-divergence variational inference, https://arxiv.org/abs/2009.13093.
-    A temperature T raises the joint density to 1 / T and multiplies the divergence by T, as in the ELBO.
-
-    As in `cubo_loss`, what is not q gets the gradient of `iwae_loss`. The weights of a large network concentrate on few
-    samples: the estimate then saturates, and does not show how far training has come, and generators that look at large
-    u (`kl_forward`, `pearson`, `chi_square`) learn from these few alone. Start from an ELBO solution.
-
-    Args:
-        apply_fn, params, x, y, key, num_samples: as in `elbo_loss`.
-        generator: f as a function of log u, element-wise, such as `divergences.kl_forward`, with f(1) = 0.
-        log_evidence: the logarithm of the evidence in nats, of all N examples, if known; with a temperature T that of
-            the integral of joint^(1 / T). May be traced; it is held.
-        options: as in `iwae_loss`; "doubly_reparameterised" needs a twice differentiable generator. The others need
-            weights that many samples share: with one that has all the weight they lead away from the posterior.
-
-    Returns and errors are those of `iwae_loss`; ValueError for a generator that is not element-wise, not convex or not
-    0 at u = 1, or has a kink there under "doubly_reparameterised", and for one sample without `log_evidence`.
-
-    >>> from illia_fn import Gaussian, Normal  # the problem of iwae_loss
-    >>> q = Gaussian(jnp.array(2.5), jnp.log(jnp.expm1(jnp.sqrt(0.5))))
-    >>> args = lambda w, x: x + w, q, jnp.zeros(1), jnp.array([5.0]), jax.random.key(0), 3
-    >>> print(abs(f_divergence_loss(*args, generator=kl_forward, num_data=1, prior=Normal(0.0, 1.0))) < 1e-6)
-    True
-    """
-    _check_generator(generator, smooth=options.get("estimator", "doubly_reparameterised") == "doubly_reparameterised")
-    if log_evidence is not None:
-        _check_log_evidence(log_evidence)
-    elif isinstance(num_samples, int) and num_samples == 1:
-        raise ValueError(
-            "f_divergence_loss: the evidence is estimated from the same draws, so num_samples must be at least 2, got "
-            "1. Take more, or pass log_evidence."
-        )
-
-    def functional(temperature: Any) -> Functional:
-        def normaliser(log_weights: jax.Array) -> jax.Array:
-            if log_evidence is None:
-                return log_power_mean(log_weights / temperature, 1.0)
-            return jnp.asarray(log_evidence, log_weights.dtype)
-
-        def f(log_weights: jax.Array, held: jax.Array) -> jax.Array:
-            return temperature * generator(log_weights / temperature - held)
-
-        return mean_of(f, normaliser, temperature)
-
-    return importance_loss("f_divergence_loss", functional, apply_fn, params, x, y, key, num_samples, **options)
-
-
-# --- generators -------------------------------------------------------------------------------------------------------
 
 
 def kl_reverse(log_u: jax.Array) -> jax.Array:
@@ -113,7 +33,14 @@ def kl_forward(log_u: jax.Array) -> jax.Array:
     >>> print(f"{kl_forward(jnp.log(2.0)):.4f}")  # 2 log 2
     1.3863
     """
-    return jnp.exp(log_u) * log_u
+    return _u_log_u(log_u)
+
+
+def _u_log_u(log_u: jax.Array) -> jax.Array:
+    """u log u, and its limit 0 at u = 0, a draw without density under the posterior."""
+    is_zero = jnp.isneginf(log_u)
+    log_u = jnp.where(is_zero, 0.0, log_u)  # exp(-inf) times -inf, and its derivative, would be NaN
+    return jnp.where(is_zero, 0.0, jnp.exp(log_u) * log_u)
 
 
 def jeffreys(log_u: jax.Array) -> jax.Array:
@@ -131,9 +58,11 @@ def jensen_shannon(log_u: jax.Array) -> jax.Array:
     >>> print(f"{jensen_shannon(jnp.log(3.0)):.4f}")  # 3 log 3 - 4 log 2
     0.5232
     """
-    # u log u - u log(1 + u) cancels for large u; -u log(1 + 1 / u) does not.
+    # u log u - u log(1 + u) cancels for large u; -u log(1 + 1 / u) does not, and tends to 0 with u.
     u = jnp.exp(log_u)
-    return (1.0 + u) * _LOG_2 - u * jax.nn.softplus(-log_u) - jax.nn.softplus(log_u)
+    is_zero = jnp.isneginf(log_u)
+    inverse = jnp.where(is_zero, 0.0, u * jax.nn.softplus(-jnp.where(is_zero, 0.0, log_u)))
+    return (1.0 + u) * _LOG_2 - inverse - jax.nn.softplus(log_u)
 
 
 def arithmetic_geometric(log_u: jax.Array) -> jax.Array:
@@ -277,40 +206,3 @@ def centred(f: Generator) -> Generator:
         return f(log_u) - slope * jnp.expm1(log_u)
 
     return with_minimum_at_one
-
-
-def _check_generator(generator: Any, *, smooth: bool) -> None:
-    if not callable(generator):
-        raise TypeError(
-            "f_divergence_loss: generator must be a function of log u, such as illia_fn.divergences.kl_forward, got "
-            f"{describe(generator)}."
-        )
-    with jax.ensure_compile_time_eval():
-        at = jnp.asarray([0.0, 0.01, -0.01, 0.02, -0.02], jnp.float32)
-        values = generator(at)
-        if not isinstance(values, jax.Array) or values.shape != at.shape:
-            raise ValueError(
-                "f_divergence_loss: generator must be an element-wise function of log u, got "
-                f"{describe(values)} for log u of shape {at.shape}. Call amari_alpha, t_power, dual and the like first."
-            )
-        if not abs(values[0]) < 1e-5:
-            raise ValueError(f"f_divergence_loss: generator must be 0 at u = 1, got {values[0]}. It is given log u.")
-        slopes = jax.vmap(jax.grad(generator))(at)
-        # f'' = (g'' - g') / u^2 of g(log u) = f(u)
-        if not (slopes[3] - slopes[4]) / 0.04 - slopes[0] > -1e-2:
-            raise ValueError("f_divergence_loss: generator is not convex in u at u = 1. It is given log u.")
-        near, far = abs(slopes[1] - slopes[2]), abs(slopes[3] - slopes[4])
-        if smooth and far > 1e-3 and near > 0.75 * far:  # of a smooth f half
-            raise ValueError(
-                "f_divergence_loss: generator has a kink at u = 1, which the doubly reparameterised gradient does not "
-                "see. Take a smooth one, such as squared_hellinger; or, where many samples share the weight, pass "
-                'estimator="reparameterised".'
-            )
-
-
-def _check_log_evidence(log_evidence: Any) -> None:
-    value = concrete(log_evidence)
-    if np.shape(log_evidence) != () or (value is not None and not np.isfinite(value)):
-        raise ValueError(
-            f"f_divergence_loss: log_evidence must be a finite number of nats, got {describe(log_evidence)}."
-        )

@@ -1,7 +1,7 @@
-"""L(q): what to minimise."""
+"""L(q) = E_{w ~ q}[mean_i -log p(y_i | f(x_i, w))] + kl_weight KL(q || prior) / N: the evidence lower bound."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling import ChunkSize, Coupling
 from illia_fn.engine.estimators import Estimator
-from illia_fn.objectives._call import Call, Options, check_options, require_shared, with_extras
-from illia_fn.objectives._data import LossFn, weighted_mean
+from illia_fn.objectives._data import DataTerm, LossFn
+from illia_fn.objectives._draws import Draws
+from illia_fn.objectives._regulariser import Regulariser
 from illia_fn.priors.normal import Normal
 
 
@@ -153,92 +154,26 @@ def elbo_loss(
     >>> print(terms.kl.round(6), loss == terms.nll + terms.weight * terms.kl)
     0.0 True
     """
-    call = Call(
-        caller="elbo_loss",
-        apply_fn=apply_fn,
-        params=params,
-        x=x,
-        y=y,
-        key=key,
-        num_samples=num_samples,
-        loss_fn=loss_fn,
-        prior=prior,
-        num_data=num_data,
-        kl_weight=kl_weight,
-        temperature=temperature,
-        free_nats=free_nats,
-        weights=weights,
+    data = DataTerm("elbo_loss", apply_fn, x, y, loss_fn=loss_fn, weights=weights, needs_key=needs_key, has_aux=has_aux)
+    draws = Draws(
+        data,
+        params,
+        key,
+        num_samples,
         estimator=estimator,
         coupling=coupling,
         chunk_size=chunk_size,
         antithetic=antithetic,
-        needs_key=needs_key,
-        has_aux=has_aux,
     )
-    nll, _, aux = call.mean(call.mean_loss)
-    kl = call.kl()
-    terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
+    regulariser = Regulariser(
+        draws, prior=prior, num_data=num_data, kl_weight=kl_weight, temperature=temperature, free_nats=free_nats
+    )
+    nll, aux = draws.mean_nll()
+    kl = regulariser.kl()
+    terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype))
     return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
 
 
-class ELBOOptions(Options, total=False):
-    """Keyword arguments of the losses that are made of `ELBOTerms`."""
-
-    free_nats: PyTree | None
-    return_terms: bool
-
-
-def predictive_loss(
-    apply_fn: Callable[..., Any],
-    params: PyTree,
-    x: Any,
-    y: Any,
-    key: jax.Array,
-    num_samples: int = 1,
-    **options: Unpack[ELBOOptions],
-) -> Any:
-    """Predictive negative log-likelihood with a KL: the mean over networks is inside the logarithm, per example.
-
-        L = mean_i -log (1 / S) sum_s p(y_i | f(x_i, w_s)) + kl_weight * KL(q || prior) / N,    w_s ~ q
-
-    It trains what is deployed, the posterior predictive: direct loss minimisation (Sheth & Khardon 2017,
-    https://arxiv.org/abs/1706.00473), PAC^m-Bayes (Morningstar et al. 2022, https://arxiv.org/abs/2010.09629). With one
-    sample it is the ELBO loss, and with more it lies below it: -N * L is no lower bound on the log evidence.
-
-    Args:
-        apply_fn, params, x, y, key, num_samples: as in `elbo_loss`. It takes more than one sample to differ from it.
-        options: keyword arguments, as in `elbo_loss`; loss_fn must return values per example, coupling be "shared".
-
-    Returns and errors are those of `elbo_loss`, and ValueError for a loss_fn that returns a scalar.
-
-    >>> from illia_fn import mean_field
-    >>> q = mean_field({"w": jnp.zeros((3, 2))}, scale=1.0)
-    >>> args = lambda w, x: x @ w["w"], q, jnp.ones((5, 3)), jnp.array([0, 1, 0, 1, 1]), jax.random.key(0), 8
-    >>> predictive_loss(*args, num_data=100) < elbo_loss(*args, num_data=100)
-    Array(True, dtype=bool)
-    """
-    check_options("predictive_loss", {**options}, ELBOOptions)
-    require_shared("predictive_loss", options.get("coupling", "shared"), "its samples of an example are independent")
-    call = Call(
-        caller="predictive_loss",
-        apply_fn=apply_fn,
-        params=params,
-        x=x,
-        y=y,
-        key=key,
-        num_samples=num_samples,
-        **options,
-    )
-
-    def predictive_nll(losses: jax.Array) -> jax.Array:
-        if losses.ndim == 1:
-            raise ValueError(
-                "predictive_loss: loss_fn must return one value per example, but it returned a scalar. Drop its mean."
-            )
-        log_count = jnp.log(jnp.asarray(len(losses), losses.dtype))
-        return weighted_mean(log_count - jax.nn.logsumexp(-losses, axis=0), call.weights)
-
-    nll, _, aux = call.reduced(lambda losses: (losses, ()), predictive_nll)
-    kl = call.kl()
-    terms = ELBOTerms(nll, kl, call.weight_of_kl(kl.dtype))
-    return with_extras(terms.loss, *[terms] * call.return_terms, *[aux] * call.has_aux)
+def with_extras(loss: jax.Array, *extras: Any) -> Any:
+    """The loss alone, (loss, extra) or (loss, (extra, extra)): what `jax.value_and_grad(has_aux=True)` takes."""
+    return loss if not extras else (loss, extras[0] if len(extras) == 1 else extras)

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from illia_fn._base.trees import PyTree
+from illia_fn.engine.estimators import Estimator
+from illia_fn.objectives._data import DataTerm, LossFn
+from illia_fn.objectives._draws import Draws
 from illia_fn.objectives._importance import (
-    BoundOptions,
     Functional,
     importance_loss,
     log_power_mean,
@@ -17,6 +20,9 @@ from illia_fn.objectives._importance import (
     power_mean,
     static_number,
 )
+from illia_fn.objectives._regulariser import Regulariser
+from illia_fn.objectives.elbo import with_extras
+from illia_fn.priors.normal import Normal
 
 
 def iwae_loss(
@@ -26,7 +32,19 @@ def iwae_loss(
     y: Any,
     key: jax.Array,
     num_samples: int = 1,
-    **options: Unpack[BoundOptions],
+    *,
+    num_data: int,
+    loss_fn: LossFn | None = None,
+    prior: PyTree = Normal(0.0, 0.1),
+    kl_weight: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    estimator: Estimator = "doubly_reparameterised",
+    chunk_size: int | Literal["auto"] | None = "auto",
+    antithetic: bool = False,
+    needs_key: bool = False,
+    has_aux: bool = False,
+    return_log_weights: bool = False,
 ) -> Any:
     """Importance-weighted bound per training example: a lower bound on the log evidence that rises with num_samples.
 
@@ -42,17 +60,19 @@ def iwae_loss(
 
     Args:
         apply_fn, params, x, y, key, num_samples: as in `elbo_loss`.
-        options: keyword arguments as in `elbo_loss`, but for free_nats and return_terms, and return_log_weights=True to
-            return the l_s, (num_samples,), as well. num_data is required. The estimator is "doubly_reparameterised"
-            unless told; with `antithetic=True` it must be "reparameterised", as the draws are not independent.
+        num_data: N, the size of the training set.
+        estimator: as in `elbo_loss`; with `antithetic=True` it must be "reparameterised", as the draws are not
+            independent. It is the one that can be differentiated twice.
+        return_log_weights: whether to return the l_s, (num_samples,), as well.
+        others: as in `elbo_loss`.
 
     Returns:
         The loss, as in `elbo_loss`, in nats per example.
 
     Raises:
-        ValueError: as `elbo_loss`, and without num_data, for an unknown estimator, or one that does not go with the
-            number of samples or antithetic draws.
-        TypeError: for an unknown option.
+        ValueError: as `elbo_loss`, and for an estimator that does not go with the number of samples or antithetic
+            draws.
+        TypeError: for a second derivative of an estimator that has first ones only.
 
     >>> from illia_fn import Gaussian, Normal  # prior N(0, 1), one y = 5 of unit noise, and q the posterior
     >>> q = Gaussian(jnp.array(2.5), jnp.log(jnp.expm1(jnp.sqrt(0.5))))
@@ -61,8 +81,13 @@ def iwae_loss(
     >>> print(f"{loss:.4f}")  # the log evidence is -7.5155
     7.5155
     """
-    args = apply_fn, params, x, y, key, num_samples
-    return importance_loss("iwae_loss", lambda temperature: power_mean(1.0 / temperature), *args, sign=-1.0, **options)
+    data = DataTerm("iwae_loss", apply_fn, x, y, loss_fn=loss_fn, weights=weights, needs_key=needs_key, has_aux=has_aux)
+    draws = Draws(data, params, key, num_samples, estimator=estimator, chunk_size=chunk_size, antithetic=antithetic)
+    regulariser = Regulariser(draws, prior=prior, num_data=num_data, kl_weight=kl_weight, temperature=temperature)
+    loss, log_weights, aux = importance_loss(
+        draws, regulariser, lambda temperature: power_mean(1.0 / temperature), sign=-1.0
+    )
+    return with_extras(loss, *[log_weights] * return_log_weights, *[aux] * has_aux)
 
 
 def renyi_loss(
@@ -74,7 +99,18 @@ def renyi_loss(
     num_samples: int = 1,
     *,
     alpha: float,
-    **options: Unpack[BoundOptions],
+    num_data: int,
+    loss_fn: LossFn | None = None,
+    prior: PyTree = Normal(0.0, 0.1),
+    kl_weight: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    estimator: Estimator = "doubly_reparameterised",
+    chunk_size: int | Literal["auto"] | None = "auto",
+    antithetic: bool = False,
+    needs_key: bool = False,
+    has_aux: bool = False,
+    return_log_weights: bool = False,
 ) -> Any:
     """Renyi's alpha bound per training example: from the ELBO (alpha = 1) to IWAE (alpha = 0) and beyond.
 
@@ -102,10 +138,17 @@ def renyi_loss(
             f"renyi_loss: alpha must be at least 0, got {alpha}. Of a negative one minimise the upper bound, "
             f"cubo_loss(order={order:g})."
         )
-    args = apply_fn, params, x, y, key, num_samples
-    return importance_loss(
-        "renyi_loss", lambda temperature: power_mean(order / temperature if order else 0), *args, sign=-1.0, **options
+
+    def power(temperature: Any) -> Functional:
+        return power_mean(order / temperature if order else 0)
+
+    data = DataTerm(
+        "renyi_loss", apply_fn, x, y, loss_fn=loss_fn, weights=weights, needs_key=needs_key, has_aux=has_aux
     )
+    draws = Draws(data, params, key, num_samples, estimator=estimator, chunk_size=chunk_size, antithetic=antithetic)
+    regulariser = Regulariser(draws, prior=prior, num_data=num_data, kl_weight=kl_weight, temperature=temperature)
+    loss, log_weights, aux = importance_loss(draws, regulariser, power, sign=-1.0)
+    return with_extras(loss, *[log_weights] * return_log_weights, *[aux] * has_aux)
 
 
 def cubo_loss(
@@ -117,7 +160,18 @@ def cubo_loss(
     num_samples: int = 1,
     *,
     order: float = 2.0,
-    **options: Unpack[BoundOptions],
+    num_data: int,
+    loss_fn: LossFn | None = None,
+    prior: PyTree = Normal(0.0, 0.1),
+    kl_weight: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    estimator: Estimator = "doubly_reparameterised",
+    chunk_size: int | Literal["auto"] | None = "auto",
+    antithetic: bool = False,
+    needs_key: bool = False,
+    has_aux: bool = False,
+    return_log_weights: bool = False,
 ) -> Any:
     """Chi upper bound (CUBO) per training example: what is minimised bounds the log evidence from above.
 
@@ -149,6 +203,14 @@ def cubo_loss(
     def chi(temperature: Any) -> Functional:
         n = order / temperature
         bound = partial(log_power_mean, order=n)
-        return mean_of(lambda log_weights, held: jnp.exp(n * (log_weights - held)) / n, bound, temperature, value=bound)
 
-    return importance_loss("cubo_loss", chi, apply_fn, params, x, y, key, num_samples, **options)
+        def mean(log_weights: jax.Array, log_evidence: jax.Array) -> jax.Array:
+            return jnp.exp(n * (log_weights - log_evidence)) / n
+
+        return mean_of(mean, bound, temperature, value=bound)
+
+    data = DataTerm("cubo_loss", apply_fn, x, y, loss_fn=loss_fn, weights=weights, needs_key=needs_key, has_aux=has_aux)
+    draws = Draws(data, params, key, num_samples, estimator=estimator, chunk_size=chunk_size, antithetic=antithetic)
+    regulariser = Regulariser(draws, prior=prior, num_data=num_data, kl_weight=kl_weight, temperature=temperature)
+    loss, log_weights, aux = importance_loss(draws, regulariser, chi)
+    return with_extras(loss, *[log_weights] * return_log_weights, *[aux] * has_aux)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from illia_fn._base.sharding import is_sharded, varying_axes
 from illia_fn._base.trees import PyTree
 
 _SMALL = 2**16  # numbers; copying this many is cheap
@@ -32,7 +33,7 @@ class Joined(NamedTuple):
 
     @staticmethod
     def of(q: PyTree, is_node: Callable[[Any], bool]) -> "Joined":
-        """Joins small nodes of one type and structure, with one dtype of each field."""
+        """Joins small nodes of one type and structure, with one dtype of each field, on the same devices."""
         leaves, structure = jax.tree.flatten(q, is_leaf=is_node)
         nodes = [leaf for leaf in leaves if is_node(leaf)]
         groups = _groups(nodes)
@@ -40,7 +41,8 @@ class Joined(NamedTuple):
         def tree(arrays: Sequence[jax.Array]) -> PyTree:
             pieces = {}
             for group, array in zip(groups, arrays, strict=True):
-                pieces |= zip(group, split(array, tuple(nodes[index].mean.shape for index in group)), strict=True)
+                shapes = tuple(np.shape(nodes[index].mean) for index in group) if len(group) > 1 else ()
+                pieces |= zip(group, split(array, shapes), strict=True)
             remaining = iter(pieces[index] for index in range(len(nodes)))
             return structure.unflatten([next(remaining) if is_node(leaf) else leaf for leaf in leaves])
 
@@ -51,15 +53,14 @@ def _groups(nodes: Sequence[Any]) -> list[list[int]]:
     groups: dict[Hashable, list[int]] = {}
     for index, node in enumerate(nodes):
         fields = jax.tree.leaves(node)
-        joins = node.elementwise and all(np.size(field) <= _SMALL and not _is_sharded(field) for field in fields)
-        kind = (jax.tree.structure(node), *[jnp.result_type(field) for field in fields]) if joins else index
+        joins = node.elementwise and all(np.size(field) <= _SMALL and not is_sharded(field) for field in fields)
+        kind = (jax.tree.structure(node), *map(_type, fields)) if joins else index
         groups.setdefault(kind, []).append(index)
     return list(groups.values())
 
 
-def _is_sharded(x: Any) -> bool:
-    """Whether it is sharded over an explicit axis of a mesh, along which JAX does not concatenate."""
-    return any(axis is not None for axis in getattr(getattr(jax.typeof(x), "sharding", None), "spec", ()))
+def _type(x: Any) -> Hashable:
+    return jnp.result_type(x), varying_axes(x)
 
 
 def join(nodes: Sequence[PyTree]) -> PyTree:
@@ -71,8 +72,8 @@ def join(nodes: Sequence[PyTree]) -> PyTree:
 
 
 def split(array: jax.Array, shapes: Shapes) -> list[jax.Array]:
-    """The pieces of an array of joined nodes, in their shapes; the inverse of `join`."""
-    return [array] if len(shapes) == 1 else _split(array, shapes)
+    """The pieces of an array of joined nodes, in their shapes; the draw of a node by itself stays as it is."""
+    return _split(array, shapes) if len(shapes) > 1 else [array]
 
 
 @jax.custom_jvp

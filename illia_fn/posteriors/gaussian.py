@@ -50,6 +50,10 @@ class Gaussian(Posterior):
                 f"Gaussian: loc and rho must have the same shape, got {jnp.shape(self.loc)} and {jnp.shape(self.rho)}. "
                 "Broadcast one of them yourself, or build the node with mean_field."
             )
+        for name in ("loc", "rho"):
+            field = getattr(self, name)
+            if isinstance(field, (int, float)) or getattr(field, "weak_type", False):
+                object.__setattr__(self, name, _strong(field))
 
     @property
     def mean(self) -> jax.Array:
@@ -77,10 +81,10 @@ class Gaussian(Posterior):
     def log_prob(self, w: jax.Array) -> jax.Array:
         if jnp.shape(w) != jnp.shape(self.loc):
             raise ValueError(f"Gaussian.log_prob: w must have shape {jnp.shape(self.loc)}, got {jnp.shape(w)}.")
-        return normal_log_prob(at_least_float32(w), at_least_float32(self.loc), self.log_scale)
+        return jnp.sum(normal_log_prob(at_least_float32(w), at_least_float32(self.loc), self.log_scale))
 
     def entropy(self) -> jax.Array:
-        return self.log_scale + (HALF_LOG_2PI + 0.5)
+        return jnp.sum(self.log_scale + (HALF_LOG_2PI + 0.5))
 
 
 def mean_field(
@@ -126,7 +130,7 @@ def mean_field(
     masks = broadcast_prefix("mean_field", "mask", mask, params, is_posterior, _is_none)
     scales = broadcast_prefix("mean_field", "scale", scale, params, is_posterior, _is_none)
     nodes = [
-        _gaussian_at(path, leaf, leaf_scale) if _is_selected(path, leaf, leaf_mask) else leaf
+        _gaussian_at(path, leaf, leaf_scale) if _is_selected(path, leaf, leaf_mask) else _copied(leaf)
         for (path, leaf), leaf_scale, leaf_mask in zip(leaves, scales, masks, strict=True)
     ]
     if not any(map(is_posterior, nodes)):
@@ -160,6 +164,15 @@ def _is_selected(path: str, leaf: Any, mask: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)
 
 
+def _strong(x: ArrayLike) -> jax.Array:
+    # a copy, so that donating the posterior does not delete the parameters; a weak type would trace a step twice
+    return jnp.array(x, jnp.result_type(float(x) if isinstance(x, int) else x))
+
+
+def _copied(leaf: Any) -> Any:
+    return _strong(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
 def _gaussian_at(path: str, leaf: ArrayLike, scale: Any) -> Gaussian:
     if not isinstance(scale, (int, float, jax.Array)) and not hasattr(scale, "__array__"):
         raise TypeError(f"mean_field: scale must hold numbers, got {describe(scale)} at params{path}.")
@@ -169,7 +182,7 @@ def _gaussian_at(path: str, leaf: ArrayLike, scale: Any) -> Gaussian:
             f"got shape {jnp.shape(scale)}."
         )
     check_scale("mean_field", scale)
-    loc = jnp.array(leaf)  # a copy, so that donating the posterior does not delete the parameters
+    loc = _strong(leaf)
     scale = jnp.asarray(scale, at_least_float32(loc).dtype)
     rho = softplus_inverse(scale).astype(loc.dtype)
     finite = concrete(jnp.isfinite(rho))

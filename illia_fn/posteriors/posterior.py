@@ -11,54 +11,63 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_key
-from illia_fn._base.numerics import at_least_float32, total
+from illia_fn._base.numerics import total, widest_dtype
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.posteriors._join import Joined
 
 
 class Posterior(abc.ABC):
-    """A distribution over one array of parameters. A new variational family subclasses it and registers as a pytree.
+    """q(w): a distribution over one array of parameters, or jointly over a subtree of them.
+
+    A node stands in a parameter tree in the place of that array or subtree. Its fields may have any shapes. A family of
+    your own subclasses this and is decorated with `frozen_pytree`; the chapter of this package builds one.
 
     Attributes:
-        elementwise: whether all fields have the shape of the parameter and its elements are independent, each one
-            given by its elements of the fields and of the noise. Small nodes of such a family are drawn as one.
+        elementwise: whether the parameter is one array, all fields have its shape, and its elements are independent,
+            each given by its elements of the fields and of the noise. Small nodes of such a family are drawn, and
+            regularised, as one.
     """
 
     elementwise: ClassVar[bool] = False
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """The shape of the standard normal noise that makes one draw; that of the parameter, unless overridden."""
-        return jnp.shape(self.mean)
+        """The shape of the standard normal noise that makes one draw.
+
+        By default that of the parameter, or (P,) for a subtree of P numbers.
+        """
+        leaves, structure = jax.tree.flatten(self.mean)
+        is_array = jax.tree_util.treedef_is_leaf(structure)
+        return jnp.shape(leaves[0]) if is_array else (sum(map(np.size, leaves)),)
 
     @abc.abstractmethod
-    def reparameterise(self) -> Callable[[jax.Array], jax.Array]:
+    def reparameterise(self) -> Callable[[jax.Array], PyTree]:
         """The map from noise ~ N(0, I), float32 or wider, to a draw w ~ q; differentiable in the node's fields.
 
         What does not depend on the noise is computed here, once for all draws.
         """
 
-    def sample(self, key: jax.Array) -> jax.Array:
+    def sample(self, key: jax.Array) -> PyTree:
         """One reparameterised draw."""
-        return self.reparameterise()(jax.random.normal(key, self.noise_shape, at_least_float32(self.mean).dtype))
+        return self.reparameterise()(jax.random.normal(key, self.noise_shape, widest_dtype(self.mean)))
 
     @abc.abstractmethod
-    def log_prob(self, w: jax.Array) -> jax.Array:
-        """log q(w) in nats, element-wise."""
+    def log_prob(self, w: PyTree) -> jax.Array:
+        """log q(w) in nats, a scalar: the joint density of all that the node stands for."""
 
     @abc.abstractmethod
     def entropy(self) -> jax.Array:
-        """-E_q[log q(w)] in nats, element-wise."""
+        """H(q) = -E_q[log q(w)] in nats, a scalar."""
 
     @property
     @abc.abstractmethod
-    def mean(self) -> jax.Array:
-        """E_q[w]."""
+    def mean(self) -> PyTree:
+        """E_q[w], of the structure, shapes and dtypes of what the node stands for."""
 
     @property
     @abc.abstractmethod
-    def stddev(self) -> jax.Array:
-        """The standard deviation of each element of w."""
+    def stddev(self) -> PyTree:
+        """The standard deviation of each number of w."""
 
 
 def is_posterior(node: Any) -> bool:
@@ -104,13 +113,13 @@ class Sampler(NamedTuple):
     """
 
     noise: Callable[[jax.Array], list[jax.Array]]
-    draws: Callable[[list[jax.Array]], list[jax.Array]]
+    draws: Callable[[list[jax.Array]], list[PyTree]]
 
     @staticmethod
     def of(nodes: Sequence[Posterior]) -> "Sampler":
         maps = [node.reparameterise() for node in nodes]
 
-        def draws(noise: list[jax.Array]) -> list[jax.Array]:
+        def draws(noise: list[jax.Array]) -> list[PyTree]:
             return [f(array) for f, array in zip(maps, noise, strict=True)]
 
         return Sampler(partial(_noise, nodes), draws)
@@ -120,7 +129,7 @@ def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
     """Standard normal noise for every node, cut from one flat draw for each dtype."""
     groups: dict[Any, list[int]] = {}
     for index, node in enumerate(nodes):
-        groups.setdefault(at_least_float32(node.mean).dtype, []).append(index)
+        groups.setdefault(widest_dtype(node.mean), []).append(index)
     noise = {}
     for number, (dtype, group) in enumerate(groups.items()):
         ends = np.cumsum([math.prod(nodes[index].noise_shape) for index in group])
@@ -177,17 +186,19 @@ def log_prob(q: PyTree, w: PyTree) -> jax.Array:
     -1.837877
     """
     nodes, structure = jax.tree.flatten(q, is_leaf=is_posterior)
-    if jax.tree.structure(w) != structure:
-        raise ValueError(f"log_prob: w must have the structure of mean(q), {structure}, got {jax.tree.structure(w)}.")
-    terms = []
-    for (path, leaf), node in zip(leaves_with_path(w, is_posterior), nodes, strict=True):
-        if is_posterior(node):
-            if jnp.shape(leaf) != node.mean.shape:
-                raise ValueError(
-                    f"log_prob: w{path} has shape {jnp.shape(leaf)}, but its posterior has shape {node.mean.shape}."
-                )
-            terms.append(node.log_prob(leaf))
-    return total(terms)
+    expected = mean(q)
+    if jax.tree.structure(w) != jax.tree.structure(expected):
+        raise ValueError(
+            f"log_prob: w must have the structure of mean(q), {jax.tree.structure(expected)}, got "
+            f"{jax.tree.structure(w)}."
+        )
+    for (path, leaf), like in zip(leaves_with_path(w), jax.tree.leaves(expected), strict=True):
+        if np.shape(leaf) != np.shape(like):
+            raise ValueError(
+                f"log_prob: w{path} has shape {np.shape(leaf)}, but its posterior has shape {np.shape(like)}."
+            )
+    draws = structure.flatten_up_to(w)
+    return total([node.log_prob(draw) for node, draw in zip(nodes, draws, strict=True) if is_posterior(node)])
 
 
 def num_params(q: PyTree) -> int:
@@ -197,4 +208,5 @@ def num_params(q: PyTree) -> int:
     >>> num_params({"w": mean_field(jnp.ones((2, 3)), scale=0.1), "b": jnp.ones(3)})
     6
     """
-    return sum(np.size(node.mean) for node in jax.tree.leaves(q, is_leaf=is_posterior) if is_posterior(node))
+    nodes = [node for node in jax.tree.leaves(q, is_leaf=is_posterior) if is_posterior(node)]
+    return sum(np.size(leaf) for node in nodes for leaf in jax.tree.leaves(node.mean))

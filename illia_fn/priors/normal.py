@@ -1,5 +1,7 @@
 """p(w): priors. Any object with an element-wise `log_prob`, such as a numpyro distribution, also serves."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -25,6 +27,8 @@ class Normal:
     >>> print(Normal(0.0, 0.1).log_prob(0.0))
     1.3836466
     """
+
+    elementwise: ClassVar[bool] = True  # each number of w has its number of every field, or shares it
 
     loc: ArrayLike
     scale: ArrayLike

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import coupling_cases
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import illia_fn
 from illia_fn import explain_coupling, mean_field
 from illia_fn.coupling._spread import Places
 from illia_fn.coupling._transform import Coupled
+
+pytestmark = pytest.mark.optimised(False)
 
 
 def networks(it, q, noise):
@@ -61,6 +64,7 @@ def test_outputs_are_those_of_the_networks(name):
 
 
 @pytest.mark.promotes
+@pytest.mark.optimised(True)
 @pytest.mark.parametrize("batch_size", [16, 128, 512])
 def test_under_jit_and_without(batch_size):
     """XLA on CPU has miscompiled the signs of a convolution at 512 lanes."""
@@ -193,24 +197,23 @@ def test_chunks_change_nothing(coupling, antithetic):
         options = {"coupling": coupling, "chunk_size": chunk_size, "antithetic": antithetic, "needs_key": True}
         return illia_fn.elbo_loss(apply_fn, q, x, y, KEY, 10, num_data=3, **options)
 
-    expected = jax.tree.leaves(loss(q, 1))
+    expected = loss(q, 1)
     for chunk_size in ("auto", 3, None):
-        for leaf, other in zip(jax.tree.leaves(loss(q, chunk_size)), expected, strict=True):
-            np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(loss(q, chunk_size), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_variance_no_nan():
     """The standard deviation of an output of zero variance has a gradient of 0, not 0 / 0."""
     f = illia_fn.decorrelate(linear)
     grads = jax.jit(jax.grad(lambda q, x: jnp.sum(f(q, x, KEY)), (0, 1)))(LINEAR, jnp.zeros((3, 4)))
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_has_variances_in_float32(dtype):
     q = jax.tree.map(lambda leaf: leaf.astype(dtype), LINEAR)
     x = jnp.full((512, 4), 300.0, dtype)  # whose square is no float16
-    outputs = illia_fn.decorrelate(linear)(q, x, KEY)
+    outputs = jax.jit(illia_fn.decorrelate(linear))(q, x, KEY)
     assert outputs.dtype == dtype
     np.testing.assert_allclose(outputs.astype(jnp.float32).std(), 2 * 300 * 0.5, rtol=0.1)
 
@@ -242,6 +245,7 @@ def test_a_jitted_step_is_traced_once():
 
 
 @pytest.mark.promotes
+@pytest.mark.optimised(True)
 def test_a_gradient_in_a_loop_is_that_outside():
     """XLA on CPU has fused the gradient of a max-pooling with the two that reach its output, wrongly."""
 
@@ -266,6 +270,7 @@ def test_a_gradient_in_a_loop_is_that_outside():
 
 
 @pytest.mark.promotes
+@pytest.mark.optimised(True)
 @pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
 def test_the_gradient_of_samples_under_jit_and_without(coupling):
     """XLA may compute noise twice, with other rounding; the gradient of max then loses what it does not find again."""
@@ -293,9 +298,8 @@ def test_every_example_has_a_key_of_its_own():
     q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-6)}
     outputs = jax.jit(illia_fn.decorrelate(apply_fn, needs_key=True))(q, jnp.ones((3, 4)), KEY)
     assert len(np.unique(np.round(outputs, 3))) == 6
-    value = illia_fn.elbo_loss(
-        apply_fn, q, jnp.ones((3, 4)), Y, KEY, 2, num_data=3, needs_key=True, coupling="decorrelated"
-    )
+    options = {"num_samples": 2, "num_data": 3, "needs_key": True, "coupling": "decorrelated"}
+    value = jax.jit(partial(illia_fn.elbo_loss, apply_fn, **options))(q, jnp.ones((3, 4)), Y, KEY)
     assert np.isfinite(value)
 
 
@@ -324,10 +328,12 @@ def test_what_does_not_depend_on_the_example_may_be_random(over):
 
     q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-7)}
     x = {"x": coupling_cases.VECTOR, "number": jnp.arange(3)}
-    np.testing.assert_allclose(illia_fn.decorrelate(apply_fn)(q, x, KEY), apply_fn({"w": q["w"].loc}, x), rtol=1e-4)
+    outputs = jax.jit(illia_fn.decorrelate(apply_fn))(q, x, KEY)
+    np.testing.assert_allclose(outputs, jax.jit(apply_fn)({"w": q["w"].loc}, x), rtol=1e-4)
 
 
 def test_padding_does_not_count():
+    @jax.jit
     def loss(x, y, weights):
         return illia_fn.elbo_loss(linear, LINEAR, x, y, KEY, 2, num_data=3, weights=weights, coupling="decorrelated")
 

@@ -13,7 +13,7 @@ from illia_fn import decorrelate, explain_coupling, mean_field, sample
 from illia_fn.coupling._spread import Places
 from illia_fn.coupling._transform import Coupled
 
-pytestmark = pytest.mark.promotes
+pytestmark = [pytest.mark.promotes, pytest.mark.optimised(False)]
 
 DRAWS = 4096
 

@@ -9,6 +9,7 @@ from scipy import stats
 from illia_fn.coupling import _spread
 from illia_fn.coupling._spread import _ORDERS, Places, spread_normals
 
+pytestmark = pytest.mark.optimised(False)
 KEYS = 4096
 
 

@@ -176,15 +176,18 @@ def test_what_a_certificate_is_made_of():
     def apply_fn(w, x):
         return x @ w["w"]
 
-    certificate = pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior)
+    def certify(**options):
+        return jax.jit(partial(pac_bayes_certificate, apply_fn, num_samples=50, **options))(q, x, y, KEY, prior=prior)
+
+    certificate = certify()
     np.testing.assert_allclose(certificate.kl, kl_loss(q, prior, reduction="sum"), rtol=1e-6)
     assert certificate.empirical_risk < certificate.empirical_bound < certificate.bound < 1.0
     step = kl_inverse(certificate.empirical_risk, np.log(2 / 0.05) / 50)
     np.testing.assert_allclose(certificate.empirical_bound, step, rtol=1e-6)
-    assert pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior, loss_fn=None) == certificate
-    classes = pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior, bound=pac_bayes.mcallester_bound)
+    assert certify(loss_fn=None) == certificate
+    classes = certify(bound=pac_bayes.mcallester_bound)
     assert classes.bound > certificate.bound
-    surrogate = pac_bayes_certificate(apply_fn, q, x, y, KEY, 50, prior=prior, loss_fn=pac_bayes.bounded_cross_entropy)
+    surrogate = certify(loss_fn=pac_bayes.bounded_cross_entropy)
     assert surrogate.empirical_risk < certificate.empirical_risk
 
 
@@ -212,7 +215,7 @@ def linear(w, x):
 def test_the_loss_is_the_bound_of_its_terms(bound):
     q, prior = mean_field(PARAMS, scale=0.2), Normal(0.0, 1.0)
     loss = partial(pac_bayes_loss, linear, num_samples=3, num_data=500, prior=prior, bound=bound, delta=0.1)
-    value, terms = loss(q, X, LABELS, KEY, return_terms=True)
+    value, terms = jax.jit(partial(loss, return_terms=True))(q, X, LABELS, KEY)
     np.testing.assert_allclose(value, bound(terms.risk, terms.kl, 500, 0.1), rtol=1e-6)
     np.testing.assert_allclose(terms.kl, kl_loss(q, prior, reduction="sum"), rtol=1e-6)
     grads = jax.jit(jax.grad(loss))(q, X, LABELS, KEY)
@@ -274,6 +277,7 @@ def test_training_lowers_the_certificate():
     x, y = step_data(KEY, 400)
     prior = q_of(0.6, 0.3)
 
+    @jax.jit
     def certificate(q):
         return pac_bayes_certificate(step_classifier, q, x, y, KEY, 200, prior=prior).bound
 
@@ -332,7 +336,7 @@ def train(**options):
         (partial(train, delta=1), ValueError, "pac_bayes_loss: delta must be"),
         (partial(train, **OUTSIDE), ValueError, r"pac_bayes_loss: the losses must lie in \[0, 1\], got 0.0 to 2.0"),
         (partial(train, bound="kl"), TypeError, "pac_bayes_loss: bound must be a function, got 'kl'"),
-        (partial(train, kl_weight=0.1), TypeError, "pac_bayes_loss: unknown option kl_weight"),
+        (partial(train, kl_weight=0.1), TypeError, "unexpected keyword argument 'kl_weight'"),
         (partial(train, estimator="score"), ValueError, "pac_bayes_loss: estimator must"),
         (partial(train, loss_fn=pac_bayes.zero_one_loss), ValueError, "pac_bayes_loss: zero_one_loss has no gradient"),
         (partial(train, loss_fn=lambda f, y: jnp.float32(0.5)), ValueError, "pac_bayes_loss: .* it returned a scalar"),

@@ -47,7 +47,7 @@ def _kl_inverse(q: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
     """p, p - q and 1 - p, each to its own last places."""
     # With p - q = s (1 - q), s or 1 - s is at most 1/2, and is halved by its bits, which are in the order of the
     # numbers: to the last of them, however small it is.
-    one, bits = jnp.ones_like(q), jnp.finfo(q.dtype).bits
+    one, bits = jnp.ones_like(q + c), jnp.finfo(q.dtype).bits
     upper = (_kl(q, 0.5 * one, 0.5 * one) <= c) & (c > 0)
     as_int = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.dtype(f"int{bits}"))
     as_pair = lambda bits: _pair(jax.lax.bitcast_convert_type(bits, q.dtype), upper)  # noqa: E731

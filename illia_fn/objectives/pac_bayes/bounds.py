@@ -6,6 +6,7 @@ chosen without these examples. c = (KL + log(2 sqrt(n) / delta)) / n is the `com
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import concrete, describe
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.objectives.pac_bayes._kl_inverse import kl_inverse
+
+Bound = Callable[[jax.Array, jax.Array, Any, float], jax.Array]  # of risk, KL, num_data and delta
 
 
 def complexity(kl: ArrayLike, num_data: ArrayLike, delta: float) -> jax.Array:

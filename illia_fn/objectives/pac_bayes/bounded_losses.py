@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import describe
+from illia_fn._base.checks import concrete, describe
 from illia_fn.likelihoods import categorical_nll
 from illia_fn.likelihoods.classes import check_labels
+from illia_fn.objectives._data import DataTerm
 from illia_fn.objectives.pac_bayes.bounds import probability
 
 
@@ -49,3 +50,20 @@ def bounded_cross_entropy(outputs: ArrayLike, targets: ArrayLike, *, min_prob: f
     """
     most = -math.log(probability("bounded_cross_entropy", "min_prob", min_prob))
     return jnp.minimum(categorical_nll(outputs, targets), most) / most
+
+
+def risk_and_range(data: DataTerm, losses: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The mean loss of one network, and the range of its losses."""
+    losses = data.require_examples(losses)
+    return data.mean(losses), (jnp.min(losses), jnp.max(losses))
+
+
+def one_if_inside(caller: str, low: jax.Array, high: jax.Array) -> jax.Array:
+    """1, or NaN if some losses lie outside of [0, 1] and that is not known yet."""
+    low, high = jax.lax.stop_gradient((jnp.min(low), jnp.max(high)))
+    inside = (low >= 0.0) & (high <= 1.0 + 1e-6)
+    if concrete(inside) is not None and not inside:
+        raise ValueError(
+            f"{caller}: the losses must lie in [0, 1], got {low} to {high}. Bound them, as bounded_cross_entropy does."
+        )
+    return jnp.where(inside, 1.0, jnp.nan)

@@ -1,0 +1,181 @@
+"""KL(q || p) of a whole tree: the loss, its parts by path, and the density of the prior at a draw."""
+
+from collections.abc import Hashable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from illia_fn._base.checks import check_factor, check_key
+from illia_fn._base.numerics import total
+from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
+from illia_fn.kl.gaussian import kl_normal_normal
+from illia_fn.kl.table import closed_form, is_prior, kl_of_node, log_prior_of_node
+from illia_fn.posteriors._join import Joined, join, split
+from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.posteriors.posterior import is_posterior, mean, num_params
+from illia_fn.priors.normal import Normal
+
+
+def kl_loss(
+    params: PyTree,
+    prior: PyTree = Normal(0.0, 0.1),
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    weight: ArrayLike = 1.0,
+    key: jax.Array | None = None,
+    num_samples: int = 1,
+) -> jax.Array:
+    """KL loss, weight * sum_l KL(q_l || p_l) over the posterior nodes l of a tree, in nats.
+
+    With reduction="mean" it is divided by the number of variational parameters, `num_params(params)`: all of them.
+
+    Args:
+        params: a posterior tree; deterministic leaves add no KL.
+        prior: a `Normal`, any object with a `log_prob` (element-wise, or the joint density of an array), a prefix tree
+            of these, or a posterior tree of the structure of `params` (yesterday's posterior as today's prior).
+        reduction: "mean" per variational parameter, or "sum".
+        weight: a factor, not negative.
+        key: a PRNG key, required if some prior has no closed form (see `kl_divergence`).
+        num_samples: Monte Carlo draws for those.
+
+    Returns:
+        A scalar, float32 or wider. A tree without posterior nodes gives exactly 0 for "sum".
+
+    Raises:
+        ValueError: for an unknown reduction, "mean" of a tree without posterior nodes, a prior that does not match the
+            tree, a missing key.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"w": jnp.ones((2, 3))}, scale=1.0)
+    >>> print(kl_loss(q, Normal(0.0, 1.0)), kl_loss(q, Normal(0.0, 1.0), reduction="sum"))
+    0.5 3.0
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'kl_loss: reduction must be "mean" or "sum", got {reduction!r}.')
+    check_factor("kl_loss", "weight", weight)
+    count = num_params(params)
+    if reduction == "mean" and count == 0:
+        raise ValueError(
+            "kl_loss: params has no posterior node, so there is no mean per variational parameter. Make some leaves "
+            'Bayesian with mean_field, or use reduction="sum", which is 0.'
+        )
+    pairs = kl_pairs("kl_loss", params, prior, key)
+    kl = total_kl(Joined.of(params, is_posterior), pairs, num_samples)
+    return jnp.asarray(weight, kl.dtype) * (kl / jnp.asarray(count, kl.dtype) if reduction == "mean" else kl)
+
+
+def kl_tree(
+    params: PyTree, prior: PyTree = Normal(0.0, 0.1), *, key: jax.Array | None = None, num_samples: int = 1
+) -> dict[str, jax.Array]:
+    """KL(q_l || p_l) of every posterior node l, by its path: where the information sits, in nats.
+
+    A node over a subtree has one KL, under the paths of all arrays that it stands for, separated by commas. Args and
+    errors are those of `kl_loss`.
+
+    >>> from illia_fn import mean_field
+    >>> q = mean_field({"b": jnp.zeros(3), "w": jnp.ones((2, 3))}, scale=1.0)
+    >>> print({path: round(float(kl), 3) for path, kl in kl_tree(q, Normal(0.0, 1.0)).items()})
+    {"['b']": 0.0, "['w']": 3.0}
+    """
+    pairs = kl_pairs("kl_tree", params, prior, key)
+    return {", ".join(pair.paths): pair.kl(num_samples) for pair in pairs}
+
+
+class Pair(NamedTuple):
+    """A posterior node and its prior.
+
+    Attributes:
+        name: how errors name it.
+        paths: of the arrays that it stands for.
+        q: the node.
+        p: its prior; for a node over a subtree, one for all of it or a tree of priors.
+        key: to sample with, once `index` is folded in.
+        index: the place of the node among the leaves of the tree.
+    """
+
+    name: str
+    paths: list[str]
+    q: Any
+    p: PyTree
+    key: jax.Array | None
+    index: int
+
+    def kl(self, num_samples: int) -> jax.Array:
+        """KL(q || p), a scalar."""
+        key = self.key if self.key is None or self.is_exact else jax.random.fold_in(self.key, self.index)
+        return kl_of_node(self.name, self.q, self.p, key, num_samples)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is a closed form."""
+        return closed_form(self.q, self.p) is not None
+
+    @property
+    def partner(self) -> Hashable:
+        """Joined nodes with equal partners have one prior, or posteriors for priors that can be joined likewise."""
+        fields = jax.tree.leaves(self.p)
+        if closed_form(self.q, self.p) is kl_normal_normal:
+            if isinstance(self.p, Gaussian) and np.shape(self.p.mean) == np.shape(self.q.mean):
+                return Gaussian, *[jnp.result_type(field) for field in fields]
+            if isinstance(self.p, Normal) and not any(np.shape(field) for field in fields):
+                return Normal, *[field if isinstance(field, (int, float)) else id(field) for field in fields]
+        return object()  # a form or a prior of someone else's may go by the shape of one leaf
+
+
+def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) -> list[Pair]:
+    """One for each posterior node, in the order of the tree."""
+    if key is not None:
+        check_key(caller, key)
+    arrays = mean(params)  # a prior may tell apart the arrays that one node stands for
+    priors = iter(broadcast_prefix(caller, "prior", prior, arrays, None, _is_prior_leaf))
+    paths = iter(path for path, _ in leaves_with_path(arrays))
+    pairs = []
+    for index, (path, q) in enumerate(leaves_with_path(params, is_posterior)):
+        structure = jax.tree.structure(q.mean if is_posterior(q) else q)
+        mine = [(next(paths), next(priors)) for _ in range(structure.num_leaves)]
+        if is_posterior(q):
+            own_paths, own = map(list, zip(*mine, strict=True))
+            p = own[0] if all(each is own[0] for each in own) else structure.unflatten(own)
+            pairs.append(Pair(f"{caller} at params{path}", own_paths, q, p, key, index))
+    return pairs
+
+
+def total_kl(joined: Joined, pairs: list[Pair], num_samples: int) -> jax.Array:
+    """KL(q || prior) of the whole tree in nats."""
+    return total([pair.kl(num_samples) for node, group in _groups(joined) for pair in _by_prior(node, group, pairs)])
+
+
+def log_prior(joined: Joined, pairs: list[Pair], w: list[PyTree]) -> jax.Array:
+    """log p(w) in nats, at one draw for each joined node."""
+    terms = []
+    for (node, group), draw in zip(_groups(joined), w, strict=True):
+        joined_pairs = _by_prior(node, group, pairs)
+        pieces = [draw]
+        if len(joined_pairs) > 1:
+            joined_pairs = [pairs[index] for index in group]
+            pieces = split(draw, tuple(np.shape(pair.q.mean) for pair in joined_pairs))
+        terms += [log_prior_of_node(pair.name, pair.p, piece) for pair, piece in zip(joined_pairs, pieces, strict=True)]
+    return total(terms)
+
+
+def _groups(joined: Joined) -> Iterator[tuple[Any, list[int]]]:
+    return zip(joined.nodes, joined.groups, strict=True)
+
+
+def _by_prior(node: Any, group: list[int], pairs: list[Pair]) -> list[Pair]:
+    """A joined node and its joined prior, or one such pair for each of several priors."""
+    partners: dict[Hashable, list[Pair]] = {}
+    for pair in [pairs[index] for index in group]:
+        partners.setdefault(pair.partner, []).append(pair)
+    nodes = [node] if len(partners) == 1 else [join([pair.q for pair in some]) for some in partners.values()]
+    return [
+        some[0]._replace(q=q, p=join([pair.p for pair in some]) if isinstance(some[0].p, Gaussian) else some[0].p)
+        for q, some in zip(nodes, partners.values(), strict=True)
+    ]
+
+
+def _is_prior_leaf(node: Any) -> bool:
+    return node is None or is_prior(node)

@@ -1,0 +1,140 @@
+"""kl_weight * KL(q || prior) / N, and the log density ratio of one draw that it is the mean of."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from illia_fn._base.checks import check_factor, check_num_data, check_temperature, concrete
+from illia_fn._base.numerics import at_least_float32, total
+from illia_fn._base.trees import PyTree, broadcast_prefix
+from illia_fn.engine.estimators import with_gradient_of
+from illia_fn.kl.loss import Pair, kl_pairs, log_prior, total_kl
+from illia_fn.objectives._draws import Draw, Draws
+from illia_fn.posteriors.posterior import is_posterior, num_params
+from illia_fn.priors.normal import Normal
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Regulariser:
+    """What keeps q near the prior: KL(q || prior), exact where it can be, and its weight against the data.
+
+    Attributes:
+        draws: the draws of q.
+        prior, num_data, kl_weight, temperature, free_nats: as in `elbo_loss`.
+        pairs: each posterior node with its prior.
+
+    >>> from illia_fn import mean_field
+    >>> from illia_fn.objectives import DataTerm
+    >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> draws = Draws(data, mean_field(jnp.ones(()), scale=1.0), jax.random.key(0))
+    >>> print(Regulariser(draws, prior=Normal(0.0, 1.0), num_data=100).kl())  # (1 - 0)^2 / 2
+    0.5
+    """
+
+    draws: Draws
+    _: dataclasses.KW_ONLY
+    prior: PyTree = dataclasses.field(default=Normal(0.0, 0.1))
+    num_data: int | None = None
+    kl_weight: ArrayLike | None = None
+    temperature: ArrayLike = 1.0
+    free_nats: PyTree | None = None
+    pairs: list[Pair] = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        check_num_data(self.caller, self.num_data)
+        if self.kl_weight is not None:
+            check_factor(self.caller, "kl_weight", self.kl_weight)
+        check_temperature(self.caller, self.temperature)
+        if self.free_nats is not None and self.draws.estimator == "doubly_reparameterised":
+            raise ValueError(
+                f'{self.caller}: free_nats need the exact gradient of the KL. Drop estimator="doubly_reparameterised".'
+            )
+        pairs = kl_pairs(self.caller, self.draws.params, self.prior, self.draws.keys[1])
+        object.__setattr__(self, "pairs", pairs)
+
+    @property
+    def caller(self) -> str:
+        """The public function that errors name."""
+        return self.draws.caller
+
+    def kl(self) -> jax.Array:
+        """KL(q || prior) in nats, tempered and with its free nats; exact, with the gradient of the estimator."""
+        draws = self.draws
+        kl = total_kl(draws.joined, self.pairs, draws.num_samples) if self.free_nats is None else self._kl_beyond_free()
+        if self._is_tempered:
+            entropy = total([node.entropy() for node in draws.joined.nodes])
+            kl = kl + (1.0 - at_least_float32(self.temperature)).astype(kl.dtype) * entropy.astype(kl.dtype)
+        if draws.estimator != "doubly_reparameterised":
+            return kl
+        path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
+        return with_gradient_of(kl, (path / draws.num_samples).astype(kl.dtype), draws.once)
+
+    def _kl_beyond_free(self) -> jax.Array:
+        """sum_l max(KL_l, free_nats_l) over the nodes l; None is no free nats."""
+        params = self.draws.params
+        prefix = self.caller, "free_nats", self.free_nats
+        free = broadcast_prefix(*prefix, params, is_posterior, lambda node: node is None)
+        nodes = [(leaf, nats) for leaf, nats in zip(_leaves(params), free, strict=True) if is_posterior(leaf)]
+        terms = []
+        for pair, (_, nats) in zip(self.pairs, nodes, strict=True):
+            nats = 0.0 if nats is None else nats
+            check_factor(self.caller, "free_nats", nats)
+            kl = pair.kl(self.draws.num_samples)
+            terms.append(jnp.maximum(kl, jnp.asarray(nats, kl.dtype)))
+        return total(terms)
+
+    @property
+    def _is_tempered(self) -> bool:
+        return not (isinstance(self.temperature, (int, float)) and self.temperature == 1.0)
+
+    def log_ratio(self, w: Draw, log_q: jax.Array | None = None) -> jax.Array:
+        """log p(w) - temperature log q(w) of one draw, in nats; its mean is -KL(q || prior)."""
+        log_q = self.draws.log_q(w) if log_q is None else log_q
+        if self._is_tempered:
+            log_q = at_least_float32(self.temperature).astype(log_q.dtype) * log_q
+        return log_prior(self.draws.joined, self.pairs, w) - log_q
+
+    def weight(self, dtype: Any) -> jax.Array:
+        """kl_weight / num_data; without num_data, kl_weight per variational parameter, the convention of illia."""
+        if self.num_data is not None:
+            self._check_batch(self.num_data)
+            weight = 1.0 if self.kl_weight is None else self.kl_weight
+            return jnp.asarray(weight, dtype) / jnp.asarray(self.num_data, dtype)
+        count = num_params(self.draws.params)
+        if count == 0:
+            raise ValueError(
+                f"{self.caller}: params has no posterior node, so there is no KL per variational parameter. Make some "
+                "leaves Bayesian with mean_field, or pass num_data: the loss of a deterministic tree is then its mean "
+                "NLL."
+            )
+        return jnp.asarray(1e-3 if self.kl_weight is None else self.kl_weight, dtype) / jnp.asarray(count, dtype)
+
+    def require_num_data(self, why: str) -> int:
+        """The size of the training set, for objectives without another convention."""
+        if self.num_data is None:
+            raise ValueError(f"{self.caller}: num_data is required: {why}. Pass num_data=len(x_train).")
+        self._check_batch(self.num_data)
+        return self.num_data
+
+    def require_exact(self) -> None:
+        """Every KL has a closed form."""
+        if not all(pair.is_exact for pair in self.pairs):
+            raise ValueError(
+                f"{self.caller}: KL(q || prior) must have a closed form. Take illia_fn.Normal or a posterior tree."
+            )
+
+    def _check_batch(self, num_data: Any) -> None:
+        """A batch is not larger than the training set, unless it is padded."""
+        count, size = concrete(num_data), self.draws.data.batch_size
+        if self.draws.data.weights is None and count is not None and isinstance(size, int) and count < size:
+            raise ValueError(
+                f"{self.caller}: num_data must be the size of the training set, got {num_data} for a batch of {size}. "
+                "If the batch is padded, pass weights."
+            )
+
+
+def _leaves(tree: PyTree) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=is_posterior)

@@ -1,0 +1,206 @@
+"""Every objective, value and gradient, on several (virtual) devices against one: run by test_mesh.py.
+
+python mesh_program.py kinds | shared_out | processes <address> <number>
+"""
+
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MODE, *ARGUMENTS = sys.argv[1:]
+if MODE == "processes":  # before there is an array
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(ARGUMENTS[0], num_processes=2, process_id=int(ARGUMENTS[1]))
+
+import illia_fn  # noqa: E402
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+# kinds of mesh on which a coupling runs, of "auto", "explicit" and "shard_map"
+COUPLED_ON = ("auto",)
+
+
+class Laplace:
+    """A prior without a closed form."""
+
+    def log_prob(self, w):
+        return -jnp.abs(w) - np.log(2.0, dtype=np.float32)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape) / 3, jnp.float32)
+
+
+def apply_fn(w, x):
+    return jax.nn.relu(x @ w["w"] + w["b"][None]) @ w["v"] + w["deterministic"]
+
+
+def loss(f, *args, **options):
+    return lambda q, x, y: f(apply_fn, q, x, y, KEY, *args, num_data=100, **options)
+
+
+def expectation(q, x, y):
+    return illia_fn.expectation(lambda w: jnp.mean(jnp.square(apply_fn(w, x))), q, KEY, 5, chunk_size=2)
+
+
+def expectation_of_a_vector(q, x, y):
+    return jnp.sum(illia_fn.expectation(lambda w: jnp.mean(jnp.square(apply_fn(w, x)), axis=0), q, KEY, 2))
+
+
+def predict(q, x, y):
+    return jnp.mean(jnp.square(illia_fn.predict(apply_fn, q, x, KEY, 4, chunk_size=2)))
+
+
+elbo = partial(loss, illia_fn.elbo_loss)
+PRIOR = illia_fn.mean_field({"w": normal(4, 8), "b": normal(8), "v": normal(8, 3)}, scale=0.2)
+Q = illia_fn.mean_field({"w": normal(4, 8), "b": normal(8), "v": normal(8, 3)}, scale=0.1)
+Q |= {"deterministic": jnp.ones(())}
+X, Y = normal(8, 4), jnp.asarray(RNG.integers(0, 3, 8))
+LOSSES = {
+    "one sample": elbo(),
+    "all at once": elbo(2, chunk_size=None),
+    "antithetic chunks": elbo(6, chunk_size=2, antithetic=True),
+    "decorrelated": elbo(2, coupling="decorrelated"),
+    "flipout": elbo(2, coupling="flipout"),
+    "local_reparam": elbo(2, coupling="local_reparam"),
+    "doubly_reparameterised": elbo(2, estimator="doubly_reparameterised"),
+    "score_function": elbo(2, estimator="score_function"),
+    "predictive": loss(illia_fn.predictive_loss, 2),
+    "iwae": loss(illia_fn.iwae_loss, 2),
+    "renyi": loss(illia_fn.renyi_loss, 2, alpha=0.5),
+    "cubo": loss(illia_fn.cubo_loss, 2),
+    "f_divergence": loss(illia_fn.f_divergence_loss, 2, generator=illia_fn.divergences.kl_forward),
+    "pac_bayes": loss(illia_fn.pac_bayes_loss, 2, prior=PRIOR | {"deterministic": None}),
+    "kl": lambda q, x, y: illia_fn.kl_loss(q),
+    "sampled kl": lambda q, x, y: illia_fn.kl_loss(q, Laplace(), key=KEY, num_samples=2),
+    "expectation": expectation,
+    "expectation of a vector": expectation_of_a_vector,
+    "predict": predict,
+}
+COUPLED = ("decorrelated", "flipout", "local_reparam")
+
+
+def place(mesh, tree, *axes):
+    return jax.device_put(tree, NamedSharding(mesh, P(*axes)))
+
+
+def gathered(q):
+    """The last leaf is spread over the devices, which gather it: it is not joined with the others."""
+    return q | {"w": jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, "data", axis=0, tiled=True), q["w"])}
+
+
+def on_a_mesh(kind, loss):
+    """Value and gradient with weights sharded along one axis of the mesh, and examples along the other."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2, devices=jax.devices()[:4])
+    specs = {"w": (None, "model"), "b": ("model",), "v": (), "deterministic": ()}
+    q = {name: place(mesh, leaf, *specs[name]) for name, leaf in Q.items()}
+    return jax.jit(jax.value_and_grad(loss))(q, place(mesh, X, "data"), place(mesh, Y, "data"))
+
+
+def in_shard_map(loss):
+    """The mean over two devices, each with its examples, and its part of one leaf."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    specs = {"w": P("data"), "b": P(), "v": P(), "deterministic": P()}
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(specs, P("data"), P("data")), out_specs=P())
+    def mean(q, x, y):
+        return jax.lax.pmean(loss(gathered(q), x, y), "data")
+
+    both = jnp.concatenate([X, -X]), jnp.concatenate([Y, Y])
+    return jax.jit(jax.value_and_grad(mean))(Q, *both)
+
+
+def check(name, found, expected, rtol=1e-3, atol=1e-5):
+    try:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), *jax.device_get((found, expected)))
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {error}") from error
+
+
+def kinds():
+    for name, loss in LOSSES.items():
+        on = COUPLED_ON if name in COUPLED else ("auto", "explicit", "shard_map")
+        one = jax.jit(jax.value_and_grad(loss))
+        whole = one(Q, X, Y)
+        for kind in ("auto", "explicit"):
+            if kind in on:
+                check((name, kind), on_a_mesh(getattr(AxisType, kind.capitalize()), loss), whole)
+        if "shard_map" in on:
+            mean = jax.tree.map(lambda *leaves: sum(leaves) / 2, whole, one(Q, -X, Y))
+            check((name, "shard_map"), in_shard_map(loss), mean)
+    sums_within()
+
+
+def sums_within():
+    """Types that differ otherwise: keys of each device's own, and a function that sums over the devices itself."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def own_keys(q, device, mean):
+        keys = jax.random.fold_in(KEY, device)
+        return mean(illia_fn.expectation(lambda w: jnp.sum(jnp.sin(w["w"]) * w["deterministic"]), q, keys, 3))
+
+    def summed(q, x, mean):
+        return illia_fn.expectation(lambda w: mean(jnp.mean(jnp.square(apply_fn(w, x)))), q, KEY, 3)
+
+    def pmean(value):
+        return jax.lax.pmean(value, "data")
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    def sharded(q, x):
+        return own_keys(q, jax.lax.axis_index("data"), pmean) + summed(q, x, pmean)
+
+    def plain(q, x):
+        keys = sum(own_keys(q, device, lambda value: value) for device in range(2)) / 2
+        return keys + summed(q, x, lambda value: value)
+
+    check("sums within", *(jax.jit(jax.value_and_grad(f))(Q, X) for f in (sharded, plain)))
+
+
+def shared_out():
+    """The work is shared out between eight devices, if not all of it."""
+    mesh = jax.make_mesh((4, 2), ("data", "samples"), axis_types=(AxisType.Auto,) * 2)
+    q = illia_fn.mean_field({"w": normal(64, 128), "v": normal(128, 5)}, scale=0.1)
+    x, y = normal(32, 64), jnp.asarray(RNG.integers(0, 5, 32))
+    elbo = partial(illia_fn.elbo_loss, lambda w, x: jax.nn.relu(x @ w["w"]) @ w["v"], num_data=1000)
+    keys = jax.random.split(KEY, 8)
+
+    def over_both_axes(q, x, y, keys):
+        return jnp.mean(jax.vmap(lambda key: elbo(q, x, y, key))(keys))
+
+    def decorrelated(q, x, y, keys):
+        return elbo(q, x, y, keys[0], 4, coupling="decorrelated")
+
+    for loss in (over_both_axes, decorrelated):
+        step = jax.jit(jax.value_and_grad(loss))
+        keys_of = ("samples",) if loss is over_both_axes else ()
+        sharded = place(mesh, q), place(mesh, x, "data"), place(mesh, y, "data"), place(mesh, keys, *keys_of)
+        compiled = [step.lower(*arguments).compile() for arguments in ((q, x, y, keys), sharded)]
+        check(loss.__name__, compiled[1](*sharded), compiled[0](q, x, y, keys))
+        flops = [one.cost_analysis()["flops"] for one in compiled]
+        assert flops[1] < 0.45 * flops[0], flops
+        if loss is decorrelated:  # each device has the noise of its own eight examples
+            assert ["f32[4,32,133]" in one.as_text() for one in compiled] == [True, False]
+            assert "f32[4,8,133]" in compiled[1].as_text()
+
+
+def processes():
+    """Two processes of four devices each, which hold the examples between them."""
+    assert (jax.device_count(), jax.local_device_count()) == (8, 4)
+    host = jax.local_devices()[0]
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        for name in ("antithetic chunks", "predictive", "iwae"):
+            step = jax.value_and_grad(LOSSES[name])
+            sharded = place(mesh, Q), place(mesh, X, "data"), place(mesh, Y, "data")
+            found = jax.jit(step, out_shardings=NamedSharding(mesh, P()))(*sharded)
+            expected = jax.jit(step)(*jax.device_put((Q, X, Y), host))
+            check(name, jax.tree.map(lambda leaf: leaf.addressable_data(0), found), expected)
+
+
+if __name__ == "__main__":
+    {"kinds": kinds, "shared_out": shared_out, "processes": processes}[MODE]()
