@@ -42,6 +42,7 @@ def signs_of_parts(it, noise, batch_size):
                 signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
     return signs
 
+
 pytestmark = pytest.mark.optimised(False)
 
 
