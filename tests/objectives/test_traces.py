@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from quick import quick_jit
 
 import illia_fn
 from illia_fn import divergences, mean_field
@@ -27,7 +28,7 @@ LOSSES = {
 def train(loss, *batches):
     """Steps of gradient descent with a rate that changes, from one q to the next."""
 
-    @jax.jit
+    @quick_jit
     @chex.assert_max_traces(n=1)
     def step(q, rate, *batch):
         grads = jax.grad(loss)(q, *batch)
