@@ -41,11 +41,12 @@ NATS = (0.0, 1e-8, 1e-5, 1e-3, 0.1, 1.0, 5.0, 40.0, 100.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.optimised(True)
 def test_kl_inverse_and_its_slopes_against_a_hundred_digits(dtype):
     q, c = np.array([(q, c) for q in PROBABILITIES for c in NATS], dtype).T
     p, by_q, by_c = (np.array(column) for column in zip(*map(exact_inverse, q, c), strict=True))
     with jax.enable_x64(dtype == np.float64):
-        value, slopes = quick_jit(jax.vmap(jax.value_and_grad(kl_inverse, (0, 1))))(jnp.asarray(q), jnp.asarray(c))
+        value, slopes = jax.jit(jax.vmap(jax.value_and_grad(kl_inverse, (0, 1))))(jnp.asarray(q), jnp.asarray(c))
     value, slopes, eps, tiny = np.asarray(value), np.asarray(slopes), np.finfo(dtype).eps, np.finfo(dtype).tiny
     np.testing.assert_allclose(value, p, rtol=8 * eps, atol=0)
     assert (value[c == 0] == q[c == 0]).all()  # to the last bit
@@ -59,10 +60,11 @@ def test_kl_inverse_and_its_slopes_against_a_hundred_digits(dtype):
     assert (slopes[0][(q == 0) & (c == 0.1)] > 50).all()
 
 
+@pytest.mark.optimised(True)
 def test_the_second_derivatives_of_kl_inverse():
     with jax.enable_x64(True):
-        slope, step = quick_jit(jax.grad(kl_inverse, (0, 1))), 1e-6
-        second = quick_jit(jax.jacfwd(slope, (0, 1)))(0.2, 0.3)
+        slope, step = jax.jit(jax.grad(kl_inverse, (0, 1))), 1e-6
+        second = jax.jit(jax.jacfwd(slope, (0, 1)))(0.2, 0.3)
         for i, moved in enumerate([((0.2 + s, 0.3) for s in (step, -step)), ((0.2, 0.3 + s) for s in (step, -step))]):
             above, below = (slope(*point) for point in moved)
             for j in range(2):
