@@ -289,7 +289,7 @@ def test_a_fixed_key_makes_an_ordinary_function():
             lambda w, x: x @ w["w"], q, X, jnp.array([1.0, -1.0, 0.5]), KEY, 16, num_data=3, antithetic=True
         )
 
-    loss = quick_jit(loss)
+    loss = jax.jit(loss)
     assert loss(Q) == loss(Q)
     optimizer = optax.lbfgs()
 
