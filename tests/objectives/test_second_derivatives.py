@@ -12,6 +12,7 @@ import illia_fn
 from illia_fn import Normal, cubo_loss, elbo_loss, f_divergence_loss, iwae_loss, mean_field, predictive_loss, renyi_loss
 
 pytestmark = pytest.mark.optimised(False)
+pytestmark = pytest.mark.optimised(False)
 KEY = jax.random.key(0)
 X = jnp.arange(6.0).reshape(3, 2) / 6 - 0.4
 Y = jnp.array([0.3, -0.2, 1.0])
