@@ -44,6 +44,7 @@ def _kl_inverse(q: jax.Array, c: jax.Array) -> jax.Array:
     return q + _distance(q, c)
 
 
+@jax.jit  # outside of a jit, one compilation for all calls
 def _distance(q: jax.Array, c: jax.Array) -> jax.Array:
     """p - q."""
     tiny = jnp.finfo(q.dtype).tiny
