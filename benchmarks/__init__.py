@@ -1,1 +1,4 @@
-"""One script for each claim: it prints the table that the README shows and asserts what the README says."""
+"""One script for each claim: it prints the table that its page shows, and asserts what the page says.
+
+.. include:: README.md
+"""

@@ -1,4 +1,4 @@
-"""Run every benchmark, one after another, and put its table into the README.
+"""Run every benchmark, one after another, and put its table where a page has a place for it.
 
 python -m benchmarks [NAME ...]
 """
@@ -11,25 +11,35 @@ from pathlib import Path
 
 from benchmarks._report import RESULTS
 
-NAMES = ("step_time", "memory", "kl_bandwidth", "compile_time", "gradient_quality", "coupling", "coupling_time")
-README = Path(__file__).parents[1] / "README.md"
+NAMES = (
+    "digits",
+    "step_time",
+    "coupling",
+    "coupling_time",
+    "memory",
+    "kl_bandwidth",
+    "compile_time",
+    "gradient_quality",
+)
+PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
 
 
 def main(names: list[str]) -> None:
     """Each in a process of its own; all are run, and then the exit code tells whether all claims hold."""
     failed = [name for name in names if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode]
-    fill_readme(names)
+    fill_pages(names)
     sys.exit(f"these claims did not hold: {', '.join(failed)}" if failed else 0)
 
 
-def fill_readme(names: Iterable[str]) -> None:
-    """Put the tables that were printed last into the README."""
-    text = README.read_text()
-    for name in names:
-        table = (RESULTS / f"{name}.md").read_text()
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
-    README.write_text(text)
+def fill_pages(names: Iterable[str]) -> None:
+    """Put the tables that were printed last between their markers."""
+    for page in PAGES:
+        text = page.read_text()
+        for name in names:
+            table = (RESULTS / f"{name}.md").read_text()
+            pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            text = pattern.sub(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
+        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,65 @@ def concatenated(w, x):
     return x @ jnp.concatenate([w["a"], w["b"]], axis=1)
 
 
+def joined_inputs(w, x):
+    """Along the axis that is contracted, with a bias as a row, and with zeros that are no weights."""
+    kernel = jnp.concatenate([w["a"].T[::-1], w["b"][None], w["c"], jnp.zeros((1, 5))])
+    return jnp.tanh(jnp.concatenate([x, x[..., :3]], axis=-1) @ kernel)
+
+
+def fused_attention(w, x):
+    q, k, v = jnp.split(x @ jnp.concatenate([w["q"], w["k"], w["v"]], axis=1), 3, axis=-1)
+    return jax.nn.softmax(jnp.einsum("btf,bsf->bts", q, k)) @ v @ w["o"]
+
+
+def stacked_attention(w, x):
+    q, k, v = jnp.einsum("btf,ifg->ibtg", x, jnp.stack([w["q"], w["k"], w["v"]]))
+    return jax.nn.softmax(jnp.einsum("btf,bsf->bts", q, k)) @ v
+
+
+def stacked_layers(w, x):
+    """The layers of a list, scanned, twice."""
+    layers = jnp.stack([w["a"], w["b"], w["c"]])
+    for _ in range(2):
+        x = jax.lax.scan(lambda h, layer: (jnp.tanh(h @ layer), None), x, layers)[0]
+    return x
+
+
+def fused_in_scanned_layers(w, x):
+    def layer(h, w):
+        return jnp.tanh(h @ jnp.concatenate([w["a"], w["b"]], axis=1)), None
+
+    return jax.lax.scan(layer, x, w)[0]
+
+
+def concatenated_by_index(w, x):
+    """Windows that overlap, so that an element stands in another place of the whole in another round."""
+
+    def step(i, h):
+        window = jax.lax.dynamic_slice_in_dim(w["a"], i, 2, axis=1)
+        return jnp.tanh(h @ jnp.concatenate([window, w["b"]], axis=1))
+
+    return jax.lax.fori_loop(0, 2, step, x)
+
+
+def nested(w, x):
+    whole = jnp.concatenate([jnp.concatenate([w["a"], w["b"]], axis=1), w["c"]])
+    return jnp.tanh(jnp.concatenate([x, x[..., :2]], axis=-1) @ whole)
+
+
+def concatenated_and_used(w, x):
+    return x @ jnp.concatenate([w["a"], w["b"]], axis=1) + jnp.sum(x @ w["a"], axis=-1, keepdims=True)
+
+
+def twice_in_one(w, x):
+    return jnp.tanh(x @ jnp.concatenate([w["a"], 2.0 * w["a"]], axis=1))
+
+
+def class_token(w, x):
+    token = jnp.broadcast_to(w["token"], (len(x), 1, 4))
+    return split_attention(w, jnp.concatenate([token, x], axis=1))[:, 0]
+
+
 PLAIN = {
     "mlp": plain(mlp, VECTOR, a=(4, 5), b=(5,), c=(5, 2)),
     "dense on a sequence": plain(lambda w, x: x @ w["a"] + w["b"], SEQUENCE, a=(4, 5), b=(5,)),
@@ -172,13 +231,26 @@ PLAIN = {
     "inputs in a dict": plain(
         lambda w, x: x["a"] @ w["a"] + x["b"].mean(axis=1) @ w["b"], {"a": VECTOR, "b": SEQUENCE}, a=(4, 2), b=(4, 2)
     ),
+    "slope of the positions": plain(
+        lambda w, x: jnp.sin(x + (w["s"][0] * jnp.arange(4.0))[None]) @ w["a"], VECTOR, s=(2,), a=(4, 2)
+    ),
     "masked and scaled": plain(masked, VECTOR, a=(4, 4), scale=(4,)),
     "slices": plain(pieces, VECTOR, ("a",), a=(4, 6)),
     "norm": plain(norm, SEQUENCE, scale=(4,), bias=(4,)),
     "weight norm": plain(lambda w, x: x @ (w["a"] / jnp.linalg.norm(w["a"])), VECTOR, ("a",), a=(4, 5)),
     "custom vjp": plain(lambda w, x: x @ doubled(w["a"]), VECTOR, ("a",), a=(4, 5)),
     "product of weights": plain(lambda w, x: x @ (w["a"] @ w["b"]), VECTOR, ("a", "b"), a=(4, 2), b=(2, 5)),
-    "concatenated weights": plain(concatenated, VECTOR, ("a", "b"), a=(4, 2), b=(4, 3)),
+    "concatenated weights": plain(concatenated, SEQUENCE, a=(4, 2), b=(4, 3)),
+    "concatenated inputs": plain(joined_inputs, SEQUENCE, a=(5, 4), b=(5,), c=(1, 5)),
+    "fused attention": plain(fused_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4), o=(4, 4)),
+    "stacked attention": plain(stacked_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4)),
+    "stacked layers": plain(stacked_layers, VECTOR, a=(4, 4), b=(4, 4), c=(4, 4)),
+    "fused in scanned layers": plain(fused_in_scanned_layers, SEQUENCE, a=(3, 4, 2), b=(3, 4, 2)),
+    "concatenated by index": plain(concatenated_by_index, VECTOR, ("a",), a=(4, 3), b=(4, 2)),
+    "nested concatenation": plain(nested, SEQUENCE, a=(4, 2), b=(4, 3), c=(2, 5)),
+    "concatenated and used": plain(concatenated_and_used, VECTOR, ("a",), a=(4, 2), b=(4, 3)),
+    "twice in one": plain(twice_in_one, VECTOR, ("a",), a=(4, 2)),
+    "class token": plain(class_token, SEQUENCE, token=(4,), qkv=(4, 12)),
     "temperature": plain(lambda w, x: x @ w["a"] / jnp.exp(w["tau"]), VECTOR, a=(4, 2), tau=()),
     "not used": plain(lambda w, x: x @ w["a"], VECTOR, ("b",), a=(4, 2), b=(2,)),
 }
@@ -247,6 +319,7 @@ FRAMEWORKS = {
     "linen cnn": linen(nn.Sequential([nn.Conv(5, (3, 3), strides=2), nn.relu, nn.ConvTranspose(2, (3, 3))]), IMAGE),
     "linen attention": linen(Attention(), TOKENS),
     "linen lstm": linen(nn.RNN(nn.LSTMCell(5)), SEQUENCE),
+    "linen optimized lstm": linen(nn.RNN(nn.OptimizedLSTMCell(5)), SEQUENCE),
     "linen conv lstm": linen(nn.RNN(nn.ConvLSTMCell(2, (3, 3))), array(BATCH, 2, 4, 4, 1)),
     "linen scanned blocks": linen(ScannedBlocks(), SEQUENCE),
     "nnx mlp": of_nnx(lambda r: nnx.Sequential(nnx.Linear(4, 5, rngs=r), nnx.relu, nnx.Linear(5, 2, rngs=r)), VECTOR),

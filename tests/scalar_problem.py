@@ -47,7 +47,8 @@ def by_quadrature(f, q=Q):
 
     with jax.enable_x64(True):
         loc, scale = q
-        value, grads = jax.value_and_grad(value, (0, 1))(jnp.float64(loc), jnp.log(jnp.expm1(jnp.float64(scale))))
+        rho = jnp.log(jnp.expm1(jnp.float64(scale)))
+        value, grads = jax.jit(jax.value_and_grad(value, (0, 1)))(jnp.float64(loc), rho)
         return float(value), [float(leaf) for leaf in grads]
 
 

@@ -1,51 +1,112 @@
-"""The README's code runs, and its training loop is the demo's."""
+"""Every page: its code runs and prints what is shown, its links lead somewhere. Every public name has an example."""
 
-import ast
 import inspect
+import json
 import re
 from pathlib import Path
 
 import pytest
+from public_api import is_documentable, public_modules, public_names
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+from benchmarks.__main__ import NAMES
+from benchmarks._report import RESULTS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [path.relative_to(ROOT).as_posix() for path in sorted([ROOT / "README.md", *ROOT.glob("[!.]*/**/README.md")])]
+COUPLING = "illia_fn/coupling/README.md"
+FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+
+
+def blocks(page):
+    """(language, text, line) of each fenced block."""
+    text = (ROOT / page).read_text()
+    return [(match[1], match[2], text[: match.start()].count("\n") + 1) for match in FENCE.finditer(text)]
 
 
 @pytest.mark.promotes
-def test_code_blocks_run_in_order_and_print_what_is_shown(capsys):
-    assert len(BLOCKS) >= 8
-    namespace = {}
-    for block in BLOCKS:
-        exec(compile(block, str(README), "exec"), namespace)
-    printed = capsys.readouterr().out
-    (table,) = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
-    assert table in printed
+@pytest.mark.parametrize("page", PAGES)
+def test_code_runs_in_order_and_prints_what_is_shown(page, capsys):
+    """One namespace for each page. A text block shows all that the Python block before it prints."""
+    namespace, printed = {}, ""
+    for language, text, line in blocks(page):
+        if language == "python":
+            exec(compile("\n" * line + text, page, "exec"), namespace)
+            printed = capsys.readouterr().out
+        elif language == "text":
+            assert printed == text, f"{page}, line {line}"
 
 
 def test_the_loop_is_the_one_the_demo_runs():
     from illia_fn.__main__ import fit
 
-    assert inspect.getsource(fit) in BLOCKS[0]
+    assert inspect.getsource(fit) in (ROOT / "README.md").read_text()
 
 
-def public_names(module):
-    """What the module defines or re-exports under its own name."""
-    for alias in [alias for node in ast.parse(inspect.getsource(module)).body for alias in getattr(node, "names", ())]:
-        if alias.asname == alias.name:
-            yield alias.asname, getattr(module, alias.name)
-    for name, value in vars(module).items():
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
-            yield name, value
+def test_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_those_that_the_benchmarks_printed_last():
+    tables = {}
+    for page in PAGES:
+        tables |= dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", (ROOT / page).read_text(), re.DOTALL))
+    assert tables == {name: (RESULTS / f"{name}.md").read_text() for name in NAMES}
+
+
+def test_figures_in_prose_are_those_of_the_tables():
+    claims = [claim for name in NAMES for claim in json.loads((RESULTS / f"{name}.json").read_text())["claims"]]
+    ratio = {claim["text"]: claim["ratio"] for claim in claims}
+    readme, coupling = (" ".join((ROOT / page).read_text().split()) for page in ("README.md", COUPLING))
+    assert f"takes {ratio['ours / 8 deterministic passes']:.1f} times as long as eight deterministic passes" in readme
+    assert f"and {ratio['ours / fastest torch library']:.2f} times as long as in the fastest of the torch" in readme
+    of_loc = [ratio[f"{model}, n = 8: variance of loc, times lower"] for model in ("MLP", "CNN")]
+    of_rho = [ratio[f"{model}, n = 8: variance of rho, times lower"] for model in ("MLP", "CNN")]
+    assert f"lowers the variance of its gradient {of_loc[0]:.0f} times for the means" in readme
+    assert f"is {of_loc[0]:.0f} times lower for an MLP and {of_loc[1]:.0f} times for a CNN" in coupling
+    assert f"that of the scales {of_rho[0]:.0f} and {of_rho[1]:.0f} times" in coupling
+    (steps,) = [value for text, value in ratio.items() if text.startswith("training: steps to the final ELBO")]
+    assert f"takes {steps:.2f} of the steps" in coupling
+
+
+# --- links --------------------------------------------------------------------------------------------------------
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and pdoc make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", (ROOT / page).read_text())):
+        if not target.startswith("https://"):
+            path, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors(file), f"{page}: {target}"
+
+
+# --- public names -------------------------------------------------------------------------------------------------
 
 
 def test_every_public_name_is_documented_with_an_example():
-    import illia_fn
+    names = [(module, name, value) for module in public_modules() for name, value in public_names(module)]
+    assert len(names) > 100
+    for module, name, value in names:
+        if is_documentable(value):
+            doc = inspect.getdoc(value)
+            is_record = inspect.isclass(value) and (hasattr(value, "_fields") or inspect.isabstract(value))
+            assert doc, f"{module.__name__}.{name}"
+            assert ">>>" in doc or is_record, f"{module.__name__}.{name}"
 
-    modules = [illia_fn, *[value for _, value in public_names(illia_fn) if inspect.ismodule(value)]]
-    names = [(name, value) for module in modules for name, value in public_names(module)]
-    assert len(names) > 70
-    for name, value in names:
-        doc = inspect.getdoc(value)
-        assert doc, name
-        is_record = inspect.isclass(value) and (hasattr(value, "_fields") or inspect.isabstract(value))
-        assert ">>>" in doc or is_record or inspect.ismodule(value), name
+
+def test_every_package_has_a_page():
+    packages = {Path(module.__file__).parent for module in public_modules() if hasattr(module, "__path__")}
+    assert {path / "README.md" for path in packages - {ROOT / "illia_fn"}} == set(ROOT.glob("illia_fn/**/README.md"))
+    for package in packages:
+        page = "../README.md" if package.name == "illia_fn" else "README.md"
+        assert f"\n.. include:: {page}\n" in (package / "__init__.py").read_text(), package

@@ -12,7 +12,7 @@ from rich.table import Table
 import illia_fn
 from illia_fn import plots
 from illia_fn._demo.data import Dataset
-from illia_fn.predictions.metrics import expected_calibration_error, predictive_entropy
+from illia_fn.predictions.metrics import coverage, expected_calibration_error, predictive_entropy
 
 NUM_NETWORKS = 32  # draws from the posterior
 Networks = dict[str, Any]  # name -> parameters, variational or not
@@ -90,7 +90,7 @@ def _report_values(data: Dataset, apply_fn: Callable, networks: Networks, seed: 
             {
                 "root mean squared error": f"{np.sqrt(np.mean((mean + scale * loc.mean(axis=0) - targets) ** 2)):.4g}",
                 "negative log-likelihood (nats)": f"{-np.mean(log_prob):.3f}",
-                "coverage of 90 % intervals": f"{100 * plots.coverage(draws[name], targets, 0.9):.0f} %",
+                "coverage of 90 % intervals": f"{100 * coverage(draws[name], targets, 0.9):.0f} %",
                 "width of 90 % intervals": f"{np.mean(high - low):.4g}",
             }
         )

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 
-from illia_fn.coupling._values import Moments, PerExample, Site, View, draw
+from illia_fn.coupling._concatenation import Concatenation
+from illia_fn.coupling._moments import Moments, draw
+from illia_fn.coupling._values import PerExample, Site, View
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Use:
         varying: the axes of the leaf along which the weight varies here.
         draws_output: whether local reparameterisation applies.
         meets: for an element-wise operation on data, the size of its output; else 0.
+        part: for a concatenation with other weights, the number of the whole, and where it begins there.
+        stands_once: whether each element stands in that part once.
     """
 
     primitive: str
@@ -30,6 +34,8 @@ class Use:
     varying: frozenset[int]
     draws_output: bool
     meets: int
+    part: tuple[int, int] | None = None
+    stands_once: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Context:
         noise: the standard normal noise of each site.
         sites: while planning, filled with the shapes of the noise; zeros then take its place.
         uses: while probing, filled with the uses of every leaf, by their place.
+        wholes: the weights that are concatenated, by their place; filled while probing.
+        signs: the signs of these weights, by their number and their axes.
         rounds: how many times this jaxpr runs, as far as that is known.
         fenced: whether to keep XLA from fusing what it gets wrong: see `_fenced`.
     """
@@ -49,6 +57,8 @@ class Context:
     noise: Mapping[Site, jax.Array] = field(default_factory=dict)
     sites: dict[Site, jax.ShapeDtypeStruct] | None = None
     uses: dict[tuple[int, Site], Use] | None = None
+    wholes: dict[Site, Concatenation] = field(default_factory=dict)
+    signs: Mapping[int, Mapping[int, jax.Array]] = field(default_factory=dict)
     rounds: int = 1
     fenced: bool = False
 

@@ -23,10 +23,15 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         rows = [("leaf", "shape", "strategy", "why")]
-        rows += [(leaf.path, str(leaf.shape), leaf.strategy, leaf.why) for leaf in self.leaves]
+        rows += [(leaf.path, _text(leaf.shape), leaf.strategy, leaf.why) for leaf in self.leaves]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([lines[0], "-|-".join("-" * width for width in widths), *lines[1:]])
+
+
+def _text(shape: tuple[Any, ...]) -> str:
+    """A shape, or several."""
+    return ", ".join(map(str, shape)) if any(isinstance(part, tuple) for part in shape) else str(shape)
 
 
 def explain_coupling(

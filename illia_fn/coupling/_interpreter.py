@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from illia_fn.coupling._concatenation import concatenated, expanded, probed
 from illia_fn.coupling._context import Context, arrays, concrete
-from illia_fn.coupling._firing import FIRING, flipout, moments, movable
 from illia_fn.coupling._layout import AFFINE, LAYOUT
+from illia_fn.coupling._linear import LINEAR, flipout, moments, movable
+from illia_fn.coupling._moments import Moments, scaled_square, total_variance
 from illia_fn.coupling._recursion import RECURSION
-from illia_fn.coupling._values import Moments, PerExample, View
+from illia_fn.coupling._values import PerExample, View, along
 
 ELEMENTWISE = {"add", "add_any", "atan2", "div", "max", "min", "mul", "pow", "select_n", "sub"}
+CONCATENATES = {"concatenate", "stack"}
 SUMS = {"add", "add_any", "sub"}
 
 
@@ -50,10 +53,12 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         return RECURSION[name](evaluate, ctx, eqn, operands)
     if len(symbolic) == 1:
         results = _laid_out(eqn, symbolic[0], operands)
+    if results is None and views and name in CONCATENATES and not _meets_data(operands):
+        results = _concatenate(ctx, eqn, operands)
     if results is None and symbolic and name in SUMS and _meets_data(operands):
         results = _sum(ctx, eqn, operands)
-    if results is None and len(views) == 1 and name in FIRING:
-        results = _fire(ctx, eqn, views[0], operands)
+    if results is None and len(views) == 1 and name in LINEAR:
+        results = _linear(ctx, eqn, views[0], operands)
     return _bind(ctx, eqn, operands) if results is None else results
 
 
@@ -65,6 +70,8 @@ def _bind(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     """The equation as it is."""
     is_elementwise = _meets_data(operands) and eqn.primitive.name in ELEMENTWISE
     meets = eqn.outvars[0].aval.size if is_elementwise else 0
+    if eqn.primitive.name in CONCATENATES:  # with the data itself, such as a class token
+        meets = sum(arrays([value])[0].size for value in operands if isinstance(value, PerExample))
     known = concrete(ctx, operands, eqn.primitive.name, meets)
     outputs = eqn.primitive.bind(*arrays(known), **eqn.primitive.get_bind_params(eqn.params))
     outputs = outputs if eqn.primitive.multiple_results else [outputs]
@@ -84,28 +91,48 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
             return value.laid_out(lambda x, full: LAYOUT[name](x, full, *others, **params), outputs)
         if len(outputs) == 1 and outputs[0].size == value.mean.size:  # a copy would be drawn apart from its original
             mean, variance = (eqn.primitive.bind(x, *others, **eqn.params) for x in (value.mean, value.variance))
-            return [Moments(mean, variance, value.site)]
+            unit = LAYOUT[name](value.unit, value.mean.shape, *others, **params)
+            return [Moments(mean, variance, unit, value.site)]
     is_affine = name in AFFINE and isinstance(value, View) and jnp.issubdtype(outputs[0].dtype, jnp.floating)
     if is_affine and not (name == "div" and position == 1):
         return [value.mapped(AFFINE[name], position, others, outputs[0])]
     return None
 
 
-def _fire(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
+def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
     """A weight meets data in an operation that is linear in it."""
     name, view = eqn.primitive.name, operands[position]
     known = arrays(concrete(ctx, [None if index == position else value for index, value in enumerate(operands)]))
-    firing = FIRING[name](view, position, known, eqn)
-    if firing is None:
+    linear = LINEAR[name](view, position, known, eqn)
+    if linear is None:
         return None
-    firing = firing._replace(data=_fenced(firing.data)) if ctx.fenced else firing
+    linear = linear._replace(data=_fenced(linear.data)) if ctx.fenced else linear
     if view.strategy == "flipout":
-        return [PerExample(flipout(firing, view))]
+        return [PerExample(flipout(linear, view))]
     if view.strategy == "local_reparam":
-        return [Moments(*moments(firing, view), ctx.path)]
-    reads = view.copies * firing.reads
-    ctx.note(position, view, name, reads=reads, movable=frozenset(movable(firing, view)), draws_output=True)
-    return [PerExample(firing.apply(firing.data, view.dense(view.mean)))]
+        return [Moments(*moments(linear, view), ctx.path)]
+    reads = view.copies * linear.reads
+    ctx.note(position, view, name, reads=reads, movable=frozenset(movable(linear, view)), draws_output=True)
+    return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
+
+
+def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
+    """Weights that are one from here on."""
+    axis, output = eqn.params.get("dimension", eqn.params.get("axis")), eqn.outvars[0].aval
+    if eqn.primitive.name == "stack":
+        operands = [expanded(value, axis) for value in operands]
+    if ctx.uses is None:
+        index = ctx.wholes[ctx.path].index
+        signs = {at: along(sign, at, len(output.shape)) for at, sign in ctx.signs.get(index, {}).items()}
+        return [concatenated(index, operands, axis, output, signs)]
+    whole, view = probed(ctx.wholes.values(), operands, axis, output)
+    ctx.wholes[ctx.path] = whole
+    positions = [position for position, value in enumerate(operands) if isinstance(value, View)]
+    for position, part in zip(positions, whole.parts, strict=True):
+        use = {"part": (whole.index, part.start), "stands_once": part.stands_once, "movable": frozenset()}
+        value = operands[position]
+        ctx.note(position, value, eqn.primitive.name, reads=value.copies, draws_output=False, **use)
+    return [view]
 
 
 def _fenced(x: jax.Array) -> jax.Array:
@@ -120,7 +147,7 @@ def _fenced(x: jax.Array) -> jax.Array:
 def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
     """The law of a sum with independent Gaussians, such as a layer's output and its bias."""
     output, name = eqn.outvars[0].aval, eqn.primitive.name
-    mean, variance = [], []
+    mean, variances = [], []
     for position, value in enumerate(operands):
         if isinstance(value, View) and value.strategy is None:  # probing
             reads = value.copies * max(1, output.size // math.prod(value.shape))
@@ -128,13 +155,15 @@ def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
         if isinstance(value, View):
             assert value.strategy in (None, "local_reparam"), f"a weight under {value.strategy} is not to be drawn"
             mean.append(value.dense(value.mean))
-            variance.append(jnp.square(value.dense(value.dev, value.dev.dtype)))
+            variances.append(scaled_square(value.dense(value.dev, value.dev.dtype)))
         elif isinstance(value, Moments) and value.mean.size == output.size:
             mean.append(value.mean)
-            variance.append(value.variance)
+            variances.append((value.variance, value.unit))
         else:
             mean += arrays(concrete(ctx, [value]))
     total = eqn.primitive.bind(*mean, **eqn.params)
-    if ctx.uses is not None or not variance:
+    if ctx.uses is not None or not variances:
         return [PerExample(total)]
-    return [Moments(total, jnp.broadcast_to(sum(variance[1:], start=variance[0]), total.shape), ctx.path)]
+    variance, unit = total_variance(variances)
+    unit = unit if unit.ndim else unit.reshape((1,) * total.ndim)  # of a scalar weight
+    return [Moments(total, jnp.broadcast_to(variance, total.shape), unit, ctx.path)]

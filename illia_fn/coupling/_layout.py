@@ -42,6 +42,16 @@ def _split(x: Any, full: Shape, *, sizes: Sequence[int], axis: int) -> list[Any]
     return [x[(slice(None),) * axis + (window,)] for window in windows]
 
 
+def _unstack(x: Any, full: Shape, *, axis: int) -> list[Any]:
+    return [x.take(index if x.shape[axis] > 1 else 0, axis=axis) for index in range(full[axis])]
+
+
+def _tile(x: Any, full: Shape, *, reps: Sequence[int]) -> Any:
+    thin = [size != x_size for size, x_size in zip(full, x.shape, strict=True)]
+    numpy = np if isinstance(x, np.ndarray) else jnp
+    return numpy.tile(x, [1 if skip else count for skip, count in zip(thin, reps, strict=True)])
+
+
 def _dynamic_slice(x: Any, full: Shape, *starts: jax.Array, slice_sizes: Shape) -> Any:
     thin = [size != x_size for size, x_size in zip(full, x.shape, strict=True)]
     if isinstance(x, np.ndarray):  # positions, in a window that is not known now
@@ -107,7 +117,9 @@ LAYOUT: dict[str, Callable[..., Any]] = {
     "split": _split,
     "squeeze": _squeeze,
     "stop_gradient": _stop_gradient,
+    "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
 }
 
 AFFINE: dict[str, Callable[..., jax.Array]] = {

@@ -16,9 +16,9 @@ class Model(NamedTuple):
     """apply_fn traced on a batch of one example.
 
     Attributes:
-        jaxpr: of the weights, one for each posterior node, the leaves of x, and the key if apply_fn takes one.
+        jaxpr: of the weights, the arrays of each posterior node, the leaves of x, and the key if apply_fn takes one.
         outputs: the structure of what apply_fn returns.
-        paths: of the posterior nodes.
+        paths: of the posterior nodes, or of the leaves that they stand for.
         nodes: the posterior nodes.
         batch_size: that of x.
         takes_max: whether it reduces anything to its maximum, as max-pooling does.
@@ -36,15 +36,18 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
     """The model of one example; refuses one whose outputs for a batch are not those of its examples, stacked."""
     batch_size = _batch_size(caller, x)
     leaves, structure = jax.tree.flatten(q, is_leaf=is_posterior)
-    paths = [path for path, leaf in leaves_with_path(q, is_posterior) if is_posterior(leaf)]
+    paths = [_paths(path, leaf) for path, leaf in leaves_with_path(q, is_posterior) if is_posterior(leaf)]
     nodes = [leaf for leaf in leaves if is_posterior(leaf)]
 
-    def apply(weights: Sequence[jax.Array], x: PyTree, *key: jax.Array) -> Any:
+    def apply(weights: Sequence[PyTree], x: PyTree, *key: jax.Array) -> Any:
         remaining = iter(weights)
         tree = structure.unflatten([next(remaining) if is_posterior(leaf) else leaf for leaf in leaves])
         return apply_fn(tree, x, *key)
 
-    weights = [jax.ShapeDtypeStruct(jnp.shape(node.mean), jnp.result_type(node.mean)) for node in nodes]
+    weights = [
+        jax.tree.map(lambda mean: jax.ShapeDtypeStruct(jnp.shape(mean), jnp.result_type(mean)), node.mean)
+        for node in nodes
+    ]
     keys = [] if key is None else [jax.ShapeDtypeStruct(key.shape, key.dtype)]
 
     def traced(size: int) -> tuple[Any, PyTree]:
@@ -74,6 +77,10 @@ _ADVICE = (
     "Drop squeeze() and sizes of the batch that are written into the model (reshape(len(x), -1) takes any), keep the "
     'batch axis first, or pass coupling="shared".'
 )
+
+
+def _paths(path: str, node: Posterior) -> str:
+    return ", ".join(path + name for name, _ in leaves_with_path(node.mean, lambda _: False))
 
 
 def _batch_size(caller: str, x: PyTree) -> int:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
-from illia_fn.coupling._spread import Places, cut, spread_normals
-from illia_fn.coupling._values import PerExample, Site, Strategy, View
+from illia_fn.coupling._latin_hypercube import Strata, cut, stratified_normals
+from illia_fn.coupling._values import PerExample, Site, Strategy, View, along
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
 
@@ -24,7 +24,8 @@ class Noise(NamedTuple):
         leaves: standard normal, for each leaf that is shared or under flipout: one draw for all examples of a sample.
         examples: standard normal, for each leaf that is drawn for every example.
         sites: standard normal, for each output that is drawn in the place of its weights.
-        signs: +1 and -1, for each axis of a leaf under flipout that carries signs; the same in all samples.
+        signs: +1 and -1, for each axis of a leaf under flipout that carries signs, or of several that are concatenated;
+            the same in all samples.
     """
 
     leaves: dict[int, Any]
@@ -37,13 +38,13 @@ class Noise(NamedTuple):
         leaves, examples, sites = jax.tree.map(jnp.negative, (self.leaves, self.examples, self.sites))
         return Noise(leaves, examples, sites, self.signs)
 
-    def draw(self, key: jax.Array, batch_size: int, places: Places) -> "Noise":
+    def draw(self, key: jax.Array, batch_size: int, strata: Strata) -> "Noise":
         """Noise of these shapes: `leaves` (S, ...), `signs` (B, ...), and (S, B, ...) for what every example has."""
         leaves_key, own_key, sign_key = jax.random.split(key, 3)
         shapes, structure = jax.tree.flatten(self.leaves)
-        leaves = structure.unflatten([leaf[:, 0] for leaf in spread_normals(leaves_key, shapes, 1, places)])
+        leaves = structure.unflatten([leaf[:, 0] for leaf in stratified_normals(leaves_key, shapes, 1, strata)])
         shapes, structure = jax.tree.flatten((self.examples, self.sites))
-        own = structure.unflatten(spread_normals(own_key, shapes, batch_size, places))
+        own = structure.unflatten(stratified_normals(own_key, shapes, batch_size, strata))
         return Noise(leaves, *own, _signs(sign_key, self.signs, batch_size))
 
 
@@ -57,20 +58,15 @@ def _signs(key: jax.Array, shapes: Any, batch_size: int) -> Any:
     return structure.unflatten(cut(flat.reshape(batch_size, size), [like.shape for like in leaves]))
 
 
-def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> Any:
-    """The value of a leaf in the model of one example."""
+def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> list[Any]:
+    """The value of a leaf, or of each leaf that the node stands for, in the model of one example."""
     if strategy == "shared":
-        return node.reparameterise()(noise.leaves[index])
+        return jax.tree.leaves(node.reparameterise()(noise.leaves[index]))
     if strategy == "per_example":
-        return PerExample(node.reparameterise()(noise.examples[index]))
+        return [PerExample(node.reparameterise()(noise.examples[index]))]
     assert isinstance(node, Gaussian)
     signs = {}
     if strategy == "flipout":
         signs = {axis: along(sign, axis, node.loc.ndim) for axis, sign in noise.signs[index].items()}
     dev = node.scale * noise.leaves[index] if strategy == "flipout" else node.scale
-    return View(index, strategy, node.loc.shape, node.loc.dtype, at_least_float32(node.loc), dev, signs)
-
-
-def along(x: Any, axis: int, rank: int) -> Any:
-    """A vector as an array that varies along one axis."""
-    return x.reshape([-1 if index == axis else 1 for index in range(rank)])
+    return [View(index, strategy, node.loc.shape, node.loc.dtype, at_least_float32(node.loc), dev, signs)]

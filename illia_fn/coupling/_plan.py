@@ -1,5 +1,6 @@
 """Which noise each leaf gets: the uses of every leaf, and from them a strategy and the reason for it."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
+from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._context import Context, Use, arrays, concrete
 from illia_fn.coupling._interpreter import evaluate
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._model import Model
-from illia_fn.coupling._noise import Noise, along, weight
-from illia_fn.coupling._values import PerExample, Site, Strategy, View
+from illia_fn.coupling._noise import Noise, weight
+from illia_fn.coupling._values import PerExample, Site, Strategy, View, along
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
 
@@ -22,50 +24,60 @@ Coupling = Literal["shared", "decorrelated", "flipout", "local_reparam"]
 
 
 class LeafPlan(NamedTuple):
-    """What becomes of the noise of one leaf.
+    """What becomes of the noise of one leaf, or of one posterior over several.
 
     Attributes:
-        path: the path of the leaf in q.
-        shape: its shape.
+        path: the path of the leaf in q, or the paths of the leaves.
+        shape: its shape, or theirs.
         strategy: how its noise is drawn.
         why: the reason.
         axes: under flipout, the axes of the leaf that carry signs.
     """
 
     path: str
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     strategy: Strategy
     why: str
     axes: tuple[int, ...] = ()
 
 
 class Plan(NamedTuple):
-    """The plan of every posterior leaf, and the shapes of the noise that one example needs."""
+    """The plan of every posterior leaf, which of them are concatenated, and the noise that one example needs."""
 
     leaves: list[LeafPlan]
+    wholes: dict[Site, Concatenation]
     noise: Noise
+
+    def context(self, noise: Noise, **options: Any) -> Context:
+        """For an evaluation with noise of one example."""
+        return Context(noise=noise.sites, wholes=self.wholes, signs=noise.signs, **options)
+
+
+Decision = tuple[Strategy, str, tuple[int, ...]]  # the last three attributes of a `LeafPlan`
 
 
 def make_plan(model: Model, coupling: Coupling) -> Plan:
     """Abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
     settled: dict[int, LeafPlan] = {}
     while True:  # what is not linear is no view any more, and what it meets may be used in another way
-        leaves = _leaf_plans(model, coupling, settled)
+        leaves, wholes, of_wholes = _leaf_plans(model, coupling, settled)
         not_linear = {index: leaf for index, leaf in enumerate(leaves) if leaf.strategy in ("shared", "per_example")}
         if not_linear.keys() == settled.keys():
             break
         settled = not_linear
     noise = _noise_of_leaves(model.nodes, leaves)
-    sites: dict[Site, jax.ShapeDtypeStruct] = {}
-    _abstractly(Context(sites=sites), model, lambda noise: weights(model.nodes, leaves, noise), noise)
-    return Plan(leaves, noise._replace(sites=sites))
+    for whole in wholes.values():
+        signs = {axis: jax.ShapeDtypeStruct((whole.shape[axis],), jnp.float32) for axis in of_wholes[whole.index][2]}
+        noise.signs.update({whole.index: signs} if signs else {})
+    plan, sites = Plan(leaves, wholes, noise), {}
+    _abstractly(model, lambda noise: (plan.context(noise, sites=sites), weights(model.nodes, leaves, noise)), noise)
+    return plan._replace(noise=noise._replace(sites=sites))
 
 
 def weights(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan], noise: Noise) -> list[Any]:
-    """The value of each leaf in the model of one example."""
-    return [
-        weight(node, index, leaf.strategy, noise) for index, (node, leaf) in enumerate(zip(nodes, leaves, strict=True))
-    ]
+    """The value of each array of weights in the model of one example."""
+    plans = enumerate(zip(nodes, leaves, strict=True))
+    return [value for index, (node, leaf) in plans for value in weight(node, index, leaf.strategy, noise)]
 
 
 def outputs(ctx: Context, model: Model, weights: Sequence[Any], x: Sequence[jax.Array]) -> list[jax.Array]:
@@ -78,43 +90,72 @@ def outputs(ctx: Context, model: Model, weights: Sequence[Any], x: Sequence[jax.
     return arrays(known)
 
 
-def _abstractly(ctx: Context, model: Model, weights: Callable[..., list[Any]], *args: Any) -> None:
+def _abstractly(model: Model, start: Callable[..., tuple[Context, list[Any]]], *args: Any) -> None:
     """Evaluates the outputs without data, for what that leaves in the context."""
-    x = model.jaxpr.in_avals[len(model.nodes) :]
-    jax.eval_shape(lambda args, x: outputs(ctx, model, weights(*args), x), args, x)
+    x = model.jaxpr.in_avals[sum(len(jax.tree.leaves(node.mean)) for node in model.nodes) :]
+
+    def run(args: Any, x: Sequence[jax.Array]) -> list[jax.Array]:
+        ctx, weights = start(*args)
+        return outputs(ctx, model, weights, x)
+
+    jax.eval_shape(run, args, x)
 
 
-def _leaf_plans(model: Model, coupling: Coupling, settled: Mapping[int, LeafPlan]) -> list[LeafPlan]:
-    """The plan of every leaf, from its uses beside those leaves that are settled."""
+def _leaf_plans(
+    model: Model, coupling: Coupling, settled: Mapping[int, LeafPlan]
+) -> tuple[list[LeafPlan], dict[Site, Concatenation], dict[int, Decision]]:
+    """The plan of every leaf, and of what is concatenated, from their uses beside those leaves that are settled."""
     uses: dict[tuple[int, Site], Use] = {}
+    wholes: dict[Site, Concatenation] = {}
 
-    def probe(index: int, node: Posterior) -> Any:
+    def probe(index: int, node: Posterior) -> list[Any]:
         if index not in settled:
             return _probe(index, node)
-        return node.mean if settled[index].strategy == "shared" else PerExample(node.mean)
+        means = jax.tree.leaves(node.mean)
+        return means if settled[index].strategy == "shared" else list(map(PerExample, means))
 
-    _abstractly(Context(sites={}, uses=uses), model, lambda: [probe(*pair) for pair in enumerate(model.nodes)])
+    def probes() -> tuple[Context, list[Any]]:
+        values = [value for pair in enumerate(model.nodes) for value in probe(*pair)]
+        return Context(sites={}, uses=uses, wholes=wholes), values
+
+    _abstractly(model, probes)
+    used = {leaf for leaf, _ in uses}
+
+    def of(index: int) -> list[Use]:
+        mine = [use for (leaf, _), use in uses.items() if leaf == index]
+        return [use for use in mine if not use.part or use.part[0] in used]
+
+    of_wholes: dict[int, Decision] = {}
+    for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts
+        of_wholes[index] = _strategy(of(index), math.prod(shape), coupling, of_wholes)
     leaves = []
     for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True)):
-        mine = [use for (leaf, _), use in uses.items() if leaf == index]
-        leaves.append(settled.get(index) or LeafPlan(path, jnp.shape(node.mean), *_strategy(node, mine, coupling)))
-    return leaves
+        decision = _of_node(node, of(index), coupling, of_wholes)
+        leaves.append(settled.get(index) or LeafPlan(path, _shape(node), *decision))
+    return leaves, wholes, of_wholes
 
 
-def _probe(index: int, node: Posterior) -> Any:
+def _shape(node: Posterior) -> tuple[Any, ...]:
+    """The shape of its array, or the shapes of its arrays."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(node.mean)]
+    return shapes[0] if jax.tree.structure(node.mean) == jax.tree.structure(0) else tuple(shapes)
+
+
+def _probe(index: int, node: Posterior) -> list[Any]:
     """A view without a strategy, whose signs are positions; only of what may have a strategy."""
     if type(node) is not Gaussian or not node.loc.size:
-        return node.mean
+        return jax.tree.leaves(node.mean)
     mean = at_least_float32(node.loc)
     shape = mean.shape
     positions = {axis: along(np.arange(size), axis, len(shape)) for axis, size in enumerate(shape)}
-    return View(index, None, shape, node.loc.dtype, mean, mean, positions)
+    return [View(index, None, shape, node.loc.dtype, mean, mean, positions)]
 
 
 def _noise_of_leaves(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan]) -> Noise:
     noise = Noise({}, {}, {}, {})
     for index, (node, leaf) in enumerate(zip(nodes, leaves, strict=True)):
-        like = jax.ShapeDtypeStruct(node.noise_shape, at_least_float32(node.mean).dtype)
+        dtype = jnp.result_type(*map(at_least_float32, jax.tree.leaves(node.mean)))
+        like = jax.ShapeDtypeStruct(node.noise_shape, dtype)
         if leaf.strategy == "per_example":
             noise.examples[index] = like
         elif leaf.strategy != "local_reparam":
@@ -124,37 +165,52 @@ def _noise_of_leaves(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan]) -> 
     return noise
 
 
-def _strategy(
-    node: Posterior, uses: Sequence[Use], coupling: Coupling
-) -> tuple[Strategy, str] | tuple[Strategy, str, tuple[int, ...]]:
-    """The strategy of lowest variance that is exact for all uses of a leaf, and why."""
+def _of_node(node: Posterior, uses: Sequence[Use], coupling: Coupling, of_wholes: Mapping[int, Decision]) -> Decision:
     if coupling == "shared":
-        return "shared", "as asked"
+        return "shared", "as asked", ()
     if type(node) is not Gaussian:
-        return "shared", f"a {type(node).__name__} posterior, not a diagonal Gaussian"
+        return "shared", f"a {type(node).__name__} posterior, not a diagonal Gaussian", ()
+    return _strategy(uses, node.loc.size, coupling, of_wholes)
+
+
+def _strategy(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: Mapping[int, Decision]) -> Decision:
+    """The strategy of lowest variance that is exact for all uses of a weight, and why."""
     if not uses:
-        return "shared", "not used"
-    reads, size = _most_reads(uses), node.loc.size
+        return "shared", "not used", ()
+    if any(use.part for use in uses):
+        return _of_parts(uses, of_wholes)
+    reads = _most_reads(uses)
     if coupling != "flipout" and all(use.draws_output for use in uses):
         if reads <= 1:
-            return "local_reparam", "an element reaches one output of an example"
+            return "local_reparam", "an element reaches one output of an example", ()
         if coupling == "local_reparam" and reads < math.inf:
-            return "local_reparam", f"APPROXIMATE: an element reaches {reads:g} outputs of an example"
+            return "local_reparam", f"APPROXIMATE: an element reaches {reads:g} outputs of an example", ()
     axes = frozenset.intersection(*[use.movable for use in uses]) & frozenset().union(*[use.varying for use in uses])
     if axes:
-        return (
-            "flipout",
-            f"linear in every use; signs along axes {', '.join(map(str, sorted(axes)))}",
-            tuple(sorted(axes)),
-        )
+        why = f"linear in every use; signs along axes {', '.join(map(str, sorted(axes)))}"
+        return "flipout", why, tuple(sorted(axes))
     if all(size <= max(1, use.meets) for use in uses):
-        return "per_example", "a draw is no larger than the activations it meets, element-wise"
+        return "per_example", "a draw is no larger than the activations it meets, element-wise", ()
     first = next((use for use in uses if size > use.meets and not use.movable), None)
     if first is None:
-        return "shared", "no axis carries signs in every use"
+        return "shared", "no axis carries signs in every use", ()
     if first.meets:
-        return "shared", f"{first.primitive}: element-wise, on activations of size {first.meets}, fewer than its own"
-    return "shared", f"{first.primitive}: not linear in it, or no rule for it"
+        return (
+            "shared",
+            f"{first.primitive}: element-wise, on activations of size {first.meets}, fewer than its own",
+            (),
+        )
+    return "shared", f"{first.primitive}: not linear in it, or no rule for it", ()
+
+
+def _of_parts(uses: Sequence[Use], of_wholes: Mapping[int, Decision]) -> Decision:
+    """That of the weight which this one is a part of."""
+    whole, *others = {use.part and use.part[0] for use in uses}
+    pairs = [pair for pair in itertools.combinations(uses, 2) if pair[0].part != pair[1].part]
+    if others or any(itertools.starmap(_overlap, pairs)) or not all(use.stands_once for use in uses):
+        return "shared", "concatenated, and used elsewhere as well", ()
+    strategy, why, _ = of_wholes[whole]
+    return strategy, f"concatenated, as one weight: {why}", ()
 
 
 def _most_reads(uses: Sequence[Use]) -> float:

@@ -15,7 +15,8 @@ import numpy as np
 
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._layout import UNKNOWN
-from illia_fn.coupling._values import Moments, PerExample, View
+from illia_fn.coupling._moments import Moments
+from illia_fn.coupling._values import PerExample, View
 
 Evaluate = Callable[[Context, Any, Sequence[Any], Sequence[Any]], list[Any]]
 

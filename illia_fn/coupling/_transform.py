@@ -9,11 +9,10 @@ import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling._context import Context
+from illia_fn.coupling._latin_hypercube import Strata
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
-from illia_fn.coupling._spread import Places
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._eager import compiled_once
 
@@ -39,9 +38,9 @@ class Coupled(NamedTuple):
         model = trace(caller, apply_fn, q, x, key)
         return Coupled(model, make_plan(model, coupling))
 
-    def noise(self, key: jax.Array, places: Places) -> Noise:
+    def noise(self, key: jax.Array, strata: Strata) -> Noise:
         """Noise of some samples, for all examples."""
-        return self.plan.noise.draw(key, self.model.batch_size, places)
+        return self.plan.noise.draw(key, self.model.batch_size, strata)
 
     def outputs(self, noise: Noise, num_samples: int, x: PyTree, *keys: jax.Array) -> PyTree:
         """Outputs of all samples and examples, (S, B, ...), from keys (S, B) if apply_fn takes one.
@@ -55,7 +54,7 @@ class Coupled(NamedTuple):
         def example(parts: tuple[Any, ...], x: list[jax.Array], *key: jax.Array) -> list[jax.Array]:
             noise, one = Noise(*parts), [leaf[None] for leaf in x]
             values = weights(self.model.nodes, self.plan.leaves, noise)
-            context = Context(noise=noise.sites, fenced=self.model.takes_max)
+            context = self.plan.context(noise, fenced=self.model.takes_max)
             return [output[0] for output in outputs(context, self.model, values, [*one, *key])]
 
         keys_axes = [0] * len(keys)
@@ -88,6 +87,8 @@ def decorrelate(
       https://arxiv.org/abs/1803.04386; where W is used linearly, however often.
     - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
     - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are no `Gaussian`.
+
+    Weights that are concatenated or stacked, and used nowhere else, are one weight from there on.
 
     One call is one sample; calls with different keys are independent, other than the samples of `elbo_loss`, which are
     spread evenly. There is no single network behind the outputs of a batch: joint predictions, and bounds that need one
@@ -128,11 +129,11 @@ def decorrelate(
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
 
-        def outputs(noise_key: jax.Array, x: PyTree, *keys: jax.Array) -> PyTree:
-            noise = it.noise(noise_key, Places(jnp.arange(1), count=1))
+        def of_batch(noise_key: jax.Array, x: PyTree, *keys: jax.Array) -> PyTree:
+            noise = it.noise(noise_key, Strata(jnp.arange(1), count=1))
             return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
 
-        return compiled_once(outputs, noise_key, x, *keys)
+        return compiled_once(of_batch, noise_key, x, *keys)
 
     return coupled
 
@@ -162,8 +163,9 @@ def coupled_expectation(
 ) -> tuple[jax.Array, PyTree]:
     """(1 / S) sum_s value_s and all aux, of f(outputs of s) -> (value, aux): `expectation` without one w for the batch.
 
-    The samples are spread over the law of their noise: see `_spread`. A chunk of them is one large batch, but for noise
-    that all examples of a sample share (shared, flipout), which is mapped over: "auto" then takes one after another.
+    The samples are spread over the law of their noise: see `_latin_hypercube`. A chunk of them is one large batch, but
+    for noise that all examples of a sample share (shared, flipout), which is mapped over: "auto" then takes one after
+    another.
     """
     it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
     if chunk_size == "auto":
@@ -176,7 +178,7 @@ def coupled_expectation(
 
     def chunk_sum(samples: jax.Array) -> tuple[jax.Array, PyTree]:
         spread_key = jax.random.fold_in(noise_key, samples[0] // together)
-        noise = it.noise(spread_key, Places(samples % together, together, mirrored=antithetic))
+        noise = it.noise(spread_key, Strata(samples % together, together, mirrored=antithetic))
         sides = []
         for side, side_key in zip([noise, noise.mirrored()] if antithetic else [noise], side_keys, strict=False):
             apply_keys = [_keys(side_key, samples, it.model.batch_size)] * needs_key

@@ -1,4 +1,4 @@
-"""What an equation of the model is evaluated on: arrays, and three kinds of value that stand for noise not yet met."""
+"""What an equation of the model is evaluated on beside plain arrays: see `_moments` for the third kind."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from illia_fn._base.numerics import spread
 
 Strategy = Literal["local_reparam", "flipout", "per_example", "shared"]
 Site = tuple[int, ...]  # the place of an equation in the jaxpr: its index, after those of the equations around it
@@ -20,14 +18,6 @@ class PerExample(NamedTuple):
     value: jax.Array
 
 
-class Moments(NamedTuple):
-    """Independent Gaussians, given all that was computed before; drawn when something that is not linear reads them."""
-
-    mean: jax.Array
-    variance: jax.Array
-    site: Site
-
-
 @dataclass(frozen=True)
 class View:
     """W = mean + dev * noise of one leaf, carried through reshapes and the like until it meets data.
@@ -35,7 +25,7 @@ class View:
     Arrays are thin: an axis along which they are constant may have size 1 in the place of its size in `shape`.
 
     Attributes:
-        leaf: the index of the posterior node.
+        leaf: the index of the posterior node, or that of several whose weights are concatenated: see `_concatenation`.
         strategy: what becomes of the noise; None while the model is only probed.
         shape, dtype: those of the weight that the model sees.
         mean: in float32 or wider.
@@ -60,9 +50,9 @@ class View:
     def laid_out(self, rule: Callable[[Any, tuple[int, ...]], Any], outputs: Sequence[Any]) -> "list[View]":
         """The views, of the shapes of `outputs`, that a rule of a thin array and its full shape makes."""
 
-        def parts(array: Any) -> Sequence[Any]:
+        def parts(array: Any) -> list[Any]:
             result = rule(array, self.shape)
-            return result if len(outputs) > 1 else [result]
+            return result if isinstance(result, list) else [result]
 
         means, devs, signs = parts(self.mean), parts(self.dev), {axis: parts(sign) for axis, sign in self.signs.items()}
         return [
@@ -84,44 +74,25 @@ class View:
             operands = [jnp.asarray(other).astype(mean.dtype) for other in others]
             return f(*operands[:position], mean, *operands[position:])
 
-        mean, dev = self.mean, self.dev
+        view = self if len(self.shape) == output.ndim else self._of_rank(output.ndim)
+        mean, dev = view.mean, view.dev
         if others:  # a factor may vary along an axis that is thin
-            mean, dev = (self.dense(array, array.dtype) for array in (mean, dev))
+            mean, dev = (view.dense(array, array.dtype) for array in (mean, dev))
         mean, dev = jax.jvp(of_mean, (mean,), (dev,))
         copies = self.copies * max(1, output.size // max(1, math.prod(self.shape)))  # it may broadcast
-        return replace(self, shape=output.shape, dtype=output.dtype, mean=mean, dev=dev, copies=copies)
+        return replace(view, shape=output.shape, dtype=output.dtype, mean=mean, dev=dev, copies=copies)
+
+    def _of_rank(self, rank: int) -> "View":
+        """A scalar, which broadcasts against arrays of any rank."""
+        ones = (1,) * rank
+        signs = {axis: sign.reshape(ones) for axis, sign in self.signs.items()}
+        return replace(self, shape=ones, mean=self.mean.reshape(ones), dev=self.dev.reshape(ones), signs=signs)
 
     def spans(self, axis: int) -> set[int]:
         """The axes of this view along which the sign of an axis of the leaf varies."""
         return {index for index, size in enumerate(self.signs[axis].shape) if size > 1}
 
 
-def draw(moments: Moments, noise: jax.Array) -> PerExample:
-    """mean + sqrt(variance) * noise."""
-    positive = moments.variance > 0  # the root has no finite derivative at 0: neither branch may see it
-    stddev = jnp.where(positive, jnp.sqrt(jnp.where(positive, moments.variance, 1.0)), 0.0)
-    return PerExample(_of_example(noise, stddev, moments.mean))
-
-
-def _scale_and_shift(noise: jax.Array, stddev: jax.Array, mean: jax.Array) -> jax.Array:
-    return mean + (stddev * noise).astype(mean.dtype)
-
-
-# Mapped over examples, and then over samples: what all of these share is copied, as the transpose of a broadcast is a
-# sum that is slow on a CPU (see `spread`).
-_of_sample = jax.custom_batching.custom_vmap(_scale_and_shift)
-_of_example = jax.custom_batching.custom_vmap(_scale_and_shift)
-
-
-@_of_sample.def_vmap
-def _over_samples(count: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-    return _scale_and_shift(*_all_batched(count, batched, operands)), True
-
-
-@_of_example.def_vmap
-def _over_examples(count: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-    return _of_sample(*_all_batched(count, batched, operands)), True
-
-
-def _all_batched(count: int, batched: list[bool], operands: Sequence[jax.Array]) -> list[jax.Array]:
-    return [x if is_batched else spread(x, count) for x, is_batched in zip(operands, batched, strict=True)]
+def along(x: Any, axis: int, rank: int) -> Any:
+    """A vector as an array that varies along one axis."""
+    return x.reshape([-1 if index == axis else 1 for index in range(rank)])

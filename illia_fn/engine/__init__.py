@@ -1,4 +1,7 @@
-"""E_{w ~ q}: the Monte Carlo mean in the memory of one sample, and how its gradient is estimated."""
+"""E_{w ~ q}: the Monte Carlo mean in the memory of one sample, and how its gradient is estimated.
+
+.. include:: README.md
+"""
 
 from illia_fn.engine.monte_carlo import expectation as expectation
 from illia_fn.engine.state import average_state as average_state

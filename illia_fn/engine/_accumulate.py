@@ -28,11 +28,10 @@ def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None, *, constant: b
     count, rest = divmod(total, chunk_size)
     head = jax.tree.map(lambda x: x[: total - rest], xs)
     chunks = jax.tree.map(lambda x: x.reshape(count, chunk_size, *x.shape[1:]), head)
-    parts = [f(head) if count == 1 else _loop(f, chunks, constant)]
+    once = constant_once if constant else lambda parts: parts
+    parts = [once(f(head)) if count == 1 else _loop(f, chunks, constant)]
     if rest:
-        parts.append(f(jax.tree.map(lambda x: x[total - rest :], xs)))
-    if constant:
-        parts = constant_once(parts)
+        parts.append(once(f(jax.tree.map(lambda x: x[total - rest :], xs))))
     values, aux = zip(*parts, strict=True)
     return jax.tree.map(lambda *terms: sum(terms[1:], start=terms[0]), *values), jax.tree.map(_concatenate, *aux)
 
@@ -76,8 +75,8 @@ def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  #
 def constant_once(values: PyTree) -> PyTree:
     """The values, as constants of the first derivative alone.
 
-    Coefficients of a gradient are held while it is taken, but depend on all that they were made of when it is
-    differentiated in turn.
+    Coefficients of a gradient are constant while it is taken, but depend on all that they were made of when it is
+    differentiated in turn. Of what has no derivative yet it would take away the next one: apply it once.
     """
     return values
 

@@ -1,4 +1,7 @@
-"""KL(q || p): a table of closed forms, and the loss made of it."""
+"""KL(q || p): a table of closed forms, and the loss made of it.
+
+.. include:: README.md
+"""
 
 from illia_fn.kl.loss import kl_loss as kl_loss
 from illia_fn.kl.loss import kl_tree as kl_tree

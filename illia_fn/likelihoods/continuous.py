@@ -1,6 +1,7 @@
 """Likelihoods of numbers and of angles."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
-from illia_fn._base.numerics import at_least_float32, log_softplus, normal_log_prob
-from illia_fn.likelihoods._shared import as_numbers, check_shapes, per_example, with_positive
+from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, log_softplus, softplus
+from illia_fn._base.special import log_gamma_half_step, log_i0e, minus_log
+from illia_fn.likelihoods._shared import (
+    as_numbers,
+    at_least_tiny,
+    chain,
+    check_shapes,
+    per_example,
+    standardise,
+    surprise,
+    with_positive,
+)
 
 Outputs = ArrayLike | tuple[ArrayLike, ArrayLike]
 
@@ -41,8 +52,8 @@ def gaussian_nll(outputs: Outputs, targets: ArrayLike, *, scale: ArrayLike | Non
     >>> print(gaussian_nll((jnp.zeros(2), jnp.full(2, -100.0)), jnp.zeros(2)))  # scale = exp(-100)
     [-99.08106 -99.08106]
     """
-    loc, log_scale, targets = with_positive("gaussian_nll", outputs, targets, scale)
-    return per_example(-normal_log_prob(targets, loc, log_scale))
+    loc, scale, log_scale, targets = with_positive("gaussian_nll", outputs, targets, scale)
+    return per_example(_gaussian(standardise(targets, loc, scale, log_scale), log_scale))
 
 
 def laplace_nll(outputs: Outputs, targets: ArrayLike, *, scale: ArrayLike | None = None) -> jax.Array:
@@ -53,8 +64,8 @@ def laplace_nll(outputs: Outputs, targets: ArrayLike, *, scale: ArrayLike | None
     >>> print(laplace_nll(jnp.zeros(2), jnp.array([0.0, 1.0])))
     [0.6931472 1.6931472]
     """
-    loc, log_scale, targets = with_positive("laplace_nll", outputs, targets, scale)
-    return per_example(jnp.abs(_standardise(targets, loc, log_scale)) + log_scale + math.log(2.0))
+    loc, scale, log_scale, targets = with_positive("laplace_nll", outputs, targets, scale)
+    return per_example(jnp.abs(standardise(targets, loc, scale, log_scale)) + log_scale + math.log(2.0))
 
 
 def student_t_nll(
@@ -77,16 +88,11 @@ def student_t_nll(
     ['1.145', '139.300']
     """
     _check_positive("student_t_nll", "df", df)
-    loc, log_scale, targets = with_positive("student_t_nll", outputs, targets, scale)
+    loc, scale, log_scale, targets = with_positive("student_t_nll", outputs, targets, scale)
     df = jnp.asarray(df, loc.dtype)
-    z = jnp.abs(_standardise(targets, loc, log_scale)) / jnp.sqrt(df)
-    # log(1 + z^2), where z^2 may overflow
-    tail = jnp.where(z > 1.0, z, 1.0)
-    log_term = jnp.where(
-        z > 1.0, 2.0 * jnp.log(tail) + jnp.log1p(1.0 / tail / tail), jnp.log1p(jnp.square(jnp.where(z > 1.0, 1.0, z)))
-    )
-    constant = jax.scipy.special.betaln(df / 2, jnp.full_like(df, 0.5)) + jnp.log(df) / 2
-    return per_example((df + 1.0) / 2.0 * log_term + log_scale + constant)
+    # log B(df / 2, 1 / 2) + log(df) / 2 is log(2 pi) / 2 and a step of log Gamma that vanishes for large df
+    constant = HALF_LOG_2PI - log_gamma_half_step(df / 2.0)
+    return per_example(_student_t(targets - loc, scale, log_scale, df) + constant)
 
 
 def asymmetric_laplace_nll(
@@ -110,8 +116,8 @@ def asymmetric_laplace_nll(
     """
     if not (isinstance(quantile, (int, float)) and 0.0 < quantile < 1.0):
         raise ValueError(f"asymmetric_laplace_nll: quantile must be a number in (0, 1), got {describe(quantile)}.")
-    loc, log_scale, targets = with_positive("asymmetric_laplace_nll", outputs, targets, scale)
-    z = _standardise(targets, loc, log_scale)
+    loc, scale, log_scale, targets = with_positive("asymmetric_laplace_nll", outputs, targets, scale)
+    z = standardise(targets, loc, scale, log_scale)
     return per_example(
         jnp.maximum(quantile * z, (quantile - 1.0) * z) + log_scale - math.log(quantile * (1 - quantile))
     )
@@ -133,13 +139,12 @@ def von_mises_nll(outputs: Outputs, targets: ArrayLike, *, concentration: ArrayL
     >>> [f"{nll:.3f}" for nll in von_mises_nll(jnp.zeros(2), jnp.array([0.0, 2 * jnp.pi]), concentration=10.0)]
     ['-0.219', '-0.219']
     """
-    loc, log_kappa, angles = with_positive(
+    loc, kappa, _, angles = with_positive(
         "von_mises_nll", outputs, targets, concentration, names=("loc", "concentration")
     )
-    kappa = jnp.exp(log_kappa)
     # 1 - cos(d) = 2 sin(d / 2)^2 does not cancel near d = 0, where kappa may be large.
     bend = 2.0 * kappa * jnp.square(jnp.sin((angles - loc) / 2.0))
-    return per_example(bend + math.log(2.0 * math.pi) + _log_i0e(kappa))
+    return per_example(bend + math.log(2.0 * math.pi) + log_i0e(kappa))
 
 
 def mixture_density_nll(outputs: tuple[ArrayLike, ArrayLike, ArrayLike], targets: ArrayLike) -> jax.Array:
@@ -173,23 +178,47 @@ def mixture_density_nll(outputs: tuple[ArrayLike, ArrayLike, ArrayLike], targets
             f"{loc.shape} and {rho.shape}."
         )
     check_shapes("mixture_density_nll", "outputs without their last axis", logits[..., 0], targets)
+    z = standardise(targets[..., None], loc, softplus(rho), log_softplus(rho))
     # A density that underflows so far that its square overflows would have no gradient; it is held where it is finite.
-    log_prob = jnp.maximum(normal_log_prob(targets[..., None], loc, log_softplus(rho)), -1e30)
-    return per_example(-jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_prob, axis=-1))
+    log_prob = jnp.maximum(-_gaussian(z, log_softplus(rho)), -0.1 * jnp.finfo(z.dtype).max)
+    # From the component that explains y best: as a difference of log-sum-exps, a slope by its logit would cancel.
+    joint = logits + log_prob
+    best = jnp.argmax(joint, axis=-1)
+    log_best = jnp.take_along_axis(log_prob, best[..., None], axis=-1)[..., 0]
+    return per_example(surprise(logits, best) - log_best - surprise(joint, best))
 
 
-def _log_i0e(kappa: jax.Array) -> jax.Array:
-    """log(exp(-kappa) I_0(kappa)): the derivative of i0e cancels for large kappa, where its expansion takes over."""
-    large = jnp.where(kappa > 50.0, kappa, 50.0)
-    series = (1.0 + (4.5 + (37.5 + 459.375 / large) / large) / 8.0 / large) / 8.0 / large
-    small = jnp.where(kappa > 50.0, 50.0, kappa)
-    expansion = jnp.log1p(series) - 0.5 * jnp.log(2.0 * math.pi * large)
-    return jnp.where(kappa > 50.0, expansion, jnp.log(jax.scipy.special.i0e(small)))
+def _gaussian(z: jax.Array, log_scale: jax.Array) -> jax.Array:
+    return 0.5 * z * z + log_scale + HALF_LOG_2PI
 
 
-def _standardise(targets: jax.Array, loc: jax.Array, log_scale: jax.Array) -> jax.Array:
-    # the floor: see normal_log_prob
-    return (targets - loc) * jnp.exp(-jnp.maximum(log_scale, jnp.log(jnp.finfo(log_scale.dtype).tiny)))
+@jax.custom_jvp
+def _student_t(distance: jax.Array, scale: jax.Array, log_scale: jax.Array, df: jax.Array) -> jax.Array:
+    """(df + 1) / 2 log(1 + z^2 / df) + log(scale), with z = distance / scale."""
+    root = distance / at_least_tiny(scale) / jnp.sqrt(df)
+    far, u = _inner(root)
+    log_root = jnp.log(jnp.where(far, jnp.abs(root), 1.0))
+    return (df + 1.0) / 2.0 * (2.0 * log_root + jnp.log1p(u * u)) + log_scale
+
+
+@partial(_student_t.defjvp, symbolic_zeros=True)
+def _student_t_jvp(primals, tangents):
+    distance, scale, _, df = primals
+    scale, width = at_least_tiny(scale), jnp.sqrt(df)
+    far, u = _inner(distance / scale / width)
+    # of s = z^2 / df, which may overflow: s / (1 + s), 1 / (1 + s), and log(1 + s) - s / (1 + s)
+    share, rest = jnp.where(far, 1.0, u * u) / (1.0 + u * u), jnp.where(far, u * u, 1.0) / (1.0 + u * u)
+    log_rest = 2.0 * jnp.log(jnp.where(far, jnp.abs(u), 1.0)) - jnp.log1p(u * u)
+    by_distance = lambda: (df + 1.0) / width * u / (1.0 + u * u) / scale  # noqa: E731
+    by_log_scale = lambda: rest - df * share  # noqa: E731
+    by_df = lambda: 0.5 * (minus_log(-share, log_rest) - share / df)  # noqa: E731
+    return _student_t(*primals), chain((tangents[0], by_distance), (tangents[2], by_log_scale), (tangents[3], by_df))
+
+
+def _inner(root: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether |root| > 1, and then its inverse, else itself."""
+    far = jnp.abs(root) > 1.0
+    return far, jnp.where(far, 1.0 / jnp.where(far, root, 1.0), root)
 
 
 def _check_positive(caller: str, name: str, value: ArrayLike) -> None:

@@ -1,4 +1,7 @@
-"""L(q): what to minimise."""
+"""L(q): what to minimise.
+
+.. include:: README.md
+"""
 
 from illia_fn.objectives import divergences as divergences
 from illia_fn.objectives import pac_bayes as pac_bayes

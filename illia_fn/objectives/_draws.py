@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from illia_fn._base.checks import check_draws
 from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling import ChunkSize, Coupling, check_coupling, coupled_expectation
-from illia_fn.engine._accumulate import constant_once, sum_over_chunks
+from illia_fn.coupling import ChunkSize, Coupling
+from illia_fn.coupling._transform import check_coupling, coupled_expectation
+from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine.estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn.engine.monte_carlo import draws
 from illia_fn.objectives._data import DataTerm
@@ -19,7 +20,7 @@ from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import is_posterior, log_prob
 
 Draw = list[PyTree]  # one array, or subtree, for each node of `Draws.joined`
-OfDraw = Callable[..., tuple[jax.Array, PyTree]]  # (w, and a key if apply_fn takes one) -> (value, aux)
+OfDraw = Callable[..., tuple[PyTree, PyTree]]  # (w, and a key if apply_fn takes one) -> (value, aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +35,12 @@ class Draws:
         params, key, num_samples, estimator, coupling, chunk_size, antithetic: as in `elbo_loss`.
         joined: q with its small nodes joined, in float32 or wider.
         keys: for the draws, and for a KL that is sampled.
+
+    >>> from illia_fn import mean_field
+    >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> nll, _ = Draws(data, mean_field(jnp.ones(()), scale=1e-6), jax.random.key(0), 4).mean_nll()
+    >>> print(nll.round(4))  # 1 / 4 + log(2 pi) / 2
+    1.1689
     """
 
     data: DataTerm
@@ -124,7 +131,7 @@ class Draws:
             chunk_size=chunk_size,
             antithetic=self.antithetic,
             needs_key=takes_key and self.data.needs_key,
-            per_draw=constant_once(per_draw),
+            per_draw=per_draw,
         )
         return sum_over_chunks(chunk_sum, chunks, chunk_size, constant=constant)
 

@@ -25,6 +25,13 @@ class Regulariser:
         draws: the draws of q.
         prior, num_data, kl_weight, temperature, free_nats: as in `elbo_loss`.
         pairs: each posterior node with its prior.
+
+    >>> from illia_fn import mean_field
+    >>> from illia_fn.objectives import DataTerm
+    >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> draws = Draws(data, mean_field(jnp.ones(()), scale=1.0), jax.random.key(0))
+    >>> print(Regulariser(draws, prior=Normal(0.0, 1.0), num_data=100).kl())  # (1 - 0)^2 / 2
+    0.5
     """
 
     draws: Draws
@@ -83,8 +90,9 @@ class Regulariser:
     def _is_tempered(self) -> bool:
         return not (isinstance(self.temperature, (int, float)) and self.temperature == 1.0)
 
-    def log_ratio(self, w: Draw, log_q: jax.Array) -> jax.Array:
+    def log_ratio(self, w: Draw, log_q: jax.Array | None = None) -> jax.Array:
         """log p(w) - temperature log q(w) of one draw, in nats; its mean is -KL(q || prior)."""
+        log_q = self.draws.log_q(w) if log_q is None else log_q
         if self._is_tempered:
             log_q = at_least_float32(self.temperature).astype(log_q.dtype) * log_q
         return log_prior(self.draws.joined, self.pairs, w) - log_q

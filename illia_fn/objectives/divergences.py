@@ -33,7 +33,14 @@ def kl_forward(log_u: jax.Array) -> jax.Array:
     >>> print(f"{kl_forward(jnp.log(2.0)):.4f}")  # 2 log 2
     1.3863
     """
-    return jnp.exp(log_u) * log_u
+    return _u_log_u(log_u)
+
+
+def _u_log_u(log_u: jax.Array) -> jax.Array:
+    """u log u, and its limit 0 at u = 0, a draw without density under the posterior."""
+    is_zero = jnp.isneginf(log_u)
+    log_u = jnp.where(is_zero, 0.0, log_u)  # exp(-inf) times -inf, and its derivative, would be NaN
+    return jnp.where(is_zero, 0.0, jnp.exp(log_u) * log_u)
 
 
 def jeffreys(log_u: jax.Array) -> jax.Array:
@@ -51,9 +58,11 @@ def jensen_shannon(log_u: jax.Array) -> jax.Array:
     >>> print(f"{jensen_shannon(jnp.log(3.0)):.4f}")  # 3 log 3 - 4 log 2
     0.5232
     """
-    # u log u - u log(1 + u) cancels for large u; -u log(1 + 1 / u) does not.
+    # u log u - u log(1 + u) cancels for large u; -u log(1 + 1 / u) does not, and tends to 0 with u.
     u = jnp.exp(log_u)
-    return (1.0 + u) * _LOG_2 - u * jax.nn.softplus(-log_u) - jax.nn.softplus(log_u)
+    is_zero = jnp.isneginf(log_u)
+    inverse = jnp.where(is_zero, 0.0, u * jax.nn.softplus(-jnp.where(is_zero, 0.0, log_u)))
+    return (1.0 + u) * _LOG_2 - inverse - jax.nn.softplus(log_u)
 
 
 def arithmetic_geometric(log_u: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """f-divergences between the posterior and q."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -85,24 +86,25 @@ def f_divergence_loss(
             "1. Take more, or pass log_evidence."
         )
 
-    def divergence(temperature: Any) -> Functional:
-        def normaliser(log_weights: jax.Array) -> jax.Array:
-            if log_evidence is None:
-                return log_power_mean(log_weights / temperature, 1.0)
-            return jnp.asarray(log_evidence, log_weights.dtype)
-
-        def f(log_weights: jax.Array, log_evidence: jax.Array) -> jax.Array:
-            return temperature * generator(log_weights / temperature - log_evidence)
-
-        return mean_of(f, normaliser, temperature)
-
     data = DataTerm(
         "f_divergence_loss", apply_fn, x, y, loss_fn=loss_fn, weights=weights, needs_key=needs_key, has_aux=has_aux
     )
     draws = Draws(data, params, key, num_samples, estimator=estimator, chunk_size=chunk_size, antithetic=antithetic)
     regulariser = Regulariser(draws, prior=prior, num_data=num_data, kl_weight=kl_weight, temperature=temperature)
-    loss, log_weights, aux = importance_loss(draws, regulariser, divergence)
+    loss, log_weights, aux = importance_loss(draws, regulariser, partial(_divergence, generator, log_evidence))
     return with_extras(loss, *[log_weights] * return_log_weights, *[aux] * has_aux)
+
+
+def _divergence(generator: Generator, log_evidence: ArrayLike | None, temperature: Any) -> Functional:
+    def normaliser(log_weights: jax.Array) -> jax.Array:
+        if log_evidence is None:
+            return log_power_mean(log_weights / temperature, 1.0)
+        return jnp.asarray(log_evidence, log_weights.dtype)
+
+    def f(log_weights: jax.Array, log_evidence: jax.Array) -> jax.Array:
+        return temperature * generator(log_weights / temperature - log_evidence)
+
+    return mean_of(f, normaliser, temperature)
 
 
 def _check_generator(generator: Any, *, smooth: bool) -> None:

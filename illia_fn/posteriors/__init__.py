@@ -1,4 +1,7 @@
-"""q: posterior nodes in the place of leaves or subtrees of the parameters, and functions on trees of them."""
+"""q: posterior nodes in the place of leaves or subtrees of the parameters, and functions on trees of them.
+
+.. include:: README.md
+"""
 
 from illia_fn._base.trees import frozen_pytree as frozen_pytree
 from illia_fn.posteriors.gaussian import Gaussian as Gaussian

@@ -1,4 +1,4 @@
-"""Is the uncertainty honest? Calibration and entropy of predicted class probabilities."""
+"""Is the uncertainty honest? Calibration and entropy of predicted classes, coverage of predictive intervals."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import concrete
+from illia_fn._base.checks import concrete, describe
 from illia_fn._base.numerics import at_least_float32
 
 
@@ -91,3 +91,33 @@ def predictive_entropy(probs: ArrayLike) -> jax.Array:
     [0.        0.6931472]
     """
     return jnp.sum(jax.scipy.special.entr(at_least_float32(probs)), axis=-1)
+
+
+def coverage(draws: ArrayLike, targets: ArrayLike, level: float) -> jax.Array:
+    """The fraction of targets inside the central interval that holds `level` of the predictive draws; ideally `level`.
+
+    Args:
+        draws: S draws from the predictive distribution of each example, noise of the likelihood included, (S, B).
+        targets: true values, (B,).
+        level: a number in (0, 1), such as 0.9 for the interval from the 5 % to the 95 % quantile.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        ValueError: if the shapes are not (S, B) and (B,), or `level` is not in (0, 1).
+
+    >>> draws = jnp.tile(jnp.arange(101.0)[:, None], (1, 4))  # quantiles 5 and 95
+    >>> print(coverage(draws, jnp.array([1.0, 20.0, 50.0, 90.0]), 0.9))
+    0.75
+    """
+    draws = at_least_float32(draws)
+    targets = at_least_float32(targets).astype(draws.dtype)
+    if draws.ndim != 2 or targets.shape != draws.shape[1:] or draws.size == 0:
+        raise ValueError(
+            f"coverage: draws must have shape (S, B) and targets (B,), got {draws.shape} and {targets.shape}."
+        )
+    if not (isinstance(level, (int, float, np.floating)) and 0.0 < level < 1.0):
+        raise ValueError(f"coverage: level must be a number in (0, 1), got {describe(level)}.")
+    low, high = jnp.quantile(draws, jnp.asarray([0.5 - level / 2, 0.5 + level / 2], draws.dtype), axis=0)
+    return jnp.mean(((low <= targets) & (targets <= high)).astype(draws.dtype))

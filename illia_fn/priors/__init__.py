@@ -1,3 +1,6 @@
-"""p(w): priors."""
+"""p(w): priors.
+
+.. include:: README.md
+"""
 
 from illia_fn.priors.normal import Normal as Normal

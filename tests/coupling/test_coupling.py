@@ -1,9 +1,13 @@
 """Couplings, exactly: the output for an example is that of the network which its noise makes, run on it alone."""
 
+import itertools
 from functools import partial
+from typing import Any
 
+import chex
 import coupling_cases
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,18 +15,48 @@ from coupling_cases import BATCH, CASES, KEY
 
 import illia_fn
 from illia_fn import explain_coupling, mean_field
-from illia_fn.coupling._spread import Places
+from illia_fn._base.trees import frozen_pytree
+from illia_fn.coupling._latin_hypercube import Strata
+from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._transform import Coupled
+from illia_fn.posteriors.posterior import Posterior
+
+
+def signs_of_parts(it, noise, batch_size):
+    """For each leaf that is a part of a concatenated weight, its signs (B, ...) there; loops read every layer."""
+    shapes = {index: leaf.shape for index, leaf in enumerate(it.plan.leaves)}
+    shapes |= {whole.index: whole.shape for whole in it.plan.wholes.values()}
+    signs = {}
+    for whole in sorted(it.plan.wholes.values(), key=lambda whole: whole.index):
+        own = signs.get(whole.index, jnp.ones((batch_size, *whole.shape)))
+        for axis, sign in noise.signs.get(whole.index, {}).items():
+            own = own * sign.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(whole.shape)])
+        for part in whole.parts:
+            shape, end = shapes[part.leaf], part.start + part.shape[whole.axis]
+            piece = jax.lax.slice_in_dim(own, part.start, end, axis=1 + whole.axis)
+            ranges = [range(shape[axis]) if UNKNOWN in at else [None] for axis, at in sorted(part.positions.items())]
+            for layer in itertools.product(*ranges):
+                places = [part.positions[axis] if at is None else np.array(at) for axis, at in enumerate(layer)]
+                places = [np.broadcast_to(place, part.shape) for place in places]
+                before = signs.get(part.leaf, jnp.ones((batch_size, *shape)))
+                signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
+    return signs
+
+
+pytestmark = pytest.mark.optimised(False)
 
 
 def networks(it, q, noise):
     """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
+    of_parts = signs_of_parts(it, noise, it.model.batch_size)
 
     def of_leaf(index, leaf, node):
         if leaf.strategy == "per_example":
             own = noise.examples[index][0]
         else:
-            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *leaf.shape))
+            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *node.noise_shape))
+        if leaf.strategy == "flipout" and index in of_parts:
+            own = own * of_parts[index]
         for axis, signs in noise.signs.get(index, {}).items():
             own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
         return jax.vmap(node.reparameterise())(own)
@@ -40,7 +74,7 @@ def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
     def run(q, x, key):
         it = Coupled.of("test", apply_fn, q, x, None, coupling)
         coupled.append(it)
-        noise = it.noise(key, Places(jnp.arange(1), count=1))
+        noise = it.noise(key, Strata(jnp.arange(1), count=1))
         alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
         return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
 
@@ -61,6 +95,7 @@ def test_outputs_are_those_of_the_networks(name):
 
 
 @pytest.mark.promotes
+@pytest.mark.optimised(True)
 @pytest.mark.parametrize("batch_size", [16, 128, 512])
 def test_under_jit_and_without(batch_size):
     """XLA on CPU has miscompiled the signs of a convolution at 512 lanes."""
@@ -90,6 +125,9 @@ def strategies(apply_fn, q, x, **options):
             {"a": "local_reparam", "loc": "local_reparam", "rho": "local_reparam", "noise": "local_reparam"},
         ),
         ("weight norm", {"a": "shared"}),
+        ("fused attention", dict.fromkeys("qkvo", "flipout")),
+        ("stacked layers", dict.fromkeys("abc", "flipout")),
+        ("class token", {"token": "per_example", "qkv": "flipout"}),
         ("temperature", {"a": "local_reparam", "tau": "per_example"}),
     ],
 )
@@ -123,6 +161,86 @@ def test_other_posteriors_are_shared_and_an_explanation_prints():
     lines = str(explanation).splitlines()
     assert len(lines) == 4
     assert lines[2] == "['a'] | (4, 2) | shared        | a Laplace posterior, not a diagonal Gaussian"
+
+
+@frozen_pytree
+class LowRank(Posterior):
+    """w = loc + softplus(rho) * noise + factor @ noise', over all leaves of a subtree; factor has a last axis more."""
+
+    loc: Any
+    rho: Any
+    factor: Any
+
+    @property
+    def mean(self):
+        return self.loc
+
+    @property
+    def stddev(self):
+        raise NotImplementedError
+
+    @property
+    def noise_shape(self):
+        rank = jax.tree.leaves(self.factor)[0].shape[-1]
+        return (rank + sum(leaf.size for leaf in jax.tree.leaves(self.loc)),)
+
+    def reparameterise(self):
+        loc, unravel = jax.flatten_util.ravel_pytree(self.loc)
+        scale = jax.nn.softplus(jax.flatten_util.ravel_pytree(self.rho)[0])
+        factor = jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(self.factor)])
+        return lambda noise: unravel(loc + scale * noise[: loc.size] + factor @ noise[loc.size :])
+
+    def log_prob(self, w):
+        raise NotImplementedError
+
+    def entropy(self):
+        raise NotImplementedError
+
+
+def over_a_subtree():
+    """One posterior over a kernel and a bias, beside others of one leaf each, before and after it."""
+    loc = coupling_cases.params(kernel=(4, 5), bias=(5,))
+    factor = jax.tree.map(lambda leaf: 0.3 * coupling_cases.array(*leaf.shape, 2), loc)
+    rho = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -1.0), loc)
+    others = mean_field(coupling_cases.params(a=(4, 4), z=(5, 2)), scale=0.3)
+    return others | {"layer": LowRank(loc, rho, factor)}
+
+
+def two_layers(w, x):
+    return jnp.tanh(jnp.sin(x @ w["a"]) @ w["layer"]["kernel"] + w["layer"]["bias"]) @ w["z"]
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
+def test_a_posterior_over_a_subtree(coupling):
+    """It is shared, and the leaves beside it are not."""
+    q, x = over_a_subtree(), coupling_cases.SEQUENCE
+    it, outputs, reference = outputs_and_reference(two_layers, q, x, coupling)
+    assert [leaf.strategy for leaf in it.plan.leaves] == ["flipout", "shared", "flipout"]
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+    grads = jax.grad(lambda q: jnp.sum(illia_fn.decorrelate(two_layers, coupling=coupling)(q, x, KEY)))(q)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+    (row,) = (line for line in str(explain_coupling(two_layers, q, x)).splitlines() if "layer" in line)
+    path = "['layer']['bias'], ['layer']['kernel']"
+    assert row == f"{path} | (5,), (4, 5) | shared   | a LowRank posterior, not a diagonal Gaussian"
+
+
+def test_weights_that_are_concatenated_are_explained_as_one():
+    apply_fn, params, x, _ = CASES["linen optimized lstm"]()
+    leaves = explain_coupling(apply_fn, mean_field(params, scale=0.3), x).leaves
+    assert {leaf.why for leaf in leaves if "kernel" in leaf.path} == {
+        "concatenated, as one weight: linear in every use; signs along axes 0, 1"
+    }
+    assert {leaf.strategy for leaf in leaves if "bias" in leaf.path} == {"per_example"}
+
+
+def test_a_concatenation_that_nothing_reads_is_no_use():
+    def apply_fn(w, x):
+        jnp.concatenate([w["b"], w["a"]], axis=1)
+        return coupling_cases.concatenated(w, x)
+
+    q = mean_field(CASES["concatenated weights"]().params, scale=0.3)
+    assert strategies(apply_fn, q, coupling_cases.VECTOR) == {"a": "local_reparam", "b": "local_reparam"}
 
 
 LINEAR = {"w": mean_field(jnp.ones((4, 2)), scale=0.5)}
@@ -193,24 +311,23 @@ def test_chunks_change_nothing(coupling, antithetic):
         options = {"coupling": coupling, "chunk_size": chunk_size, "antithetic": antithetic, "needs_key": True}
         return illia_fn.elbo_loss(apply_fn, q, x, y, KEY, 10, num_data=3, **options)
 
-    expected = jax.tree.leaves(loss(q, 1))
+    expected = loss(q, 1)
     for chunk_size in ("auto", 3, None):
-        for leaf, other in zip(jax.tree.leaves(loss(q, chunk_size)), expected, strict=True):
-            np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(loss(q, chunk_size), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_variance_no_nan():
     """The standard deviation of an output of zero variance has a gradient of 0, not 0 / 0."""
     f = illia_fn.decorrelate(linear)
     grads = jax.jit(jax.grad(lambda q, x: jnp.sum(f(q, x, KEY)), (0, 1)))(LINEAR, jnp.zeros((3, 4)))
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_has_variances_in_float32(dtype):
     q = jax.tree.map(lambda leaf: leaf.astype(dtype), LINEAR)
     x = jnp.full((512, 4), 300.0, dtype)  # whose square is no float16
-    outputs = illia_fn.decorrelate(linear)(q, x, KEY)
+    outputs = jax.jit(illia_fn.decorrelate(linear))(q, x, KEY)
     assert outputs.dtype == dtype
     np.testing.assert_allclose(outputs.astype(jnp.float32).std(), 2 * 300 * 0.5, rtol=0.1)
 
@@ -242,6 +359,7 @@ def test_a_jitted_step_is_traced_once():
 
 
 @pytest.mark.promotes
+@pytest.mark.optimised(True)
 def test_a_gradient_in_a_loop_is_that_outside():
     """XLA on CPU has fused the gradient of a max-pooling with the two that reach its output, wrongly."""
 
@@ -266,6 +384,7 @@ def test_a_gradient_in_a_loop_is_that_outside():
 
 
 @pytest.mark.promotes
+@pytest.mark.optimised(True)
 @pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
 def test_the_gradient_of_samples_under_jit_and_without(coupling):
     """XLA may compute noise twice, with other rounding; the gradient of max then loses what it does not find again."""
@@ -293,9 +412,8 @@ def test_every_example_has_a_key_of_its_own():
     q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-6)}
     outputs = jax.jit(illia_fn.decorrelate(apply_fn, needs_key=True))(q, jnp.ones((3, 4)), KEY)
     assert len(np.unique(np.round(outputs, 3))) == 6
-    value = illia_fn.elbo_loss(
-        apply_fn, q, jnp.ones((3, 4)), Y, KEY, 2, num_data=3, needs_key=True, coupling="decorrelated"
-    )
+    options = {"num_samples": 2, "num_data": 3, "needs_key": True, "coupling": "decorrelated"}
+    value = jax.jit(partial(illia_fn.elbo_loss, apply_fn, **options))(q, jnp.ones((3, 4)), Y, KEY)
     assert np.isfinite(value)
 
 
@@ -324,10 +442,12 @@ def test_what_does_not_depend_on_the_example_may_be_random(over):
 
     q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-7)}
     x = {"x": coupling_cases.VECTOR, "number": jnp.arange(3)}
-    np.testing.assert_allclose(illia_fn.decorrelate(apply_fn)(q, x, KEY), apply_fn({"w": q["w"].loc}, x), rtol=1e-4)
+    outputs = jax.jit(illia_fn.decorrelate(apply_fn))(q, x, KEY)
+    np.testing.assert_allclose(outputs, jax.jit(apply_fn)({"w": q["w"].loc}, x), rtol=1e-4)
 
 
 def test_padding_does_not_count():
+    @jax.jit
     def loss(x, y, weights):
         return illia_fn.elbo_loss(linear, LINEAR, x, y, KEY, 2, num_data=3, weights=weights, coupling="decorrelated")
 

@@ -10,10 +10,10 @@ from coupling_cases import CASES, FAST_TO_COMPILE, array, conv, params
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, mean_field, sample
-from illia_fn.coupling._spread import Places
+from illia_fn.coupling._latin_hypercube import Strata
 from illia_fn.coupling._transform import Coupled
 
-pytestmark = pytest.mark.promotes
+pytestmark = [pytest.mark.promotes, pytest.mark.optimised(False)]
 
 DRAWS = 4096
 
@@ -32,12 +32,16 @@ def tied(w, x):
     return jnp.tanh(x @ w["a"].T) @ w["a"]
 
 
-# name -> model, parameters, inputs, and whether local reparameterisation of every leaf would be wrong
+LSTM = CASES["linen optimized lstm"]()
+
+# name -> model, parameters, inputs, and whether local reparameterisation of every leaf is seen to be wrong
 MODELS = {
     "mlp": (residual_mlp, params(a=(4, 5), b=(5,), c=(5, 3)), array(2, 4), False),
     "cnn": (pooled_cnn, params(k=(3, 3, 2, 3), b=(3,), d=(3, 3)), jnp.abs(array(2, 5, 5, 2)), True),
     "tied": (tied, params(a=(5, 3)), array(2, 3), True),
     "transformer": (*CASES["transformer"]()[:2], jnp.array([[1, 2, 2], [3, 1, 4]]), True),
+    "fused attention": (*CASES["fused attention"]()[:2], array(2, 3, 4), True),
+    "optimized lstm": (lambda w, x: LSTM.apply_fn(w, x)[:, -1], LSTM.params, array(2, 3, 4), False),  # by too little
     "rnn": (lambda w, x: CASES["rnn"]().apply_fn(w, x)[:, -1], CASES["rnn"]().params, array(2, 3, 4), True),
 }
 
@@ -106,7 +110,7 @@ def test_the_law_of_one_of_many_samples(name, direct):
 
     def sixth_of_seven(key):
         it = Coupled.of("test", apply_fn, q, x, None, "decorrelated")
-        return it.outputs(it.noise(key, Places(jnp.array([5]), count=7)), 1, x)[0]
+        return it.outputs(it.noise(key, Strata(jnp.array([5]), count=7)), 1, x)[0]
 
     deviation, bound = largest_deviation(moments(draws(sixth_of_seven, 6)), expected)
     assert deviation < bound
@@ -131,6 +135,22 @@ SUBTLE = {
     "remat": (lambda w, x: x @ (w["a"] + jax.checkpoint(jnp.sin)(w["t"])), params(a=(4, 2), t=(4, 2)), array(2, 3, 4)),
     "offset": (lambda w, x: x @ (w["a"] + jnp.exp(w["t"])), params(a=(4, 2), t=()), array(2, 3, 4)),
     "gate": (lambda w, x: x @ (jnp.exp(w["t"]) * w["a"]), params(a=(4, 2), t=()), array(2, 3, 4)),
+    "concatenated": (lambda w, x: jnp.tanh(x @ jnp.hstack([w["a"], w["b"]])), params(a=(4, 2), b=(4, 2)), array(2, 4)),
+    "appended": (
+        lambda w, x: jnp.tanh(jnp.pad(x, ((0, 0), (0, 1)), constant_values=1.0) @ jnp.vstack([w["a"], w["b"]])),
+        params(a=(4, 3), b=(1, 3)),
+        array(2, 4),
+    ),
+    "stacked": (
+        lambda w, x: jnp.tanh(jnp.einsum("bf,ifg->big", x, jnp.stack([w["a"], w["b"]])).sum(axis=1)),
+        params(a=(4, 2), b=(4, 2)),
+        array(2, 4),
+    ),
+    "stacked twice": (
+        lambda w, x: CASES["stacked layers"]().apply_fn(w, x),
+        params(a=(3, 3), b=(3, 3), c=(3, 3)),
+        array(2, 3),
+    ),
     "gate and project": (lambda w, x: jnp.tanh(x * w["b"]) + (x @ w["b"])[:, None], params(b=(4,)), array(2, 4)),
     "fill": (
         lambda w, x: w["e"].at[x].get(mode="fill", fill_value=3.0),

@@ -1,7 +1,8 @@
 """The engine: every way to take the samples gives the value and the gradients of the plain mean over the draws."""
 
-from functools import partial
+from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 import illia_fn
 from illia_fn import expectation, mean_field, predict
+
+pytestmark = pytest.mark.optimised(False)
 
 KEY = jax.random.key(0)
 Q = mean_field({"w": jnp.array([1.0, -2.0])}, scale=0.3)
@@ -44,8 +47,7 @@ def engine(q, x, chunk_size, antithetic, f=curved, key=KEY):
     return expectation(lambda w: f(w, x), q, key, 6, chunk_size=chunk_size, antithetic=antithetic)
 
 
-def assert_trees_close(a, b, rtol=2e-5, atol=1e-6):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), a, b)
+assert_close = partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
 
 
 def test_moments_and_their_gradients():
@@ -70,34 +72,41 @@ def test_the_draws_do_not_depend_on_the_chunks(num_samples):
         np.testing.assert_allclose(w["w"], draws, rtol=1e-6)
 
 
+def value_and_gradients(f, q, x):
+    """In both modes, to q and x alike."""
+    tangents = jax.tree.map(lambda leaf: jnp.cos(leaf + 1.0), (q, x))
+    return f(q, x), jax.value_and_grad(f, (0, 1))(q, x), jax.jvp(f, (q, x), tangents)
+
+
+def gradient_norm(f, q):
+    """Its gradient is reverse over reverse, through q."""
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(jax.grad(f)(q, X)))
+
+
+@cache
+def of_the_plain_mean(what, antithetic, **options):
+    """What a transformation makes of the plain mean, once for all ways to take the samples."""
+    return jax.jit(partial(what, partial(plain, antithetic=antithetic, **options)))(Q, X)
+
+
 @ways
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_value_and_gradients_in_both_modes(chunk_size, antithetic, wrap):
-    run = partial(engine, chunk_size=chunk_size, antithetic=antithetic)
-    reference = partial(plain, antithetic=antithetic)
-    assert_trees_close(wrap(run)(Q, X), reference(Q, X))
-    assert_trees_close(
-        wrap(jax.value_and_grad(run, (0, 1)))(Q, X), jax.value_and_grad(reference, (0, 1))(Q, X)
-    )  # q and x alike
-    tangents = jax.tree.map(lambda leaf: jnp.cos(leaf + 1.0), (Q, X))
-    assert_trees_close(wrap(lambda *args: jax.jvp(run, args, tangents))(Q, X), jax.jvp(reference, (Q, X), tangents))
+    run = partial(value_and_gradients, partial(engine, chunk_size=chunk_size, antithetic=antithetic))
+    assert_close(wrap(run)(Q, X), of_the_plain_mean(value_and_gradients, antithetic))
+
+
+def second_derivatives(f, q, x):
+    """To x, reverse over reverse and forward over reverse (`jax.hessian`); to q, reverse over reverse."""
+    of_x = partial(f, q)
+    hessians = [of(of_x)(x) for of in (lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacrev(f)))]
+    return hessians, jax.grad(partial(gradient_norm, f))(q)
 
 
 @ways
 def test_second_derivatives(chunk_size, antithetic):
-    run = partial(engine, Q, chunk_size=chunk_size, antithetic=antithetic)
-    exact = jax.hessian(partial(plain, Q, antithetic=antithetic))(X)
-    for hessian in (lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacrev(f)), jax.hessian):
-        np.testing.assert_allclose(jax.jit(hessian(run))(X), exact, rtol=1e-4, atol=1e-5)
-
-    def gradient_norm(q):  # reverse over reverse, through q
-        grads = jax.grad(engine)(q, X, chunk_size, antithetic)
-        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
-
-    def exact_norm(q):
-        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(jax.grad(plain)(q, X, antithetic)))
-
-    assert_trees_close(jax.grad(gradient_norm)(Q), jax.grad(exact_norm)(Q), rtol=1e-4, atol=1e-5)
+    run = partial(second_derivatives, partial(engine, chunk_size=chunk_size, antithetic=antithetic))
+    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(second_derivatives, antithetic), rtol=1e-4, atol=1e-5)
 
 
 @ways
@@ -105,24 +114,26 @@ def test_under_vmap(chunk_size, antithetic):
     xs = jnp.stack([X, X + 1.0])
     keys = jax.random.split(KEY, 2)
     one = jax.value_and_grad(lambda x, key: engine(Q, x, chunk_size, antithetic, key=key))
-    values = jax.vmap(one)(xs, keys)
-    for index in range(2):
-        assert_trees_close(jax.tree.map(lambda leaf: leaf[index], values), one(xs[index], keys[index]))  # noqa: B023
+    values = jax.jit(jax.vmap(one))(xs, keys)
+    alone = [jax.jit(one)(*args) for args in zip(xs, keys, strict=True)]
+    assert_close(values, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
     labels = jnp.array([[0, 1, 1], [1, 1, 0]])  # an integer that f closes over
     batched = jax.vmap(jax.grad(lambda x, y: engine(Q, x, chunk_size, antithetic, f=partial(curved, labels=y))))
-    np.testing.assert_allclose(batched(xs, labels)[0], jax.grad(lambda x: one(x, KEY)[0])(X), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(batched)(xs, labels)[0], jax.jit(one)(X, KEY)[1], rtol=1e-5)
+
+
+def jacobians(f, q, x):
+    return f(q, x), jax.jacrev(f)(q, x), jax.jacfwd(f, 1)(q, x)
+
+
+def in_a_tree(w, x):
+    return {"a": curved(w, x), "b": (x @ w["w"],)}
 
 
 @ways
 def test_a_pytree_value_and_aux(chunk_size, antithetic):
-    def f(w, x):
-        return {"a": curved(w, x), "b": (x @ w["w"],)}
-
-    run = partial(engine, chunk_size=chunk_size, antithetic=antithetic, f=f)
-    reference = partial(plain, antithetic=antithetic, f=f)
-    assert_trees_close(run(Q, X), reference(Q, X))
-    assert_trees_close(jax.jacrev(run)(Q, X), jax.jacrev(reference)(Q, X))
-    assert_trees_close(jax.jacfwd(run, 1)(Q, X), jax.jacfwd(reference, 1)(Q, X))
+    run = partial(jacobians, partial(engine, chunk_size=chunk_size, antithetic=antithetic, f=in_a_tree))
+    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(jacobians, antithetic, f=in_a_tree))
 
 
 @ways
@@ -142,11 +153,11 @@ def test_aux_is_stacked_and_differentiable(chunk_size, antithetic):
     def reference(q, x):
         return plain(q, x, antithetic) + jnp.sum(jnp.square(jnp.sum(draws_of(q, antithetic)["w"], axis=0)))
 
-    (value, aux), grads = jax.value_and_grad(run, (0, 1), has_aux=True)(Q, X)
+    (value, aux), grads = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(Q, X)
     np.testing.assert_allclose(aux["draw"], draws_of(Q, antithetic)["w"], rtol=1e-6)
     np.testing.assert_array_equal(aux["constant"], [3] * 6)
     assert aux["labels"].shape == (6, 3)
-    assert_trees_close((value, grads), jax.value_and_grad(reference, (0, 1))(Q, X), rtol=1e-4)
+    assert_close((value, grads), jax.jit(jax.value_and_grad(reference, (0, 1)))(Q, X), rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, None])
@@ -171,9 +182,8 @@ def test_antithetic_draws_are_pairs(chunk_size):
 
 def test_antithetic_pairs_are_unbiased_and_of_lower_variance():
     def estimates(antithetic):
-        return jax.vmap(lambda key: expectation(lambda w: jnp.exp(w["w"][0]), Q, key, 2, antithetic=antithetic))(
-            jax.random.split(KEY, 20_000)
-        )
+        f = lambda key: expectation(lambda w: jnp.exp(w["w"][0]), Q, key, 2, antithetic=antithetic)  # noqa: E731
+        return jax.jit(jax.vmap(f))(jax.random.split(KEY, 20_000))
 
     pairs, independent = estimates(antithetic=True), estimates(antithetic=False)
     exact = np.exp(1.0 + 0.09 / 2)
@@ -204,12 +214,13 @@ def test_a_gradient_for_all_that_f_closes_over():
 
         return expectation(f, q, KEY, 5, chunk_size=chunk_size)
 
-    exact = jax.grad(loss, (0, 1))(q, closed_over, None)
+    gradients = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+    exact = gradients(q, closed_over, None)
     for chunk_size in (1, 2):
-        grads = jax.grad(loss, (0, 1))(q, closed_over, chunk_size)
+        grads = gradients(q, closed_over, chunk_size)
         assert grads[1]["half"].dtype == jnp.bfloat16
         widen = partial(jax.tree.map, lambda leaf: leaf.astype(jnp.complex64))
-        assert_trees_close(widen(grads), widen(exact), rtol=1e-2)
+        assert_close(widen(grads), widen(exact), rtol=1e-2)
         assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(grads))
 
 
@@ -239,6 +250,7 @@ def test_the_gradient_of_a_python_number():
     assert abs(grads[0]) > 0.1
 
 
+@pytest.mark.optimised(True)
 @pytest.mark.parametrize("spec", ["NHWC HWIO NHWC", "NCHW OIHW NCHW", "NHWC OIHW NCHW"])
 @pytest.mark.parametrize(
     "options", [{}, {"window_strides": (2, 1)}, {"rhs_dilation": (2, 2)}, {"feature_group_count": 2}]
@@ -263,7 +275,8 @@ def test_convolutions_in_the_loop(spec, options):
         return jnp.mean(jnp.square(jax.nn.relu(convolve(w, x))))
 
     grads = jax.jit(jax.value_and_grad(partial(engine, f=f), (0, 1)), static_argnums=(2, 3))
-    assert_trees_close(grads(q, x, 1, False), jax.value_and_grad(partial(plain, f=f), (0, 1))(q, x, False), rtol=1e-4)
+    exact = jax.jit(jax.value_and_grad(partial(plain, f=f), (0, 1)), static_argnums=2)
+    assert_close(grads(q, x, 1, False), exact(q, x, False), rtol=1e-4)
 
 
 def test_a_fixed_key_makes_an_ordinary_function():
@@ -275,6 +288,7 @@ def test_a_fixed_key_makes_an_ordinary_function():
             lambda w, x: x @ w["w"], q, X, jnp.array([1.0, -1.0, 0.5]), KEY, 16, num_data=3, antithetic=True
         )
 
+    loss = jax.jit(loss)
     assert loss(Q) == loss(Q)
     optimizer = optax.lbfgs()
 
@@ -288,7 +302,7 @@ def test_a_fixed_key_makes_an_ordinary_function():
     for _ in range(30):
         q, state = step(q, state)
     # The prior's scale is 0.1: the sampled ELBO is strictly convex in loc, and its gradient vanishes at the end.
-    start, end = (optax.tree.norm(jax.grad(loss)(q)) for q in (Q, q))
+    start, end = (optax.tree.norm(jax.jit(jax.grad(loss))(q)) for q in (Q, q))
     assert end < 1e-4 * start
 
 

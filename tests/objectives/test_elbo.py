@@ -1,5 +1,6 @@
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,11 +172,11 @@ def test_padding_may_hold_any_label(q, label):
     weights = jnp.array([True, True, True, True, False, False])
     y = jnp.where(weights, LABELS, jnp.int32(label))
     loss = partial(elbo_loss, linear, num_data=10, weights=weights)
-    value, grads = jax.value_and_grad(loss)(q, X, y, KEY)
-    expected, expected_grads = jax.value_and_grad(partial(elbo_loss, linear, num_data=10))(q, X[:4], LABELS[:4], KEY)
+    value, grads = jax.jit(jax.value_and_grad(loss))(q, X, y, KEY)
+    without = jax.jit(jax.value_and_grad(partial(elbo_loss, linear, num_data=10)))
+    expected, expected_grads = without(q, X[:4], LABELS[:4], KEY)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    for leaf, exact in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(leaf, exact, rtol=1e-4, atol=1e-7)
+    chex.assert_trees_all_close(grads, expected_grads, rtol=1e-4, atol=1e-7)
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -253,11 +254,12 @@ def test_padding_may_be_nan(q, rows):
         return outputs if rows == "targets" else jnp.where(weights > 0, outputs, jnp.nan)
 
     y = jnp.where(weights > 0, VALUES, jnp.nan) if rows == "targets" else VALUES
-    value, grads = jax.value_and_grad(partial(elbo_loss, apply_fn, num_data=10, weights=weights))(q, X, y, KEY)
-    expected, exact = jax.value_and_grad(partial(elbo_loss, vector, num_data=10))(q, X[:4], VALUES[:4], KEY)
+    run = jax.jit(jax.value_and_grad(partial(elbo_loss, apply_fn, num_data=10, weights=weights)))
+    value, grads = run(q, X, y, KEY)
+    without = jax.jit(jax.value_and_grad(partial(elbo_loss, vector, num_data=10)))
+    expected, exact = without(q, X[:4], VALUES[:4], KEY)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True):
-        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(grads, exact, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("f", [jnp.sqrt, jnp.log])
@@ -266,7 +268,7 @@ def test_a_nan_loss_does_not_hide_its_gradient(q, f):
     loss = partial(
         elbo_loss, vector, loss_fn=lambda outputs, y: f(-1.0 - jnp.square(outputs - y)), num_data=10, prior=q
     )
-    value, grads = jax.value_and_grad(loss)(q, X, VALUES, KEY)
+    value, grads = jax.jit(jax.value_and_grad(loss))(q, X, VALUES, KEY)
     assert np.isnan(value)
     assert not np.any(grads["kernel"].loc[:, 0] == 0)  # NaN for the root, a number for the logarithm
 
@@ -301,7 +303,8 @@ def test_half_precision_is_reduced_in_float32(params, dtype, num_samples):
     )
     assert loss.dtype == jnp.float32
     assert grads["kernel"].loc.dtype == dtype
-    _, terms = elbo_loss(linear, q, X.astype(dtype), LABELS, KEY, num_samples, num_data=9, return_terms=True)
+    run = jax.jit(partial(elbo_loss, linear, num_samples=num_samples, num_data=9, return_terms=True))
+    _, terms = run(q, X.astype(dtype), LABELS, KEY)
     logits = linear(illia_fn.mean(q), X.astype(dtype)).astype(jnp.float32)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
     np.testing.assert_allclose(terms.nll, nll, rtol=2e-5)  # a softmax in bfloat16 is off by 2e-3
@@ -321,7 +324,7 @@ def test_float64(x64, params):
 
 
 def test_vmap_over_keys_and_over_data_sets(q):
-    loss = partial(elbo_loss, linear, num_data=10)
+    loss = jax.jit(partial(elbo_loss, linear, num_data=10))
     keys = jax.random.split(KEY, 3)
     np.testing.assert_allclose(
         jax.vmap(lambda key: loss(q, X, LABELS, key))(keys), [loss(q, X, LABELS, key) for key in keys], rtol=1e-6
@@ -333,7 +336,7 @@ def test_vmap_over_keys_and_over_data_sets(q):
 
 
 def test_legacy_and_other_keys(q):
-    loss = partial(elbo_loss, linear, q, X, LABELS)
+    loss = jax.jit(partial(elbo_loss, linear, q, X, LABELS))
     assert loss(jax.random.PRNGKey(0)) == loss(jax.random.key(0))
     assert jnp.isfinite(loss(jax.random.key(0, impl="rbg")))
 
@@ -344,7 +347,7 @@ def test_gradients_reach_the_prior_the_inputs_and_closed_over_arrays(q):
             lambda w, x: linear(w, x) + shift, q, x, LABELS, KEY, 2, prior=Normal(0.0, prior_scale), num_data=6
         )
 
-    for grad in jax.grad(loss, (0, 1, 2))(X, 0.1, jnp.array([[0.1, 0.0, 0.0]])):
+    for grad in jax.jit(jax.grad(loss, (0, 1, 2)))(X, 0.1, jnp.array([[0.1, 0.0, 0.0]])):
         assert np.all(np.isfinite(grad))
         assert np.any(grad != 0)
 
@@ -353,10 +356,9 @@ def test_gradients_reach_the_prior_the_inputs_and_closed_over_arrays(q):
 def test_a_prior_without_a_closed_form(q):
     from numpyro.distributions import Laplace
 
-    loss, terms = elbo_loss(linear, q, X, LABELS, KEY, 200, prior=Laplace(0.0, 0.1), num_data=6, return_terms=True)
-    _, other = elbo_loss(
-        linear, q, X, LABELS, jax.random.key(1), 200, prior=Laplace(0.0, 0.1), num_data=6, return_terms=True
-    )
+    options = {"num_samples": 200, "prior": Laplace(0.0, 0.1), "num_data": 6, "return_terms": True}
+    run = jax.jit(partial(elbo_loss, linear, **options))
+    (loss, terms), (_, other) = (run(q, X, LABELS, jax.random.key(seed)) for seed in range(2))
     assert terms.kl != other.kl
     np.testing.assert_allclose(terms.kl, other.kl, rtol=0.05)
     assert jnp.isfinite(loss)

@@ -43,6 +43,7 @@ GENERATORS = {  # the textbook form, in u
         lambda u: np.log(1 + u) - np.log(u) - np.log(2) + (u - 1) / 2,
     ),
 }
+pytestmark = pytest.mark.optimised(False)
 KINKED = ("total_variation", "log1p_abs")
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 generators = pytest.mark.parametrize("name", GENERATORS)
@@ -125,7 +126,7 @@ def fine_quadrature(generator):
 
     with jax.enable_x64(True):
         loc, scale = jnp.float64(WIDE[0]), jnp.float64(WIDE[1])
-        value, grads = jax.value_and_grad(value, (0, 1))(loc, jnp.log(jnp.expm1(scale)))
+        value, grads = jax.jit(jax.value_and_grad(value, (0, 1)))(loc, jnp.log(jnp.expm1(scale)))
         return float(value), [float(leaf) for leaf in grads]
 
 
@@ -219,11 +220,11 @@ def test_it_trains(name):
         ({"generator": jnp.sum}, ValueError, "generator must be an element-wise function"),
         ({"num_samples": 1}, ValueError, ".* num_samples must be at least 2, got 1. Take more, or pass log_evidence"),
         ({"log_evidence": np.inf}, ValueError, "log_evidence must be a finite number of nats, got inf"),
-        ({"free_nats": 1.0}, TypeError, "unknown option free_nats. The options are"),
+        ({"free_nats": 1.0}, TypeError, "unexpected keyword argument 'free_nats'"),
     ],
 )
 def test_errors(options, error, match):
-    with pytest.raises(error, match=f"f_divergence_loss: {match}"):
+    with pytest.raises(error, match=rf"f_divergence_loss(:|\(\) got an) {match}"):
         scalar(
             f_divergence_loss,
             q_of(*WIDE),

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from illia_fn.posteriors import _join
 from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import is_posterior
 
+pytestmark = pytest.mark.optimised(False)
 SHAPES = {"a": (3, 4), "b": (4,), "c": (), "d": (2, 1, 3), "e": (3, 4)}
 
 
@@ -41,36 +43,38 @@ def as_it_is(q):
     }
 
 
-def assert_trees_close(a, b, rtol=1e-5, atol=1e-6):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), a, b)
+assert_close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
 def curved(f, q):
     return sum(jnp.sum(jnp.sin(leaf) * leaf) for leaf in jax.tree.leaves(f(q)))
 
 
+def value_and_gradients(f, q):
+    """As it is, and the gradients of a curved function of it in both modes."""
+    return f(q), jax.grad(partial(curved, f))(q), jax.jvp(partial(curved, f), (q,), (jax.tree.map(jnp.cos, q),))
+
+
 @pytest.mark.parametrize("total_is_odd", [False, True])
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_there_and_back(total_is_odd, wrap):
     q = tree(total_is_odd=total_is_odd)
-    jax.tree.map(np.testing.assert_array_equal, wrap(through_join)(q), as_it_is(q))
-    assert_trees_close(wrap(jax.grad(partial(curved, through_join)))(q), jax.grad(partial(curved, as_it_is))(q))
-    dots = jax.tree.map(jnp.cos, q)
-    forward = wrap(lambda q, dots: jax.jvp(partial(curved, through_join), (q,), (dots,)))
-    assert_trees_close(forward(q, dots), jax.jvp(partial(curved, as_it_is), (q,), (dots,)))
+    there_and_back = wrap(partial(value_and_gradients, through_join))(q)
+    chex.assert_trees_all_equal(there_and_back[0], as_it_is(q))
+    assert_close(there_and_back, jax.jit(partial(value_and_gradients, as_it_is))(q))
 
 
 @pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
 def test_second_derivatives(mode):
     q = {"a": tree()["a"], "c": tree()["c"]}
     hessians = [jax.jit(mode(jax.grad(partial(curved, f))))(q) for f in (through_join, as_it_is)]
-    assert_trees_close(*hessians)
+    assert_close(*hessians)
 
 
 def test_under_vmap():
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1.0]), tree())
     for f in (lambda f: f, lambda f: jax.grad(partial(curved, f))):
-        assert_trees_close(jax.vmap(f(through_join))(batch), jax.vmap(f(as_it_is))(batch))
+        assert_close(*(jax.jit(jax.vmap(f(way)))(batch) for way in (through_join, as_it_is)))
 
 
 def test_what_is_joined():
@@ -122,11 +126,11 @@ def test_losses_are_those_of_the_leaves(prior, monkeypatch):
         np.testing.assert_allclose(joined[0][0], sum(kl_tree(q, prior(q), key=jax.random.key(1)).values()), rtol=1e-5)
         monkeypatch.setattr(_join, "_SMALL", -1)
         apart = [jax.jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
-    assert_trees_close(joined[0], apart[0])
+    assert_close(joined[0], apart[0])
     draws = jax.vmap(sample, (0, None))(jax.random.split(jax.random.key(3), 2), q)
     assert jax.tree.map(jnp.shape, draws) == jax.tree.map(lambda leaf: (2, *leaf.shape), mean_of(q))
     if prior is not PRIORS["sampled"]:  # whose draws for the prior go by the leaf
-        assert_trees_close(joined[1], apart[1])
+        assert_close(joined[1], apart[1])
 
 
 def test_forms_of_others_see_their_leaves():
@@ -160,6 +164,7 @@ def test_the_draws_do_not_depend_on_the_prior_nor_on_jit():
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
+@pytest.mark.optimised(True)
 def test_a_leaf_adds_little_to_what_xla_compiles():
     def instructions(num_leaves):
         q = mean_field([jnp.zeros((3, 2))] * num_leaves, scale=0.1)

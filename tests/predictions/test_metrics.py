@@ -1,8 +1,12 @@
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from illia_fn.predictions.metrics import expected_calibration_error, predictive_entropy, reliability
+import illia_fn
+from illia_fn.predictions.metrics import coverage, expected_calibration_error, predictive_entropy, reliability
 
 RNG = np.random.default_rng(0)
 
@@ -56,3 +60,38 @@ def test_shapes(shapes):
         reliability(jnp.ones(shapes[0]), jnp.ones(shapes[1], int))
     with pytest.raises(ValueError, match="num_bins must be at least 1"):
         reliability(jnp.ones((1, 2)), jnp.ones(1, int), num_bins=0)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_coverage_of_the_true_distribution_is_the_level(level):
+    draws, targets = RNG.normal(size=(4001, 5000)).astype(np.float32), RNG.normal(size=5000).astype(np.float32)
+    standard_error = np.sqrt(level * (1 - level) / len(targets))
+    assert abs(coverage(draws, targets, level) - level) < 5 * standard_error
+    low, high = np.quantile(draws[:, :50], (0.5 - level / 2, 0.5 + level / 2), axis=0)
+    inside = (low <= targets[:50]) & (targets[:50] <= high)
+    np.testing.assert_allclose(coverage(draws[:, :50], targets[:50], level), inside.mean(), rtol=1e-6)
+
+
+def test_coverage_refuses_what_it_would_have_to_broadcast():
+    with pytest.raises(ValueError, match=r"coverage: draws must have shape \(S, B\) and targets \(B,\)"):
+        coverage(jnp.zeros((3, 1)), jnp.zeros(4), 0.9)
+    with pytest.raises(ValueError, match=r"coverage: level must be a number in \(0, 1\)"):
+        coverage(jnp.zeros((3, 4)), jnp.zeros(4), 90)
+
+
+def test_plots_come_with_the_first_use():
+    """matplotlib is imported by `illia_fn.plots` alone, and its absence is named."""
+    script = """
+import sys, illia_fn
+assert "matplotlib" not in sys.modules
+sys.modules["matplotlib.axes"] = None  # as if it were not installed
+try:
+    illia_fn.plots
+except ModuleNotFoundError as error:
+    assert "pip install 'illia_fn[plots]'" in str(error), error
+del sys.modules["matplotlib.axes"]
+assert illia_fn.plots.__name__ == "illia_fn.plots"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError, match="module 'illia_fn' has no attribute 'pots'"):
+        _ = illia_fn.pots

@@ -1,4 +1,7 @@
-"""PAC-Bayes: bounds on the risk of networks that are drawn from q, on data they have not seen."""
+"""PAC-Bayes: bounds on the risk of networks that are drawn from q, on data they have not seen.
+
+.. include:: README.md
+"""
 
 from illia_fn.objectives.pac_bayes._kl_inverse import kl_inverse as kl_inverse
 from illia_fn.objectives.pac_bayes.bounded_losses import bounded_cross_entropy as bounded_cross_entropy

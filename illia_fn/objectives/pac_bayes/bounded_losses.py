@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
 from illia_fn.likelihoods import categorical_nll
-from illia_fn.likelihoods.discrete import check_labels
+from illia_fn.likelihoods.classes import check_labels
 from illia_fn.objectives._data import DataTerm
 from illia_fn.objectives.pac_bayes.bounds import probability
 

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illia_fn.coupling import _spread
-from illia_fn.coupling._spread import _ORDERS, Places, spread_normals
+from illia_fn.coupling import _latin_hypercube
+from illia_fn.coupling._latin_hypercube import _ORDERS, Strata, stratified_normals
 
+pytestmark = pytest.mark.optimised(False)
 KEYS = 4096
 
 
 def noise(key, size, samples, count, dtype=jnp.float32, batch_size=1, **options):
     like = [jax.ShapeDtypeStruct((size,), dtype)]
-    return spread_normals(key, like, batch_size, Places(jnp.asarray(samples), count, **options))[0]
+    return stratified_normals(key, like, batch_size, Strata(jnp.asarray(samples), count, **options))[0]
 
 
 def many(size, samples, count, keys=KEYS, seed=0, **options):
@@ -111,14 +112,14 @@ def test_in_float64(x64):
 @pytest.mark.parametrize("end", [-1.0, -0.5, 0.0, 0.5])
 def test_the_ends_of_the_law_are_finite(end, monkeypatch):
     """A uniform number that lands on the end of (-1, 1) after its shift has no quantile."""
-    monkeypatch.setattr(_spread, "_uniform", lambda _, shape, dtype: jnp.full(shape, end, dtype))
+    monkeypatch.setattr(_latin_hypercube, "_uniform", lambda _, shape, dtype: jnp.full(shape, end, dtype))
     z = noise(jax.random.key(5), 100, range(8), 8)
     assert np.isclose(np.abs(z).max(), 5.4, atol=0.1)
 
 
 def test_dtypes_apart():
     like = [jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.float16)]
-    first, second = spread_normals(jax.random.key(4), like, 5, Places(jnp.arange(2), 2))
+    first, second = stratified_normals(jax.random.key(4), like, 5, Strata(jnp.arange(2), 2))
     assert (first.shape, first.dtype) == ((2, 5, 2, 3), jnp.float32)
     assert (second.shape, second.dtype) == ((2, 5), jnp.float16)
-    assert spread_normals(jax.random.key(4), [], 5, Places(jnp.arange(2), 2)) == []
+    assert stratified_normals(jax.random.key(4), [], 5, Strata(jnp.arange(2), 2)) == []

@@ -1,7 +1,7 @@
 """Standard normal noise whose samples are spread evenly over its law, instead of being independent of each other.
 
 A mean over samples needs no independence between them, just as one over examples does not: every sample has to have the
-right law, and no more. So the S values of one number in the S samples are spread over the parts of its law, a Latin
+right law, and no more. So the S values of one number in the S samples are in different strata of its law, a Latin
 hypercube (McKay, Beckman & Conover 1979, https://doi.org/10.1080/00401706.1979.10489755), in pairs that mirror each
 other. What a function has of terms in one number each averages out: entirely if they are odd, and else better with
 every further pair (Stein 1987, https://doi.org/10.1080/00401706.1987.10488205). Terms in several numbers together have
@@ -25,12 +25,12 @@ _ORDERS = (
 )
 
 
-class Places(NamedTuple):
-    """The places of some samples among all that are spread together.
+class Strata(NamedTuple):
+    """The strata of the law of a number that some samples are in: each of S samples has one of its own.
 
     Attributes:
-        samples: the indices of these samples, (S,).
-        count: how many are spread together.
+        samples: the indices of these samples among all of the hypercube.
+        count: how many samples the hypercube has.
         mirrored: whether every sample has a mirror image beside it, so that none is to be among the others.
     """
 
@@ -39,8 +39,8 @@ class Places(NamedTuple):
     mirrored: bool = False
 
 
-def spread_normals(
-    key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct], batch_size: int, places: Places
+def stratified_normals(
+    key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct], batch_size: int, strata: Strata
 ) -> list[jax.Array]:
     """Noise of all shapes, (S, B, *shape) each: all numbers of one sample are independent and standard normal.
 
@@ -52,7 +52,7 @@ def spread_normals(
     noise = {}
     for number, (dtype, group) in enumerate(groups.items()):
         size = sum(shapes[index].size for index in group)
-        drawn = _normals(jax.random.fold_in(key, number), batch_size, size, dtype, places)
+        drawn = _normals(jax.random.fold_in(key, number), batch_size, size, dtype, strata)
         noise |= zip(group, cut(drawn, [shapes[index].shape for index in group]), strict=True)
     return [noise[index] for index in range(len(shapes))]
 
@@ -64,7 +64,7 @@ def cut(flat: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
     return [piece.reshape(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, places: Places) -> jax.Array:
+def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata: Strata) -> jax.Array:
     """z_s = +-sqrt(2) erfinv(u + 2 j / h, wrapped into (-1, 1)), of one u ~ U(-1, 1) and j < h = S / 2: (S, B, size).
 
     For each s, that has the law of sqrt(2) erfinv(u) whatever its j and sign are, so that these may come from a table
@@ -74,7 +74,7 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, places
     rows = batch_size * -(-size // columns)
     order_key, key = jax.random.split(key)
     first = jax.random.randint(order_key, (), 0, _ORDERS - columns + 1)
-    tables = [jnp.asarray(table, dtype)[places.samples] for table in _points(places.count, places.mirrored)]
+    tables = [jnp.asarray(table, dtype)[strata.samples] for table in _points(strata.count, strata.mirrored)]
     shifts, signs = (jax.lax.dynamic_slice_in_dim(table, first, columns, axis=1) for table in tables)
     largest = np.nextafter(np.asarray(1.0, dtype), np.asarray(0.0, dtype))
 

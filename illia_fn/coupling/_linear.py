@@ -1,0 +1,178 @@
+"""Operations that are linear in a weight and meet data: to add one, add a rule to LINEAR.
+
+A rule says what flipout and local reparameterisation need to know of one equation. Flipout (Wen et al. 2018,
+https://arxiv.org/abs/1803.04386) needs signs in front of and behind the operation,
+
+    f(x, W) = f(x, mean) + s_out * f(s_in * x, dev),        dev = scale * noise, the same for all examples
+
+which is exact where the sign of an axis can be moved to the data or to the output. Local reparameterisation (Kingma et
+al. 2015, https://arxiv.org/abs/1506.02557) draws the output,
+
+    f(x, W) ~ N(f(x, mean), f(x^2, dev^2)),                 dev = scale
+
+which is exact where each element of W reaches one element of the output. The squares are those of x and of dev in units
+of their largest elements, as they would leave the range of the dtype where the result does not.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from illia_fn._base.numerics import at_least_float32
+from illia_fn.coupling._moments import magnitude, scaled_square
+from illia_fn.coupling._values import View
+
+Array = jax.Array
+
+
+class LinearMap(NamedTuple):
+    """One equation as a function of data and of a weight.
+
+    Attributes:
+        apply: (data, weight) -> output, linear in the weight.
+        variance: (data, scale of the weight) -> variance of the output and its unit (see `Moments`), if no output reads
+            an element twice.
+        data: the other operand.
+        to_data: for the axes of the weight whose sign may be moved to the data, their axis there.
+        to_output: the same for the output.
+        reads: how many outputs an element of the weight reaches at most.
+    """
+
+    apply: Callable[[Any, Array], Array]
+    variance: Callable[[Any, Array], tuple[Array, Array]]
+    data: Any
+    to_data: Mapping[int, int]
+    to_output: Mapping[int, int]
+    reads: int
+
+
+def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> LinearMap:
+    """Contracted and free axes, on either side."""
+    data = operands[1 - position]
+    contracted, batch = eqn.params["dimension_numbers"]
+    free = _free_axes(view.shape, contracted[position], batch[position])
+    data_free = _free_axes(jnp.shape(data), contracted[1 - position], batch[1 - position])
+    mine, theirs = ([*contracted[side], *batch[side]] for side in (position, 1 - position))
+    to_output = {axis: index for index, axis in enumerate([*batch[position], *free])}
+    through = {axis: index for index, axis in enumerate([*batch[1 - position], *data_free])}
+    later, count = (to_output, len(data_free)) if position == 1 else (through, len(free))
+    later |= {axis: index + count for axis, index in later.items() if index >= len(batch[0])}  # batch, lhs, rhs
+    reads = math.prod(jnp.shape(data)[axis] for axis in data_free)
+    return _bilinear(data, position, eqn, dict(zip(mine, theirs, strict=True)), to_output, through, reads)
+
+
+def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any) -> LinearMap | None:
+    """A kernel's channels; its spatial axes carry no signs."""
+    if position != 1 or eqn.params["batch_group_count"] != 1:
+        return None
+    data_spec, kernel_spec, out_spec = eqn.params["dimension_numbers"]
+    out_channels, in_channels = kernel_spec[:2]
+    shape = eqn.outvars[0].aval.shape
+    reads = math.prod(size for axis, size in enumerate(shape) if axis != out_spec[1])
+    return _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, {}, reads)
+
+
+def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> LinearMap | None:
+    """Look-ups: whole axes, such as the features of an embedding, carry signs."""
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    fill = eqn.params.get("fill_value")
+    fills = fill not in (None, 0) and not np.isnan(fill)  # with a number, which is not linear
+    if position != 0 or fills or getattr(numbers, "operand_batching_dims", ()):
+        return None
+    kept = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
+    to_output = {a: out for a, out in zip(kept, numbers.offset_dims, strict=True) if sizes[a] == view.shape[a]}
+
+    def apply(indices: Array, w: Array) -> Array:
+        return eqn.primitive.bind(w, indices, **eqn.params)
+
+    def variance(indices: Array, dev: Array) -> tuple[Array, Array]:
+        squares, unit = scaled_square(dev)
+        squares = apply(indices, squares)
+        return squares, unit.reshape((1,) * squares.ndim)
+
+    reads = math.prod(eqn.outvars[0].aval.shape) // max(1, math.prod(sizes))
+    return LinearMap(apply, variance, operands[1], {}, to_output, reads)
+
+
+def _bilinear(
+    data: Array,
+    position: int,
+    eqn: Any,
+    to_data: Mapping[int, int],
+    to_output: Mapping[int, int],
+    through: Mapping[int, int],
+    reads: int,
+) -> LinearMap:
+    """An operation that is linear in the data, too, some of whose axes go through to the output."""
+
+    def apply(x: Array, w: Array, **params: Any) -> Array:
+        return eqn.primitive.bind(*((x, w) if position == 1 else (w, x)), **{**eqn.params, **params})
+
+    def variance(x: Array, dev: Array) -> tuple[Array, Array]:
+        x = at_least_float32(x).astype(dev.dtype)
+        size, unit = magnitude(x, along=list(through)), magnitude(dev)
+        squares = apply(jnp.square(x / size), jnp.square(dev / unit), preferred_element_type=None)
+        return squares, unit.reshape((1,) * squares.ndim) * _moved(size, through, squares.ndim)
+
+    return LinearMap(apply, variance, data, to_data, to_output, reads)
+
+
+def _free_axes(shape: tuple[int, ...], *others: tuple[int, ...]) -> list[int]:
+    taken = {axis for axes in others for axis in axes}
+    return [axis for axis in range(len(shape)) if axis not in taken]
+
+
+LINEAR: dict[str, Callable[[View, int, list[Any], Any], LinearMap | None]] = {
+    "conv_general_dilated": _conv_general_dilated,
+    "dot_general": _dot_general,
+    "gather": _gather,
+}
+
+
+def movable(linear: LinearMap, view: View) -> set[int]:
+    """The axes of the leaf whose sign may be moved to the data or to the output."""
+    return {
+        axis for axis in view.signs if any(view.spans(axis) <= to.keys() for to in (linear.to_data, linear.to_output))
+    }
+
+
+def flipout(linear: LinearMap, view: View) -> Array:
+    """f(x, mean) + s_out * f(s_in * x, dev)."""
+    flipped, output = linear.data, linear.apply(linear.data, view.dense(view.mean))
+    behind = []
+    for axis, sign in view.signs.items():
+        if view.spans(axis) <= linear.to_data.keys():
+            flipped = _times(flipped, sign, linear.to_data)
+        else:
+            behind.append(sign)
+    noise = linear.apply(flipped, view.dense(view.dev))
+    for sign in behind:
+        noise = _times(noise, sign, linear.to_output)
+    return output + noise
+
+
+def moments(linear: LinearMap, view: View) -> tuple[Array, Array, Array]:
+    """f(x, mean), and f(x^2, dev^2) with its unit."""
+    mean = linear.apply(linear.data, view.dense(view.mean))
+    return mean, *linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
+
+
+def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:
+    """x * sign, each axis of the sign that is not of size 1 at its place among the axes of x."""
+    sign = _moved(sign, places, x.ndim)
+    groups = [x.shape[axis] // size if size > 1 else 1 for axis, size in enumerate(sign.shape)]  # of a convolution
+    return x * jnp.tile(sign, groups).astype(x.dtype)
+
+
+def _moved(thin: Array, places: Mapping[int, int], rank: int) -> Array:
+    """A thin array of another rank, its axes that are not of size 1 at their places."""
+    axes = sorted((axis for axis, size in enumerate(thin.shape) if size > 1), key=places.__getitem__)
+    shape = [1] * rank
+    for axis in axes:
+        shape[places[axis]] = thin.shape[axis]
+    thin = thin.squeeze(tuple(axis for axis, size in enumerate(thin.shape) if size == 1))
+    return thin.transpose([sum(other < axis for other in axes) for axis in axes]).reshape(shape)

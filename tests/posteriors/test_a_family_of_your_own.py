@@ -1,0 +1,192 @@
+"""The family that the chapter builds, low rank over a subtree: its densities, its KLs, training, and saving."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy import stats
+
+import illia_fn
+from illia_fn import Normal, elbo_loss, kl_divergence, kl_loss, kl_tree
+
+KEY = jax.random.key(0)
+PAGE = Path(illia_fn.__file__).parent / "posteriors" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def low_rank_class():
+    """As on the page, up to where its KL is registered."""
+    (source,) = re.findall(r"```python\n(from jax.flatten_util.*?)```", PAGE.read_text(), re.DOTALL)
+    namespace = {"illia_fn": illia_fn, "jax": jax, "jnp": jnp}
+    exec(source, namespace)
+    return namespace["LowRank"]
+
+
+@pytest.fixture
+def node(low_rank_class):
+    keys = jax.random.split(jax.random.key(1), 3)
+    loc = {"b": jax.random.normal(keys[0], (3,)), "w": {"k": jnp.ones((2, 1))}}
+    return low_rank_class(loc, jax.random.normal(keys[1], (5,)), jax.random.normal(keys[2], (5, 2)))
+
+
+def dense(node):
+    scale, factor = np.log1p(np.exp(np.asarray(node.rho, np.float64))), np.asarray(node.factor, np.float64)
+    return stats.multivariate_normal(ravel_pytree(node.loc)[0], np.diag(scale**2) + factor @ factor.T)
+
+
+def test_densities_are_those_of_the_dense_gaussian(node):
+    draws = jax.vmap(node.sample)(jax.random.split(KEY, 20))
+    flat = jax.vmap(lambda w: ravel_pytree(w)[0])(draws)
+    np.testing.assert_allclose(jax.vmap(node.log_prob)(draws), dense(node).logpdf(flat), rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(node.entropy(), dense(node).entropy(), rtol=1e-5)
+    np.testing.assert_allclose(ravel_pytree(node.stddev)[0], np.sqrt(np.diag(dense(node).cov)), rtol=1e-5)
+
+
+def test_a_draw_has_the_covariance(node):
+    draws = jax.vmap(lambda key: ravel_pytree(node.sample(key))[0])(jax.random.split(KEY, 20_000))
+    covariance, exact = np.cov(draws.T), dense(node).cov
+    standard_error = np.sqrt((exact**2 + np.outer(np.diag(exact), np.diag(exact))) / len(draws))
+    assert np.all(np.abs(covariance - exact) < 5 * standard_error)
+
+
+def test_functions_on_trees_see_the_subtree(node):
+    q = {"deep": node, "fixed": jnp.ones(2), "flat": illia_fn.mean_field(jnp.zeros(4), scale=0.1)}
+    assert illia_fn.num_params(q) == 5 + 4
+    w = illia_fn.sample(KEY, q)
+    chex.assert_trees_all_equal_shapes_and_dtypes(w, illia_fn.mean(q), illia_fn.stddev(q))
+    expected = node.log_prob(w["deep"]) + q["flat"].log_prob(w["flat"])
+    np.testing.assert_allclose(illia_fn.log_prob(q, w), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"log_prob: w\['deep'\]\['b'\] has shape \(2,\)"):
+        illia_fn.log_prob(q, w | {"deep": w["deep"] | {"b": jnp.ones(2)}})
+
+
+def cross_entropy(node, loc, scale):
+    """-E_q[log N(w; loc, scale^2)], each of the shape of the flat subtree."""
+    mean, variance = np.asarray(ravel_pytree(node.loc)[0]), np.diag(dense(node).cov)
+    return np.sum(((mean - loc) ** 2 + variance) / (2 * scale**2) + np.log(scale) + np.log(2 * np.pi) / 2)
+
+
+def sampled_kl(node, prior, count=4000):
+    """Mean and standard error of the Monte Carlo KL."""
+    keys = jax.random.split(KEY, count)
+    values = jax.vmap(lambda key: kl_loss(node, prior, reduction="sum", key=key))(keys)
+    return np.mean(values), np.std(values) / np.sqrt(count)
+
+
+PRIORS = {
+    "one for all": (Normal(0.5, 2.0), 0.5, 2.0),
+    "one for each array": (
+        {"b": Normal(0.0, 1.0), "w": {"k": Normal(1.0, jnp.full((2, 1), 3.0))}},
+        np.array([0, 0, 0, 1, 1]),
+        np.array([1, 1, 1, 3, 3]),
+    ),
+    "a prefix": ({"b": Normal(0.0, 1.0), "w": Normal(1.0, 3.0)}, np.array([0, 0, 0, 1, 1]), np.array([1, 1, 1, 3, 3])),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_kl_is_sampled_from_the_joint_draw(node, name):
+    prior, loc, scale = PRIORS[name]
+    exact = cross_entropy(node, np.broadcast_to(loc, 5), np.broadcast_to(scale, 5)) - dense(node).entropy()
+    mean, standard_error = sampled_kl(node, prior)
+    assert abs(mean - exact) < 5 * standard_error
+    assert standard_error < 0.05 * exact
+    (path,) = kl_tree({"deep": node}, {"deep": prior}, key=KEY)
+    assert path == "['deep']['b'], ['deep']['w']['k']"
+
+
+def test_the_kl_to_itself_is_exactly_zero_and_to_another_unbiased(node, low_rank_class):
+    assert kl_divergence(node, node, key=KEY) == 0.0
+    assert kl_loss({"a": node}, {"a": node}, key=KEY, num_samples=3) == 0.0
+    other = low_rank_class(jax.tree.map(lambda x: x + 0.3, node.loc), node.rho + 0.5, 0.5 * node.factor)
+    p, q = dense(other), dense(node)
+    residual = p.mean - q.mean
+    exact = 0.5 * (
+        np.trace(np.linalg.solve(p.cov, q.cov))
+        + residual @ np.linalg.solve(p.cov, residual)
+        - 5
+        + np.linalg.slogdet(p.cov)[1]
+        - np.linalg.slogdet(q.cov)[1]
+    )
+    mean, standard_error = sampled_kl(node, other)
+    assert abs(mean - exact) < 5 * standard_error
+
+
+def test_a_closed_form_of_a_family_whose_fields_have_other_shapes(node):
+    class Prior:
+        """A joint prior, which the table knows."""
+
+        def log_prob(self, w):
+            raise AssertionError("not to be sampled")
+
+    illia_fn.register_kl(type(node), Prior)(lambda q, p: 2.0 - q.entropy())
+    np.testing.assert_allclose(kl_divergence(node, Prior()), 2.0 - node.entropy())
+    np.testing.assert_allclose(kl_loss({"a": node}, Prior(), reduction="sum"), 2.0 - node.entropy())
+    illia_fn.register_kl(type(node), Prior)(lambda q, p: jnp.ones(5))
+    with pytest.raises(ValueError, match=r"kl_divergence: the closed form of KL\(LowRank \|\| Prior\) must return"):
+        kl_divergence(node, Prior())
+
+
+def test_a_joint_prior_that_stands_for_something_else_is_refused(node, low_rank_class):
+    other = low_rank_class(jnp.zeros(5), node.rho, node.factor)
+    with pytest.raises(ValueError, match="kl_divergence: the prior, a LowRank, must stand for what the posterior stan"):
+        kl_divergence(node, other, key=KEY)
+
+
+# --- training on a regression, whose evidence is known ----------------------------------------------------------------
+
+X = jax.random.normal(jax.random.key(2), (30, 2))
+Y = X @ jnp.array([0.5, -1.0]) + 0.3 + jax.random.normal(jax.random.key(3), (30,))
+
+
+def linear(w, x):
+    return x @ w["deep"]["w"] + w["deep"]["b"]
+
+
+def log_evidence():
+    design = np.c_[np.ones(30), X]
+    return stats.multivariate_normal(np.zeros(30), np.eye(30) + design @ design.T).logpdf(Y)
+
+
+@pytest.mark.promotes  # optax does
+@pytest.mark.parametrize("estimator", ["reparameterised", "doubly_reparameterised", "score_function"])
+def test_it_is_trained_by_every_estimator(low_rank_class, estimator):
+    """Of rank 2 in three dimensions; a diagonal factor and two directions hold the exact posterior nearly."""
+    node = low_rank_class(
+        {"b": jnp.zeros(()), "w": jnp.zeros(2)}, jnp.full(3, -2.0), 0.1 * jax.random.normal(KEY, (3, 2))
+    )
+    loss = partial(elbo_loss, linear, num_data=30, prior=Normal(0.0, 1.0), num_samples=16, estimator=estimator)
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-2, 600))
+
+    @jax.jit
+    def train(q):
+        def step(carry, key):
+            q, state = carry
+            value, grads = jax.value_and_grad(loss)(q, X, Y, key)
+            updates, state = optimizer.update(grads, state, q)
+            return (optax.apply_updates(q, updates), state), value
+
+        return jax.lax.scan(step, (q, optimizer.init(q)), jax.random.split(KEY, 600))[0][0]
+
+    q = train({"deep": node})
+    values = jax.vmap(lambda key: -30 * loss(q, X, Y, key))(jax.random.split(jax.random.key(9), 200))
+    gap = log_evidence() - np.mean(values)
+    assert -5 * np.std(values) / np.sqrt(200) < gap < 0.1
+
+
+def test_it_is_saved_and_restored(node, tmp_path):
+    q = {"deep": node, "flat": illia_fn.mean_field(jnp.zeros(4), scale=0.1)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "q", q)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "q", q)
+    chex.assert_trees_all_equal(restored, q)
+    assert type(restored["deep"]) is type(node)
