@@ -1,5 +1,6 @@
 """The diagonal Gaussian, and `mean_field`, which puts one in the place of every leaf."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -126,7 +127,7 @@ def mean_field(
     if mask is None:
         mask = True
     elif _is_mask_function(mask):
-        mask = mask(params)
+        mask = _of_params(mask)(params)
     masks = broadcast_prefix("mean_field", "mask", mask, params, is_posterior, _is_none)
     scales = broadcast_prefix("mean_field", "scale", scale, params, is_posterior, _is_none)
     nodes = [
@@ -147,6 +148,20 @@ def _is_none(x: Any) -> bool:
 def _is_mask_function(mask: Any) -> bool:
     # A mask in the form of a callable module (equinox) is a tree of booleans, and not a function of params.
     return callable(mask) and not all(isinstance(leaf, bool) for leaf in jax.tree.leaves(mask))
+
+
+def _of_params(mask: Callable[..., PyTree]) -> Callable[[PyTree], PyTree]:
+    try:
+        inspect.signature(mask).bind(None)
+    except TypeError as error:
+        raise TypeError(
+            "mean_field: mask must be a function of one argument, the params, that returns a tree of booleans, as in "
+            f"optax, got {describe(mask)}. For a function f(path, leaf) pass lambda params: jax.tree.map_with_path(f, "
+            "params)."
+        ) from error
+    except ValueError:  # some callables tell no signature
+        pass
+    return mask
 
 
 def _is_selected(path: str, leaf: Any, mask: Any) -> bool:
