@@ -1,6 +1,7 @@
 """From a plan to outputs: the transform, and the Monte Carlo mean that the objectives take."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -13,6 +14,7 @@ from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
 from illia_fn.engine._accumulate import sum_over_chunks
+from illia_fn.engine._eager import compiled_once
 
 _AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger
@@ -126,8 +128,12 @@ def decorrelate(
         noise_key, apply_key = jax.random.split(key)
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
-        noise = it.noise(noise_key, Strata(jnp.arange(1), count=1))
-        return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
+
+        def of_batch(noise_key: jax.Array, x: PyTree, *keys: jax.Array) -> PyTree:
+            noise = it.noise(noise_key, Strata(jnp.arange(1), count=1))
+            return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
+
+        return compiled_once(of_batch, noise_key, x, *keys)
 
     return coupled
 
@@ -181,5 +187,5 @@ def coupled_expectation(
         totals = [jnp.sum(side) for side in values]
         return sum(totals[1:], start=totals[0]), jax.tree.map(_interleave, *aux)
 
-    total, aux = sum_over_chunks(chunk_sum, jnp.arange(count), chunk_size)
+    total, aux = sum_over_chunks(partial(compiled_once, chunk_sum), jnp.arange(count), chunk_size)
     return total / num_samples, aux
