@@ -13,7 +13,6 @@ from flax import nnx
 
 BATCH = 3
 KEY = jax.random.key(0)
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Case(NamedTuple):

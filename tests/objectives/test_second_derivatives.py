@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_jit
 
 import illia_fn
 from illia_fn import Normal, cubo_loss, elbo_loss, f_divergence_loss, iwae_loss, mean_field, predictive_loss, renyi_loss
 
+pytestmark = pytest.mark.optimised(False)
 KEY = jax.random.key(0)
 X = jnp.arange(6.0).reshape(3, 2) / 6 - 0.4
 Y = jnp.array([0.3, -0.2, 1.0])
@@ -52,15 +54,15 @@ RIGHT = {
 def test_the_hessian_is_that_of_the_value(x64, objective, chunk_size):
     if "antithetic" in getattr(objective, "keywords", {}) and chunk_size == 3:
         chunk_size = 1
-    loss, theta = jax.jit(loss_of(objective, chunk_size=chunk_size)), jnp.asarray(THETA)
+    loss, theta = quick_jit(loss_of(objective, chunk_size=chunk_size)), jnp.asarray(THETA)
     step = 1e-3 * jnp.eye(4)
 
     def difference(a, b):
         return loss(theta + a + b) - loss(theta + a - b)
 
-    values = jax.jit(jax.vmap(jax.vmap(difference, (None, 0)), (0, None)))
+    values = quick_jit(jax.vmap(jax.vmap(difference, (None, 0)), (0, None)))
     by_differences = (values(step, step) - values(-step, step)) / (4 * 1e-6)
-    np.testing.assert_allclose(jax.jit(jax.hessian(loss))(theta), by_differences, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(quick_jit(jax.hessian(loss))(theta), by_differences, rtol=1e-4, atol=1e-5)
 
 
 WRONG = {
@@ -86,8 +88,8 @@ WRONG = {
 def test_what_has_first_derivatives_only_says_so(name):
     objective, caller = WRONG[name]
     loss, theta = loss_of(objective), jnp.asarray(THETA, jnp.float32)
-    gradient = jax.jit(jax.grad(jax.checkpoint(loss)))(theta)  # a first derivative, however it is taken
-    np.testing.assert_allclose(jax.jit(jax.jacfwd(loss))(theta), gradient, rtol=1e-4, atol=1e-5)
+    gradient = quick_jit(jax.grad(jax.checkpoint(loss)))(theta)  # a first derivative, however it is taken
+    np.testing.assert_allclose(quick_jit(jax.jacfwd(loss))(theta), gradient, rtol=1e-4, atol=1e-5)
     for second in (jax.hessian(loss), jax.grad(lambda theta: jax.grad(loss)(theta).sum())):
         with pytest.raises(TypeError, match=f"{caller}: .*estimator="):
             jax.eval_shape(second, theta)

@@ -5,12 +5,14 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from quick import quick_jit
 
 import illia_fn
 from illia_fn import divergences, mean_field
 
-pytestmark = pytest.mark.optimised(False)
+pytestmark = [pytest.mark.promotes, pytest.mark.optimised(False)]
 
 COUPLED = ("shared", "decorrelated", "flipout", "local_reparam")
 LOSSES = {
@@ -25,18 +27,20 @@ LOSSES = {
 
 
 def train(loss, *batches):
-    """Steps of gradient descent with a rate that changes, from one q to the next."""
+    """Steps of Adam, from one q and state to the next."""
+    optimizer = optax.adam(0.1)
 
-    @jax.jit
+    @quick_jit
     @chex.assert_max_traces(n=1)
-    def step(q, rate, *batch):
-        grads = jax.grad(loss)(q, *batch)
-        return jax.tree.map(lambda leaf, slope: leaf - rate * slope, q, grads)
+    def step(q, state, *batch):
+        updates, state = optimizer.update(jax.grad(loss)(q, *batch), state, q)
+        return optax.apply_updates(q, updates), state
 
     chex.clear_trace_counter()
     q = mean_field({"w": jnp.ones((4, 2)), "b": jnp.zeros((1, 2))}, scale=0.1, mask={"w": True, "b": False})
-    for index, batch in enumerate(batches):
-        q = step(q, 0.1 / (1 + index), *batch)
+    state = optimizer.init(q)
+    for batch in batches:
+        q, state = step(q, state, *batch)
     chex.assert_tree_all_finite(q)
 
 
