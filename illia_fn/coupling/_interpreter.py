@@ -50,7 +50,7 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
     symbolic = [index for index, value in enumerate(operands) if isinstance(value, (View, Moments))]
     views = [index for index in symbolic if isinstance(operands[index], View)]
     results = None
-    if name in RECURSION and (views or jax.sharding.get_abstract_mesh().explicit_axes):  # its types know no mesh
+    if name in RECURSION and (views or any(map(_is_on_mesh, operands))):  # its types know no mesh
         return RECURSION[name](evaluate, ctx, eqn, operands)
     if len(symbolic) == 1:
         results = _laid_out(eqn, symbolic[0], operands)
@@ -61,6 +61,11 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
     if results is None and len(views) == 1 and name in LINEAR:
         results = _linear(ctx, eqn, views[0], operands)
     return _bind(ctx, eqn, operands) if results is None else results
+
+
+def _is_on_mesh(value: Any) -> bool:
+    """Whether it is sharded along an explicit axis of a mesh."""
+    return isinstance(value, PerExample) and bool(jax.typeof(value.value).sharding.mesh.explicit_axes)
 
 
 def _meets_data(operands: Sequence[Any]) -> bool:

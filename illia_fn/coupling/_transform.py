@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.checks import check_callable, check_key, describe
@@ -64,11 +65,12 @@ class Coupled(NamedTuple):
 
     def _laid_like(self, x: PyTree, noise: Noise, keys: Any) -> tuple[Noise, Any]:
         """What every example has of its own, sharded as the examples are on a mesh whose axes are explicit."""
-        batch_axes = {jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(x)} - {None}
-        if not batch_axes:
+        shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(x)]
+        sharded = [(of.mesh, of.spec[0]) for of in shardings if of.spec[0] is not None]
+        if not sharded:
             return noise, keys
-        axes = batch_axes.pop()
-        of_samples, of_examples = P(None, axes), P(axes)
+        mesh, axes = sharded[0]
+        of_samples, of_examples = NamedSharding(mesh, P(None, axes)), NamedSharding(mesh, P(axes))
         examples, sites, keys = jax.sharding.reshard((noise.examples, noise.sites, keys), of_samples)
         signs = jax.sharding.reshard(noise.signs, of_examples)
         return Noise(noise.leaves, examples, sites, signs), keys
