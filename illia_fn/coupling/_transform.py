@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.trees import PyTree
@@ -47,6 +49,7 @@ class Coupled(NamedTuple):
 
         What is not mapped over is computed once, so that the samples share what they can.
         """
+        noise, keys = self._laid_like(x, noise, keys)
         parts, leaves_axis = tuple(noise), 0
         if num_samples == 1:  # a kernel that is mapped over, even if it is one, makes a grouped convolution
             parts, leaves_axis = tuple(noise._replace(leaves=jax.tree.map(lambda leaf: leaf[0], noise.leaves))), None
@@ -61,6 +64,18 @@ class Coupled(NamedTuple):
         batch = jax.vmap(example, ((None, 0, 0, 0), 0, *keys_axes))
         samples = jax.vmap(batch, ((leaves_axis, 0, 0, None), None, *keys_axes), axis_size=num_samples)
         return self.model.outputs.unflatten(samples(parts, jax.tree.leaves(x), *keys))
+
+    def _laid_like(self, x: PyTree, noise: Noise, keys: Any) -> tuple[Noise, Any]:
+        """What every example has of its own, sharded as the examples are on a mesh whose axes are explicit."""
+        shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(x)]
+        sharded = [(of.mesh, of.spec[0]) for of in shardings if of.spec[0] is not None]
+        if not sharded:
+            return noise, keys
+        mesh, axes = sharded[0]
+        of_samples, of_examples = NamedSharding(mesh, P(None, axes)), NamedSharding(mesh, P(axes))
+        examples, sites, keys = jax.sharding.reshard((noise.examples, noise.sites, keys), of_samples)
+        signs = jax.sharding.reshard(noise.signs, of_examples)
+        return Noise(noise.leaves, examples, sites, signs), keys
 
 
 def check_coupling(caller: str, coupling: Any) -> None:
