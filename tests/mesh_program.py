@@ -137,12 +137,12 @@ def kinds():
 
 
 def sums_within():
-    """Types that differ otherwise: keys of each device's own, and a function that sums over the devices itself."""
+    """What varies otherwise: keys of each device's own for a function of what is the same on all, and sums within."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 
     def own_keys(q, device, mean):
         keys = jax.random.fold_in(KEY, device)
-        return mean(illia_fn.expectation(lambda w: jnp.sum(jnp.sin(w["w"]) * w["deterministic"]), q, keys, 3))
+        return mean(illia_fn.expectation(lambda w: jnp.sum(jnp.sin(w["w"]) * q["deterministic"]), q, keys, 3))
 
     def summed(q, x, mean):
         return illia_fn.expectation(lambda w: mean(jnp.mean(jnp.square(apply_fn(w, x)))), q, KEY, 3)
@@ -158,7 +158,7 @@ def sums_within():
         keys = sum(own_keys(q, device, lambda value: value) for device in range(2)) / 2
         return keys + summed(q, x, lambda value: value)
 
-    check("sums within", *(jax.jit(jax.value_and_grad(f))(Q, X) for f in (sharded, plain)))
+    check("sums within", *(jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(Q, X) for f in (sharded, plain)))
 
 
 def shared_out():

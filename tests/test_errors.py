@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpyro.distributions import Laplace
+from numpyro.distributions import Gamma, HalfCauchy, Laplace, LogNormal, Uniform
 
 import illia_fn
 from illia_fn import (
@@ -114,7 +114,15 @@ CASES = {
     "negative kl_weight": (elbo(kl_weight=-1.0), ValueError, "elbo_loss: kl_weight must be .* not negative, got -1.0"),
     "(B, 1) against (B, D)": (elbo(jnp.ones((4, 2)), lambda w, x: scalar(w, x)[:, None], loss_fn=lambda f, y: (f - y) ** 2), ValueError, "elbo_loss: .* would broadcast"),
     "empty parameters": (elbo(params={}), ValueError, "elbo_loss: params has no leaves"),
-    "no posterior and no num_data": (elbo(params=PARAMS), ValueError, "elbo_loss: params has no posterior node.*num_data"),
+    "no posterior and no num_data": (elbo(params=PARAMS), ValueError, "elbo_loss: params has no posterior node.*kl_weight=0.0"),
+    "no posterior": (elbo(params=PARAMS, num_data=9), ValueError, "elbo_loss: params has no posterior node.*mean_field"),
+    "nodes lost in a checkpoint": (lambda: kl_loss({"w": {"loc": X, "rho": X}}, reduction="sum"), ValueError, r"kl_loss: params has no posterior node, and params\['w'\] is a dict of loc, rho, the fields of a Gaussian.*target"),
+    "nodes lost in a checkpoint, in an objective": (elbo(params={"w": {"loc": X, "rho": X}}, num_data=9), ValueError, "elbo_loss: .* lost its type"),
+    "a number for a prior": (lambda: kl_loss(Q, 0.5), TypeError, r"pass illia_fn.Normal\(0.0, 0.5\)"),
+    "parameters for a prior": (elbo(prior=PARAMS, num_data=9), TypeError, r"elbo_loss at params\['w'\]: .*around parameters pass jax.tree.map"),
+    "a mask of path and leaf": (lambda: mean_field(PARAMS, scale=0.1, mask=lambda path, leaf: True), TypeError, r"mean_field: mask must be a function of one argument, the params.*jax.tree.map_with_path"),
+    "a bounded prior": (lambda: kl_loss(Q, Uniform(-1.0, 1.0), key=KEY), ValueError, r"kl_loss at params\['w'\]: the prior Uniform has no density on part of the real line.*infinite"),
+    "a positive prior": (elbo(prior={"w": HalfCauchy(1.0)}, num_data=9), ValueError, r"elbo_loss at params\['w'\]: the prior HalfCauchy has no density"),
     "another batch size": (elbo(LABELS[:3]), ValueError, r"elbo_loss: outputs and targets must have the same batch size.*\(4, 2\).*\(3,\)"),
     "(B, 1) against (B,)": (elbo(jnp.ones((4, 1)), scalar), ValueError, r"elbo_loss: outputs of shape \(4,\) and targets of shape \(4, 1\) would broadcast"),
     "(B,) against (B, 1)": (elbo(jnp.ones(4), lambda w, x: scalar(w, x)[:, None], loss_fn=lambda f, y: (f - y) ** 2), ValueError, "elbo_loss: .* would broadcast"),
@@ -148,6 +156,18 @@ CASES = {
     "likelihood with three outputs": (lambda: gaussian_nll((jnp.ones(3),) * 3, jnp.ones(3)), ValueError, "gaussian_nll: outputs must be loc or a pair"),
     "rho that would broadcast": (lambda: gaussian_nll((jnp.ones((3, 2)), jnp.ones(2)), jnp.ones((3, 2))), ValueError, r"gaussian_nll: rho .*\(2,\)"),
 }  # fmt: skip
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("prior", [HalfCauchy(1.0), LogNormal(0.0, 1.0), Gamma(2.0, 1.0), Uniform(-1e9, 1e9)])
+@pytest.mark.parametrize("objective", ["elbo_loss", "predictive_loss", "kl_loss", "kl_tree", "kl_divergence"])
+def test_a_kl_to_a_prior_of_bounded_support_is_refused_everywhere(prior, objective):
+    f, q = getattr(illia_fn, objective), Q["w"] if objective == "kl_divergence" else Q
+    call = jax.jit(lambda q: f(logits, q, X, LABELS, KEY, 2, prior=prior, num_data=9))
+    if objective.startswith("kl"):
+        call = lambda q: f(q, prior, key=KEY)  # noqa: E731
+    with pytest.raises(ValueError, match=f"{objective}.*has no density on part of the real line"):
+        call(q)
 
 
 @pytest.mark.promotes

@@ -55,12 +55,12 @@ def frozen_pytree(cls: type[T]) -> type[T]:
     return cls
 
 
-def child_names(cls: type) -> list[str]:
+def child_names(cls: Any) -> list[str]:
     """The fields of a class made by `frozen_pytree` that are its children."""
     return [field.name for field in dataclasses.fields(cls) if field.name not in _static_names(cls)]
 
 
-def _static_names(cls: type) -> list[str]:
+def _static_names(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.metadata.get("static", False)]
 
 

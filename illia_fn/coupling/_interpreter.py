@@ -37,8 +37,9 @@ def evaluate(ctx: Context, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any
             values[variable] = ctx.draw(value) if drawn else value
 
     write([*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
+    mesh = jax.sharding.get_abstract_mesh()  # that of now: the trace of a call may come from where there was none
     for index, eqn in enumerate(jaxpr.eqns):
-        with eqn.ctx.manager:
+        with eqn.ctx.manager, jax.sharding.use_abstract_mesh(mesh):
             write(eqn.outvars, _equation(ctx.at(index), eqn, [read(atom) for atom in eqn.invars]))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -49,7 +50,7 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
     symbolic = [index for index, value in enumerate(operands) if isinstance(value, (View, Moments))]
     views = [index for index in symbolic if isinstance(operands[index], View)]
     results = None
-    if views and name in RECURSION:
+    if name in RECURSION and (views or any(map(_is_on_mesh, operands))):  # its types know no mesh
         return RECURSION[name](evaluate, ctx, eqn, operands)
     if len(symbolic) == 1:
         results = _laid_out(eqn, symbolic[0], operands)
@@ -60,6 +61,11 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
     if results is None and len(views) == 1 and name in LINEAR:
         results = _linear(ctx, eqn, views[0], operands)
     return _bind(ctx, eqn, operands) if results is None else results
+
+
+def _is_on_mesh(value: Any) -> bool:
+    """Whether it is sharded along an explicit axis of a mesh."""
+    return isinstance(value, PerExample) and bool(jax.typeof(value.value).sharding.mesh.explicit_axes)
 
 
 def _meets_data(operands: Sequence[Any]) -> bool:
@@ -129,9 +135,9 @@ def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     ctx.wholes[ctx.path] = whole
     positions = [position for position, value in enumerate(operands) if isinstance(value, View)]
     for position, part in zip(positions, whole.parts, strict=True):
-        use = {"part": (whole.index, part.start), "stands_once": part.stands_once, "movable": frozenset()}
-        value = operands[position]
-        ctx.note(position, value, eqn.primitive.name, reads=value.copies, draws_output=False, **use)
+        use: dict[str, Any] = {"part": (whole.index, part.start), "stands_once": part.stands_once}
+        use |= {"reads": operands[position].copies, "movable": frozenset(), "draws_output": False}
+        ctx.note(position, operands[position], eqn.primitive.name, **use)
     return [view]
 
 

@@ -115,7 +115,7 @@ def _bilinear(
     def variance(x: Array, dev: Array) -> tuple[Array, Array]:
         x = at_least_float32(x).astype(dev.dtype)
         size, unit = magnitude(x, along=list(through)), magnitude(dev)
-        squares = apply(jnp.square(x / size), jnp.square(dev / unit), preferred_element_type=None)
+        squares = apply(jnp.square(x * (1.0 / size)), jnp.square(dev * (1.0 / unit)), preferred_element_type=None)
         return squares, unit.reshape((1,) * squares.ndim) * _moved(size, through, squares.ndim)
 
     return LinearMap(apply, variance, data, to_data, to_output, reads)

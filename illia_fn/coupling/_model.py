@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from illia_fn._base.trees import PyTree, leaves_with_path
-from illia_fn.coupling._random import random_shapes
+from illia_fn.engine._randomness import HINT, random_shapes
 from illia_fn.posteriors.posterior import Posterior, is_posterior
 
 
@@ -66,8 +66,7 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
     if random_shapes(whole.jaxpr, takes_key=key is not None) != random_shapes(jaxpr.jaxpr, takes_key=key is not None):
         raise ValueError(
             f"{caller}: apply_fn draws random numbers for the batch from a key that it closes over, so that every "
-            "example would get the same ones. Pass needs_key=True and take the key as an argument, apply_fn(params, x, "
-            "key), for all of them (flax.nnx: rngs=nnx.Rngs(dropout=key) in the call)."
+            f"example would get the same ones. {HINT}"
         )
     takes_max = "reduce_max" in {eqn.primitive.name for eqn in _equations(jaxpr.jaxpr)}
     return Model(jaxpr, jax.tree.structure(outputs), paths, nodes, batch_size, takes_max)

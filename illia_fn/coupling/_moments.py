@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from illia_fn._base.numerics import spread
 from illia_fn.coupling._values import PerExample, Site
@@ -32,17 +33,19 @@ class Moments(NamedTuple):
 def magnitude(x: Array, *, along: Sequence[int] = ()) -> Array:
     """A power of two near the largest |x|, for each place along some axes; a constant to every gradient.
 
-    To divide by it before squares are taken, and to multiply their root by it, is exact.
+    To divide by it before squares are taken, and to multiply their root by it, is exact. Its inverse is no subnormal.
     """
+    x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))  # or XLA computes x once more, for the maximum alone
     others = [axis for axis in range(x.ndim) if axis not in along]
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=others, keepdims=True, initial=jnp.finfo(x.dtype).tiny)
-    return jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1] - 1)
+    largest = jnp.max(jnp.abs(x), axis=others, keepdims=True, initial=jnp.finfo(x.dtype).tiny)
+    last = int(np.log2(jnp.finfo(x.dtype).max)) - 2
+    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(jnp.frexp(largest)[1] - 1, -last, last))
 
 
 def scaled_square(x: Array) -> tuple[Array, Array]:
     """x^2 / unit^2, and the unit."""
     unit = magnitude(x)
-    return jnp.square(x / unit), unit
+    return jnp.square(x * (1.0 / unit)), unit
 
 
 def total_variance(terms: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:

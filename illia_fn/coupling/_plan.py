@@ -205,9 +205,10 @@ def _strategy(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: Map
 
 def _of_parts(uses: Sequence[Use], of_wholes: Mapping[int, Decision]) -> Decision:
     """That of the weight which this one is a part of."""
-    whole, *others = {use.part and use.part[0] for use in uses}
+    whole, *others = {use.part[0] if use.part else None for use in uses}
     pairs = [pair for pair in itertools.combinations(uses, 2) if pair[0].part != pair[1].part]
-    if others or any(itertools.starmap(_overlap, pairs)) or not all(use.stands_once for use in uses):
+    is_apart = not others and not any(itertools.starmap(_overlap, pairs))
+    if whole is None or not is_apart or not all(use.stands_once for use in uses):
         return "shared", "concatenated, and used elsewhere as well", ()
     strategy, why, _ = of_wholes[whole]
     return strategy, f"concatenated, as one weight: {why}", ()

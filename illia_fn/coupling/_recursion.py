@@ -17,6 +17,7 @@ from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._moments import Moments
 from illia_fn.coupling._values import PerExample, View
+from illia_fn.engine._randomness import scan_counts
 
 Evaluate = Callable[[Context, Any, Sequence[Any], Sequence[Any]], list[Any]]
 
@@ -85,14 +86,6 @@ def _scan(evaluate: Evaluate, ctx: Context, eqn: Any, operands: list[Any]) -> li
     if ctx.sites is not None:  # one draw for each round
         ctx.sites.update({s: jax.ShapeDtypeStruct((length, *like.shape), like.dtype) for s, like in sites.items()})
     return list(map(PerExample, [*carry, *ys]))
-
-
-def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """How many constants a scan has, and how many values it carries."""
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()  # jax 0.12
-    return len(consts), len(carry)
 
 
 def _stacked(value: Any, length: int) -> tuple[Any, Callable[[Any], Any]]:

@@ -1,10 +1,13 @@
 """From a plan to outputs: the transform, and the Monte Carlo mean that the objectives take."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.trees import PyTree
@@ -13,6 +16,7 @@ from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
 from illia_fn.engine._accumulate import sum_over_chunks
+from illia_fn.engine._eager import compiled_once
 
 _AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger
@@ -45,6 +49,7 @@ class Coupled(NamedTuple):
 
         What is not mapped over is computed once, so that the samples share what they can.
         """
+        noise, keys = self._laid_like(x, noise, keys)
         parts, leaves_axis = tuple(noise), 0
         if num_samples == 1:  # a kernel that is mapped over, even if it is one, makes a grouped convolution
             parts, leaves_axis = tuple(noise._replace(leaves=jax.tree.map(lambda leaf: leaf[0], noise.leaves))), None
@@ -59,6 +64,18 @@ class Coupled(NamedTuple):
         batch = jax.vmap(example, ((None, 0, 0, 0), 0, *keys_axes))
         samples = jax.vmap(batch, ((leaves_axis, 0, 0, None), None, *keys_axes), axis_size=num_samples)
         return self.model.outputs.unflatten(samples(parts, jax.tree.leaves(x), *keys))
+
+    def _laid_like(self, x: PyTree, noise: Noise, keys: Any) -> tuple[Noise, Any]:
+        """What every example has of its own, sharded as the examples are on a mesh whose axes are explicit."""
+        shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(x)]
+        sharded = [(of.mesh, of.spec[0]) for of in shardings if of.spec[0] is not None]
+        if not sharded:
+            return noise, keys
+        mesh, axes = sharded[0]
+        of_samples, of_examples = NamedSharding(mesh, P(None, axes)), NamedSharding(mesh, P(axes))
+        examples, sites, keys = jax.sharding.reshard((noise.examples, noise.sites, keys), of_samples)
+        signs = jax.sharding.reshard(noise.signs, of_examples)
+        return Noise(noise.leaves, examples, sites, signs), keys
 
 
 def check_coupling(caller: str, coupling: Any) -> None:
@@ -126,8 +143,12 @@ def decorrelate(
         noise_key, apply_key = jax.random.split(key)
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
-        noise = it.noise(noise_key, Strata(jnp.arange(1), count=1))
-        return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
+
+        def of_batch(noise_key: jax.Array, x: PyTree, *keys: jax.Array) -> PyTree:
+            noise = it.noise(noise_key, Strata(jnp.arange(1), count=1))
+            return jax.tree.map(lambda leaf: leaf[0], it.outputs(noise, 1, x, *keys))
+
+        return compiled_once(of_batch, noise_key, x, *keys)
 
     return coupled
 
@@ -181,5 +202,5 @@ def coupled_expectation(
         totals = [jnp.sum(side) for side in values]
         return sum(totals[1:], start=totals[0]), jax.tree.map(_interleave, *aux)
 
-    total, aux = sum_over_chunks(chunk_sum, jnp.arange(count), chunk_size)
+    total, aux = sum_over_chunks(partial(compiled_once, chunk_sum), jnp.arange(count), chunk_size)
     return total / num_samples, aux

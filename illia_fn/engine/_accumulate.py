@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from illia_fn._base.sharding import varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._convolutions import canonical_convolutions
+from illia_fn.engine._eager import compiled_once
 
 Chunk = Callable[[PyTree], tuple[PyTree, PyTree]]
 
@@ -62,11 +63,11 @@ def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  #
     run = loop
     if constant:  # a gradient that is not wanted would still be carried through the loop
         run = jax.custom_jvp(loop)
-        run.defjvp(lambda primals, _: _without_tangent(loop(*primals)))
+        run.defjvp(lambda primals, _: _without_tangent(compiled_once(loop, *primals)))
     elif [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
         run = jax.custom_jvp(loop)
         run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr.jaxpr, shapes[0]), symbolic_zeros=True)
-    total, aux = run(jaxpr.consts, chunks)
+    total, aux = compiled_once(run, jaxpr.consts, chunks)
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
 
 
@@ -126,8 +127,10 @@ def _accumulate(
         (_, (value, aux)), gradients = value_and_grad(values, chunk)
         return jax.tree.map(lambda total, term: total + term.astype(total.dtype), totals, (value, gradients)), aux
 
-    zeros = jax.tree.map(_wide_zeros, (value_shape, values))
-    (total, gradients), aux = jax.lax.scan(step, zeros, chunks)
+    def loop_with_gradients(chunks: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
+        return jax.lax.scan(step, jax.tree.map(_wide_zeros, (value_shape, values)), chunks)
+
+    (total, gradients), aux = compiled_once(loop_with_gradients, chunks)
     terms = [jnp.sum((grad * dot.astype(grad.dtype)).real) for grad, dot in zip(gradients, dots, strict=True)]
     total_tangent = jax.tree.map(
         lambda leaf: sum((term.astype(leaf.dtype) for term in terms), jnp.zeros_like(leaf)), total

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from illia_fn.engine._eager import compiled_once
+
 Estimator = Literal["reparameterised", "doubly_reparameterised", "score_function"]
 
 
@@ -49,7 +51,7 @@ def _leave_one_out(reduce: Callable[[jax.Array], jax.Array], values: jax.Array) 
     def without(index: jax.Array) -> jax.Array:
         return reduce(values[(index + others) % len(values)])
 
-    return jax.lax.map(without, jnp.arange(len(values)), batch_size=16)
+    return compiled_once(lambda indices: jax.lax.map(without, indices, batch_size=16), jnp.arange(len(values)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -12,6 +12,7 @@ from illia_fn._base.numerics import at_least_float32, spread
 from illia_fn._base.sharding import vary_along, varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import Chunk, sum_over_chunks
+from illia_fn.engine._eager import compiled_once
 from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import Sampler, is_posterior
 
@@ -147,7 +148,8 @@ def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
     """The noise of each key, stacked."""
     size = sum(leaf.size for leaf in jax.eval_shape(lambda keys: sampler.noise(keys[0]), keys))
     at_once = _NOISE_AT_ONCE // max(1, size)
-    return jax.lax.map(sampler.noise, keys, batch_size=at_once if at_once > 1 else None)
+    at_once = at_once if at_once > 1 else None
+    return compiled_once(lambda keys: jax.lax.map(sampler.noise, keys, batch_size=at_once), keys)
 
 
 def _sum_at_noise(

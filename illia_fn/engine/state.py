@@ -38,4 +38,5 @@ def _average(path: Any, leaf: Any) -> jax.Array:
     leaf = jnp.asarray(leaf)
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf[0]
-    return jnp.mean(leaf, axis=0, dtype=jnp.promote_types(leaf.dtype, jnp.float32)).astype(leaf.dtype)
+    wide = jnp.float32 if jnp.finfo(leaf.dtype).bits < 32 else leaf.dtype
+    return jnp.mean(leaf, axis=0, dtype=wide).astype(leaf.dtype)

@@ -15,7 +15,7 @@ from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import closed_form, is_prior, kl_of_node, log_prior_of_node
 from illia_fn.posteriors._join import Joined, join, split
 from illia_fn.posteriors.gaussian import Gaussian
-from illia_fn.posteriors.posterior import is_posterior, mean, num_params
+from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params
 from illia_fn.priors.normal import Normal
 
 
@@ -56,6 +56,7 @@ def kl_loss(
     if reduction not in ("mean", "sum"):
         raise ValueError(f'kl_loss: reduction must be "mean" or "sum", got {reduction!r}.')
     check_factor("kl_loss", "weight", weight)
+    check_nodes("kl_loss", params)
     count = num_params(params)
     if reduction == "mean" and count == 0:
         raise ValueError(
@@ -129,6 +130,7 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
     """One for each posterior node, in the order of the tree."""
     if key is not None:
         check_key(caller, key)
+    check_nodes(caller, params)
     arrays = mean(params)  # a prior may tell apart the arrays that one node stands for
     priors = iter(broadcast_prefix(caller, "prior", prior, arrays, None, _is_prior_leaf))
     paths = iter(path for path, _ in leaves_with_path(arrays))

@@ -142,7 +142,16 @@ def _check_prior(caller: str, p: PyTree) -> None:
         if not is_prior(leaf) or isinstance(leaf, type):
             raise TypeError(
                 f"{caller}: the prior must have a log_prob, such as illia_fn.Normal(0.0, 0.1), got {describe(leaf)}."
+                + _meant(leaf)
             )
+
+
+def _meant(leaf: Any) -> str:
+    if isinstance(leaf, (int, float)):
+        return f" For that scale pass illia_fn.Normal(0.0, {leaf})."
+    if isinstance(leaf, (jax.Array, np.ndarray)):
+        return " For a prior around parameters pass jax.tree.map(lambda w: illia_fn.Normal(w, scale), params)."
+    return ""
 
 
 def _check_broadcast(caller: str, shape: tuple[int, ...], p: Any) -> None:

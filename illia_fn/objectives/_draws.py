@@ -13,6 +13,7 @@ from illia_fn._base.trees import PyTree
 from illia_fn.coupling import ChunkSize, Coupling
 from illia_fn.coupling._transform import check_coupling, coupled_expectation
 from illia_fn.engine._accumulate import sum_over_chunks
+from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.engine.estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn.engine.monte_carlo import draws
 from illia_fn.objectives._data import DataTerm
@@ -66,6 +67,9 @@ class Draws:
         check_coupling(caller, self.coupling)
         if self.coupling != "shared":
             self._check_coupled()
+        else:
+            apply_key = self.key if self.data.needs_key else None
+            check_fresh_noise(caller, self.data.apply_fn, self.params, self.data.x, apply_key)
         # log q at a draw that is rounded to half precision would not be that of q
         wide = jax.tree.map(_widened, self.params, is_leaf=is_posterior)
         object.__setattr__(self, "joined", Joined.of(wide, is_posterior))

@@ -99,18 +99,17 @@ class Regulariser:
 
     def weight(self, dtype: Any) -> jax.Array:
         """kl_weight / num_data; without num_data, kl_weight per variational parameter, the convention of illia."""
+        count, weight = num_params(self.draws.params), self.kl_weight
+        if count == 0 and not (isinstance(weight, (int, float)) and weight == 0):
+            raise ValueError(
+                f"{self.caller}: params has no posterior node, so there is no KL. Make some leaves Bayesian with "
+                "mean_field; or pass kl_weight=0.0 to say that there is none: the loss is then the mean NLL of a "
+                "deterministic network."
+            )
         if self.num_data is not None:
             self._check_batch(self.num_data)
-            weight = 1.0 if self.kl_weight is None else self.kl_weight
-            return jnp.asarray(weight, dtype) / jnp.asarray(self.num_data, dtype)
-        count = num_params(self.draws.params)
-        if count == 0:
-            raise ValueError(
-                f"{self.caller}: params has no posterior node, so there is no KL per variational parameter. Make some "
-                "leaves Bayesian with mean_field, or pass num_data: the loss of a deterministic tree is then its mean "
-                "NLL."
-            )
-        return jnp.asarray(1e-3 if self.kl_weight is None else self.kl_weight, dtype) / jnp.asarray(count, dtype)
+            return jnp.asarray(1.0 if weight is None else weight, dtype) / jnp.asarray(self.num_data, dtype)
+        return jnp.asarray(1e-3 if weight is None else weight, dtype) / jnp.asarray(max(count, 1), dtype)
 
     def require_num_data(self, why: str) -> int:
         """The size of the training set, for objectives without another convention."""

@@ -116,7 +116,11 @@ def _slices(arrays: list[jax.Array], shapes: Shapes) -> list[list[jax.Array]]:
     ends = list(accumulate(sizes))
     offsets = [np.uint32(end - size) for end, size in zip(ends, sizes, strict=True)]
     halves = [jnp.pad(-array, (0, ends[-1] % 2)).reshape(2, -1) for array in arrays]
-    offsets, halves = jax.lax.scan(lambda offsets, half: (offsets[::-1], [-x for x in half]), offsets, halves)
+    offsets, halves = jax.lax.scan(_reversed_and_negated, offsets, halves)
     arrays = [half.reshape(-1)[: ends[-1]] for half in halves]
     places = list(zip(offsets, sizes, shapes, strict=True))
     return [[jax.lax.dynamic_slice(x, (at,), (size,)).reshape(shape) for at, size, shape in places] for x in arrays]
+
+
+def _reversed_and_negated(offsets: list[Any], half: list[jax.Array]) -> tuple[list[Any], list[jax.Array]]:
+    return offsets[::-1], [-x for x in half]

@@ -1,5 +1,6 @@
 """The diagonal Gaussian, and `mean_field`, which puts one in the place of every leaf."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -126,11 +127,12 @@ def mean_field(
     if mask is None:
         mask = True
     elif _is_mask_function(mask):
-        mask = mask(params)
+        mask = _of_params(mask)(params)
+    statistics = _statistics(params)
     masks = broadcast_prefix("mean_field", "mask", mask, params, is_posterior, _is_none)
     scales = broadcast_prefix("mean_field", "scale", scale, params, is_posterior, _is_none)
     nodes = [
-        _gaussian_at(path, leaf, leaf_scale) if _is_selected(path, leaf, leaf_mask) else _copied(leaf)
+        _gaussian_at(path, leaf, leaf_scale) if _is_selected(path, leaf, leaf_mask, statistics) else _copied(leaf)
         for (path, leaf), leaf_scale, leaf_mask in zip(leaves, scales, masks, strict=True)
     ]
     if not any(map(is_posterior, nodes)):
@@ -149,7 +151,36 @@ def _is_mask_function(mask: Any) -> bool:
     return callable(mask) and not all(isinstance(leaf, bool) for leaf in jax.tree.leaves(mask))
 
 
-def _is_selected(path: str, leaf: Any, mask: Any) -> bool:
+def _of_params(mask: Callable[..., PyTree]) -> Callable[[PyTree], PyTree]:
+    try:
+        inspect.signature(mask).bind(None)
+    except TypeError as error:
+        raise TypeError(
+            "mean_field: mask must be a function of one argument, the params, that returns a tree of booleans, as in "
+            f"optax, got {describe(mask)}. For a function f(path, leaf) pass lambda params: jax.tree.map_with_path(f, "
+            "params)."
+        ) from error
+    except ValueError:  # some callables tell no signature
+        pass
+    return mask
+
+
+_STATISTICS = {"BatchStat", "Cache", "Intermediate", "StateIndex"}  # types of flax.nnx and equinox
+
+
+def _statistics(params: PyTree) -> dict[str, str]:
+    """Paths of what a framework's type or name tells to be no parameter, and that type or name."""
+
+    def kind(node: Any) -> str | None:
+        of_framework = type(node).__module__.partition(".")[0] in ("flax", "equinox")
+        return next((cls.__name__ for cls in type(node).__mro__ if of_framework and cls.__name__ in _STATISTICS), None)
+
+    nodes = leaves_with_path(params, lambda node: kind(node) is not None)
+    found = {path + end: name for path, node in nodes if (name := kind(node)) for end, _ in leaves_with_path(node)}
+    return found | {path: "batch_stats" for path, _ in nodes if "['batch_stats']" in path}
+
+
+def _is_selected(path: str, leaf: Any, mask: Any, statistics: dict[str, str]) -> bool:
     value = concrete(mask)
     if value is None or value.dtype != bool or value.ndim:
         raise TypeError(f"mean_field: mask must hold booleans, got {describe(mask)} at params{path}.")
@@ -161,7 +192,14 @@ def _is_selected(path: str, leaf: Any, mask: Any) -> bool:
             f"mean_field: params{path} is complex, and a Gaussian posterior is over real numbers. "
             "Mask it out, or split it."
         )
-    return jnp.issubdtype(dtype, jnp.floating)
+    is_parameter = jnp.issubdtype(dtype, jnp.floating)
+    if is_parameter and path in statistics:
+        raise ValueError(
+            f"mean_field: params{path} is a statistic of the model ({statistics[path]}) and no parameter, so it has no "
+            "posterior. Split it off (flax.nnx: nnx.split(model, nnx.Param, ...); linen: variables['params']; equinox: "
+            "eqx.nn.make_with_state), or mask it out."
+        )
+    return is_parameter
 
 
 def _strong(x: ArrayLike) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from illia_fn._base.checks import check_key
 from illia_fn._base.numerics import total, widest_dtype
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.trees import NODES, PyTree, child_names, leaves_with_path
 from illia_fn.posteriors._join import Joined
 
 
@@ -210,3 +210,21 @@ def num_params(q: PyTree) -> int:
     """
     nodes = [node for node in jax.tree.leaves(q, is_leaf=is_posterior) if is_posterior(node)]
     return sum(np.size(leaf) for node in nodes for leaf in jax.tree.leaves(node.mean))
+
+
+def check_nodes(caller: str, q: PyTree) -> None:
+    """Refuse a tree whose nodes have all become dictionaries: a checkpoint that was restored without a target."""
+    kinds = {frozenset(child_names(cls)): cls.__name__ for cls in NODES if issubclass(cls, Posterior)}
+
+    def is_lost(node: Any) -> bool:
+        return isinstance(node, dict) and frozenset(node) in kinds
+
+    leaves = leaves_with_path(q, lambda node: is_posterior(node) or is_lost(node))
+    lost = [(path, node) for path, node in leaves if is_lost(node)]
+    if lost and not any(is_posterior(node) for node in jax.tree.leaves(q, is_leaf=is_posterior)):
+        path, node = lost[0]
+        raise ValueError(
+            f"{caller}: params has no posterior node, and params{path} is a dict of {', '.join(sorted(node))}, the "
+            f"fields of a {kinds[frozenset(node)]} that has lost its type. Restore a checkpoint with a target, such as "
+            "the tree that mean_field made."
+        )

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from illia_fn._base.checks import check_callable
+from illia_fn._base.checks import check_callable, check_key
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import sum_over_chunks
+from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.engine.monte_carlo import draws
 
 
@@ -49,6 +50,8 @@ def predict(
     """
 
     check_callable("predict", "apply_fn", apply_fn)
+    check_key("predict", key)
+    check_fresh_noise("predict", apply_fn, params, x, key if needs_key else None)
 
     def outputs(w: PyTree, *apply_key: jax.Array) -> tuple[PyTree, Any]:
         return (), apply_fn(w, x, *apply_key)

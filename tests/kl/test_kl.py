@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,15 @@ def test_a_posterior_far_below_its_prior(rho, p_scale):
     exact = np.expm1(2 * log_ratio) / 2 - log_ratio
     np.testing.assert_allclose(kl_divergence(q, p), exact, rtol=3e-6)
     np.testing.assert_allclose(jax.grad(kl_divergence)(q, p).rho, np.expm1(2 * log_ratio), rtol=1e-4)
+
+
+@pytest.mark.parametrize("p_scale", [1e38, 1.2e38, 3.3e38])
+def test_a_prior_whose_reciprocal_is_subnormal(p_scale):
+    for q in (Gaussian(jnp.float32(0.0), jnp.float32(0.5413249)), Gaussian(jnp.float32(1e38), jnp.float32(1e38))):
+        exact = exact_kl(q.loc, q.scale, 0.0, np.float32(p_scale))
+        for prior in (Normal(0.0, p_scale), Gaussian(jnp.float32(0.0), jnp.float32(p_scale))):
+            np.testing.assert_allclose(jax.jit(kl_divergence)(q, prior), float(exact), rtol=3e-6)
+            chex.assert_tree_all_finite(jax.grad(kl_divergence)(q, prior))
 
 
 def test_a_kl_beyond_float32_is_infinite():

@@ -103,7 +103,10 @@ NUMBERS = [
     *product((0.0, 0.3, 1e8), (-15.0, -1.0, 0.5413, 3.0, 1e8), (1e-5, 0.31, -7.0, 1.1e8, 1e12)),
     *product((1e-20,), (-60.0, -40.0), (3e-20, -5e-26)),
 ]
-STUDENT = product((0.3,), (-60.0, 3.0), (1e-3, 0.5, 3.0, 30.0, 1e4, 1e7, 1e8), (0.3001, 1.4, -40.0, 1e7))
+STUDENT = [
+    *product((0.3,), (-60.0, 3.0), (1e-3, 0.5, 3.0, 30.0, 1e4, 1e7, 1e8), (0.3001, 1.4, -40.0, 1e7)),
+    (0.3, 3.0, 3.0, 5.02),  # z^2 just below df
+]
 ANGLES = product(
     (0.2,), (1e-8, 0.1, 1.0, 9.0, 15.0, 17.0, 25.0, 27.0, 50.001, 60.0, 1e4, 1e8), (0.2001, 0.7, -3.0, 9.0)
 )
@@ -131,7 +134,7 @@ CASES = {  # loss, oracle, points, what no form can avoid
     "gaussian": (one(fn.gaussian_nll), gaussian, NUMBERS, ONE),
     "laplace": (one(fn.laplace_nll), laplace, NUMBERS, ONE),
     "quantile": (one(fn.asymmetric_laplace_nll, quantile=0.75), asymmetric_laplace, NUMBERS, ONE),
-    "student t": (lambda m, s, df, y: one(fn.student_t_nll, df=df)(m, s, y), student_t, list(STUDENT), ONE),
+    "student t": (lambda m, s, df, y: one(fn.student_t_nll, df=df)(m, s, y), student_t, STUDENT, ONE),
     "von mises": (lambda m, k, y: one(fn.von_mises_nll, concentration=k)(m, y), von_mises, list(ANGLES), ONE),
     "mixture": (mixture_of, mixture, list(MIXTURES), ONE),
     "bernoulli": (one(fn.bernoulli_nll), bernoulli, list(product(LOGITS, (0.0, 1.0, 0.3, 1e-6))), None),

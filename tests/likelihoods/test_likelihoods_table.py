@@ -84,9 +84,10 @@ def test_against_scipy(loss, outputs, targets, exact):
     assert halved.dtype == jnp.float32
     np.testing.assert_allclose(halved, exact, rtol=0.1)
     with jax.enable_x64(True):
-        wide = jax.jit(loss)(cast(outputs, jnp.float64), cast(targets, jnp.float64))
+        with_an_axis = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), (outputs, targets))
+        wide = jax.jit(loss)(*cast(with_an_axis, jnp.float64))  # it is summed
         assert wide.dtype == jnp.float64
-        np.testing.assert_allclose(wide, exact, rtol=1e-10)
+        np.testing.assert_allclose(wide, exact.reshape(2, 3).sum(1), rtol=1e-10)
 
 
 @cases

@@ -3,7 +3,7 @@
 .. include:: README.md
 """
 
-from illia_fn.objectives.pac_bayes._kl_inverse import kl_inverse as kl_inverse
+from illia_fn.objectives.pac_bayes._binary_kl import kl_inverse as kl_inverse
 from illia_fn.objectives.pac_bayes.bounded_losses import bounded_cross_entropy as bounded_cross_entropy
 from illia_fn.objectives.pac_bayes.bounded_losses import zero_one_loss as zero_one_loss
 from illia_fn.objectives.pac_bayes.bounds import catoni_bound as catoni_bound

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
 from illia_fn._base.numerics import at_least_float32
-from illia_fn.objectives.pac_bayes._kl_inverse import kl_inverse
+from illia_fn.objectives.pac_bayes._binary_kl import kl_inverse
 
 Bound = Callable[[jax.Array, jax.Array, Any, float], jax.Array]  # of risk, KL, num_data and delta
 

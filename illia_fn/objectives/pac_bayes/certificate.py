@@ -12,7 +12,7 @@ from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives._draws import Draws
 from illia_fn.objectives._regulariser import Regulariser
-from illia_fn.objectives.pac_bayes._kl_inverse import kl_inverse
+from illia_fn.objectives.pac_bayes._binary_kl import kl_inverse
 from illia_fn.objectives.pac_bayes.bounded_losses import one_if_inside, risk_and_range, zero_one_loss
 from illia_fn.objectives.pac_bayes.bounds import Bound, maurer_bound, probability
 from illia_fn.posteriors.posterior import is_posterior

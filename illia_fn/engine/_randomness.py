@@ -1,13 +1,56 @@
-"""Random numbers of a model whose keys are not those of the example, and would be the same for all of them."""
+"""Random numbers of a model whose keys are not its arguments: the same for all samples, steps, or examples."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.extend.core import Literal, jaxprs_in_params
 
-from illia_fn.coupling._recursion import scan_counts
+from illia_fn._base.trees import PyTree
+from illia_fn.posteriors.posterior import mean
 
 _DRAWS = ("random_bits", "random_gamma", "rng_bit_generator", "threefry2x32")
 _CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "custom_jvp_call", "custom_vjp_call", "scan")
+
+
+HINT = (
+    "Pass needs_key=True and take a key as an argument, apply_fn(params, x, key), for all. In flax.nnx the keys "
+    "of the constructor's Rngs are state of the model: reseed it after nnx.merge, nnx.reseed(model, dropout=key), or "
+    "give the call its own, model(x, rngs=nnx.Rngs(dropout=key))."
+)
+
+
+def check_fresh_noise(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None) -> None:
+    """Refuse a model that draws random numbers for the batch, such as dropout masks, from keys that never change.
+
+    Random numbers that do not depend on the size of the batch, such as fixed random features, are the model's own.
+    """
+    args = mean(q), x, *([] if key is None else [key])
+    traced = jax.make_jaxpr(apply_fn)(*args).jaxpr
+    fixed = jax.tree.structure(args[0]).num_leaves  # draws from keys among the parameters are no fresh ones either
+    if not (shapes := _of_fixed_keys(traced, fixed)):
+        return
+    try:
+        twice = jax.make_jaxpr(lambda w, x, *key: apply_fn(w, _doubled(x), *key))(*args).jaxpr
+        depend = _of_fixed_keys(twice, fixed) != shapes
+    except Exception:  # it takes no other batch
+        depend = any(jnp.shape(leaf)[:1] == shape[1:2] for leaf in jax.tree.leaves(x) for shape in shapes)
+    if depend:
+        raise ValueError(
+            f"{caller}: apply_fn draws random numbers for the batch from a key that is not its argument, so that all "
+            f"samples and steps would get the same ones. {HINT}"
+        )
+
+
+def _of_fixed_keys(jaxpr: Any, num_params: int) -> list[tuple[int, ...]]:
+    from_inputs = [index >= num_params for index in range(len(jaxpr.invars))]
+    draws, _ = _draws(jaxpr, from_inputs, 1)
+    return sorted((draw.rounds, *draw.shape) for draw in draws if not draw.from_inputs)
+
+
+def _doubled(x: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]) if jnp.ndim(leaf) else leaf, x)
 
 
 class Draw(NamedTuple):
@@ -65,3 +108,11 @@ def _of_call(eqn: Any, inner: Any, operands: list[bool], rounds: int) -> tuple[l
         if carry == operands[first : first + count]:
             return draws, outputs
         operands = [*operands[:first], *carry, *operands[first + count :]]
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many constants a scan has, and how many values it carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # jax 0.12
+    return len(consts), len(carry)

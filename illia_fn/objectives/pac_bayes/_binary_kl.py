@@ -43,6 +43,7 @@ def kl_inverse(q: ArrayLike, c: ArrayLike) -> jax.Array:
 
 
 @jax.custom_jvp
+@jax.jit  # outside of a jit, one compilation for all calls
 def _kl_inverse(q: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """p, p - q and 1 - p, each to its own last places."""
     # With p - q = s (1 - q), s or 1 - s is at most 1/2, and is halved by its bits, which are in the order of the

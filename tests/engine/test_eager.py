@@ -1,0 +1,181 @@
+"""Calls outside of a jit: traced every time, compiled once, with memory that does not grow."""
+
+import gc
+import tracemalloc
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import illia_fn
+from illia_fn import pac_bayes
+from illia_fn.engine import _eager
+from illia_fn.engine._eager import compiled_once
+
+KEY = jax.random.key(0)
+Q = illia_fn.mean_field({"w": jnp.ones((3, 4)), "b": jnp.ones(4), "v": jnp.ones((4, 2))}, scale=0.1)
+X, Y = jnp.ones((4, 3)), jnp.array([0, 1, 1, 0])
+COMPILATIONS = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: COMPILATIONS.append(event) if event.endswith("backend_compile_duration") else None
+)
+
+
+class Laplace:
+    def log_prob(self, w):
+        return -jnp.abs(w)
+
+
+def model(factor):
+    """Another function for every factor, which closes over an array and a function with a rule of its own."""
+    factor = jnp.float32(factor)
+    return lambda w, x: factor * jax.nn.relu(x @ w["w"] + w["b"][None]) @ w["v"]
+
+
+def loss(f, num_samples=2, **options):
+    return lambda q, factor: f(model(factor), q, X, Y, KEY, num_samples, num_data=4, **options)
+
+
+def with_statistics(q, factor):
+    f = model(factor)
+
+    def apply_fn(w, x):
+        return f(w, x), jnp.mean(w["w"])
+
+    value, aux = illia_fn.elbo_loss(apply_fn, q, X, Y, KEY, 2, num_data=4, has_aux=True)
+    return value + jnp.sum(aux)
+
+
+def expectation(q, factor):
+    f = model(factor)
+    return illia_fn.expectation(lambda w: f(w, X).sum(), q, KEY, 5, chunk_size=2)
+
+
+LOSSES = {
+    "expectation": expectation,
+    "elbo_loss": loss(illia_fn.elbo_loss),
+    "one sample": loss(illia_fn.elbo_loss, 1),
+    "antithetic": loss(illia_fn.elbo_loss, 4, antithetic=True),
+    "a sampled KL": loss(illia_fn.elbo_loss, prior=Laplace()),
+    "doubly_reparameterised": loss(illia_fn.elbo_loss, estimator="doubly_reparameterised"),
+    "score_function": loss(illia_fn.elbo_loss, estimator="score_function"),
+    "flipout": loss(illia_fn.elbo_loss, coupling="flipout"),
+    "predictive_loss": loss(illia_fn.predictive_loss),
+    "iwae_loss": loss(illia_fn.iwae_loss),
+}
+CALLS = LOSSES | {
+    "predict": lambda q, factor: illia_fn.predict(model(factor), q, X, KEY, 3, chunk_size=2).sum(),
+    "with statistics": with_statistics,
+    "decorrelated": loss(illia_fn.elbo_loss, coupling="decorrelated"),
+    "decorrelate": lambda q, factor: illia_fn.decorrelate(model(factor))(q, X, KEY).sum(),
+    "pac_bayes_loss": loss(illia_fn.pac_bayes_loss, prior=Q),
+    "kl_inverse": lambda q, factor: pac_bayes.kl_inverse(0.1 * factor, 0.1),
+    "sample": lambda q, factor: illia_fn.sample(KEY, q)["w"].sum() * factor,
+}
+
+
+def assert_compiled_once(call):
+    """Two calls are compiled, as what a first one makes of weak types may be; the third has other numbers."""
+    for _ in range(2):
+        call(1.0)
+    count = len(COMPILATIONS)
+    found = call(0.5)
+    assert len(COMPILATIONS) == count
+    expected = jax.jit(lambda _: call(0.5))(0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_value_is_compiled_once(call):
+    assert_compiled_once(lambda factor: call(Q, factor))
+
+
+@pytest.mark.parametrize("name", ["expectation", "elbo_loss", "score_function", "flipout", "iwae_loss"])
+def test_a_gradient_is_compiled_once(name):
+    assert_compiled_once(lambda factor: jax.value_and_grad(LOSSES[name])(Q, factor))
+
+
+def test_memory_does_not_grow():
+    def calls(count):
+        for number in range(count):
+            LOSSES["elbo_loss"](Q, float(number))
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    start = calls(10)
+    grown = calls(20) - start
+    tracemalloc.stop()
+    assert grown < 20 * 20_000  # a compilation each would be some 3 MB
+
+
+# --- what tells two functions apart -----------------------------------------------------------------------------------
+
+X4 = jnp.arange(4.0)
+
+
+def scan(factor):
+    return lambda x: jax.lax.scan(lambda carry, x: (carry * factor + x, carry), 1.0, x)[0]
+
+
+def plus(array):
+    return jax.jit(lambda x: x + jnp.asarray(array))
+
+
+SAME_BUT_FOR_ONE_THING = {
+    "a number": [lambda x: x * 2.0, lambda x: x * 3.0],
+    "a sign": [lambda x: jnp.copysign(1.0, x * 0.0), lambda x: jnp.copysign(1.0, x * -0.0)],
+    "an operation": [jnp.sin, jnp.cos],
+    "a parameter": [lambda x: x.reshape(2, 2).sum(axis=0), lambda x: x.reshape(2, 2).sum(axis=1)],
+    "an operand": [lambda x: jnp.sin(x) - jnp.cos(x), lambda x: jnp.cos(x) - jnp.sin(x)],
+    "an output": [lambda x: (jnp.sin(x), x), lambda x: (x, jnp.sin(x))],
+    "an array": [lambda x: x + jnp.arange(4.0), lambda x: x + jnp.ones(4)],
+    "the body of a loop": [scan(2.0), scan(3.0)],
+    "a function under jit": [lambda x: jax.jit(lambda x: x * 2.0)(x), lambda x: jax.jit(lambda x: x * 3.0)(x)],
+    "a constant of it": [plus(np.float32([1, 1, 1, 1])), plus(np.float32([1, 0, 0, 1]))],
+    "a rule for a derivative": [jax.nn.relu, jax.nn.softplus],
+}
+
+
+@pytest.mark.parametrize("functions", SAME_BUT_FOR_ONE_THING.values(), ids=SAME_BUT_FOR_ONE_THING)
+def test_functions_that_differ_are_not_mixed_up(functions):
+    for f in functions * 2:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), compiled_once(f, X4), f(X4))
+
+
+def test_what_changes_between_the_calls_is_seen():
+    state = {"array": np.ones(4, np.float32), "number": 1.0}
+
+    def f(x):
+        return x * jnp.asarray(state["array"]) + state["number"]
+
+    np.testing.assert_array_equal(compiled_once(f, X4), X4 + 1.0)
+    state["array"][:] = 2.0
+    np.testing.assert_array_equal(compiled_once(f, X4), 2.0 * X4 + 1.0)
+    state["number"] = 3.0
+    np.testing.assert_array_equal(compiled_once(f, X4), 2.0 * X4 + 3.0)
+
+
+def test_of_a_callback_the_result_is_its_own():
+    def calling(scale):
+        def f(x):
+            return jax.pure_callback(lambda x: scale * x, jax.ShapeDtypeStruct((4,), jnp.float32), x)
+
+        return f
+
+    for scale in (np.float32(2.0), np.float32(3.0)):
+        np.testing.assert_array_equal(compiled_once(calling(scale), X4), scale * X4)
+
+
+def test_no_more_compilations_are_kept_than_so_many():
+    for number in range(_eager._KEPT + 5):
+        _eager._evaluation(jax.make_jaxpr(lambda x, number=number: x + float(number))(1.0).jaxpr)
+    assert _eager._compiled.cache_info().currsize == _eager._KEPT
+
+
+def test_within_a_jit_nothing_is_added():
+    assert str(jax.make_jaxpr(lambda x: compiled_once(jnp.sin, x))(X4)) == str(jax.make_jaxpr(jnp.sin)(X4))
+    with jax.disable_jit():
+        np.testing.assert_allclose(compiled_once(jnp.sin, X4), jnp.sin(X4))

@@ -1,0 +1,108 @@
+"""Importance weights that are far from each other, or 0: they cost the others no digits, and no gradient."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+import illia_fn
+from illia_fn import Gaussian, Normal, cubo_loss, iwae_loss, renyi_loss
+from illia_fn.objectives._importance import log_power_mean
+
+
+@pytest.mark.parametrize("far", [-1e6, -1e8, -1e10, -np.inf])
+def test_a_small_weight_costs_the_others_no_digits(far):
+    log_weights = jnp.array([far, -3.3, -2.7, -3.9], jnp.float32)
+    value, shares = jax.value_and_grad(partial(log_power_mean, order=1.0))(log_weights)
+    np.testing.assert_allclose(value, -3.471106, rtol=3e-7)
+    np.testing.assert_allclose(shares, [0.0, 0.297, 0.541, 0.163], atol=1e-3)
+    for order in (0.5, 2.0, 3.5):
+        exact = special.logsumexp(order * np.array([-3.3, -2.7, -3.9]), b=0.25) / order
+        np.testing.assert_allclose(log_power_mean(log_weights, order), exact, rtol=5e-7)
+
+
+@pytest.mark.parametrize("far", [1e6, 1e10])
+def test_a_large_weight_is_all_there_is(far):
+    log_weights = jnp.array([far, -3.3, -2.7, -3.9], jnp.float32)
+    value, shares = jax.value_and_grad(partial(log_power_mean, order=1.0))(log_weights)
+    np.testing.assert_allclose(value, far - np.log(4.0), rtol=3e-7)
+    np.testing.assert_array_equal(shares, [1.0, 0.0, 0.0, 0.0])
+    # of a negative order, as beyond alpha = 1, the smallest is
+    value = log_power_mean(-log_weights, -1.0)
+    np.testing.assert_allclose(value, -far + np.log(4.0), rtol=3e-7)
+
+
+def test_no_weight_at_all_is_minus_infinity():
+    assert log_power_mean(jnp.full(3, -jnp.inf), 1.0) == -np.inf
+
+
+class OnAnInterval:
+    """A prior of bounded support: the density is 1/2 on (-1, 1)."""
+
+    def log_prob(self, w):
+        return jnp.where(jnp.abs(w) < 1.0, -jnp.log(2.0), -jnp.inf).astype(w.dtype)
+
+
+BOUNDED = [
+    (iwae_loss, {}, 1.20868),
+    (renyi_loss, {"alpha": 0.5}, 1.35697),
+    (cubo_loss, {}, -1.12845),
+]
+
+
+@pytest.mark.parametrize("estimator", ["reparameterised", "doubly_reparameterised", "score_function"])
+@pytest.mark.parametrize(("objective", "options", "expected"), BOUNDED, ids=["iwae", "renyi", "cubo"])
+def test_a_prior_of_bounded_support(objective, options, expected, estimator):
+    """Two of the eight weights are 0."""
+    q = Gaussian(jnp.array(0.8), jnp.array(0.0))
+    data = jnp.ones(2), jnp.ones(2)
+    options = options | {"num_data": 2, "prior": OnAnInterval(), "estimator": estimator, "return_log_weights": True}
+
+    def loss(q):
+        return objective(lambda w, x: x * w, q, *data, jax.random.key(0), 8, **options)
+
+    (value, log_weights), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(q)
+    assert np.isneginf(log_weights).sum() == 2
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    chex.assert_tree_all_finite(gradient)
+
+
+@pytest.mark.parametrize("name", ["kl_forward", "jensen_shannon", "total_variation", "pearson", "squared_hellinger"])
+def test_a_divergence_whose_generator_is_finite_at_zero_is_finite(name):
+    """f(0) of the draws without density: 0, log 2, 1/2, 1, 1."""
+    generator = getattr(illia_fn.divergences, name)
+    at_zero = {"kl_forward": 0.0, "jensen_shannon": np.log(2), "total_variation": 0.5, "pearson": 1.0}.get(name, 1.0)
+    value, slope = jax.value_and_grad(generator)(-jnp.inf)
+    np.testing.assert_allclose(value, at_zero, rtol=1e-6, atol=1e-7)
+    assert np.isfinite(slope)
+    q = Gaussian(jnp.array(0.8), jnp.array(0.0))
+    loss = lambda q: illia_fn.f_divergence_loss(  # noqa: E731
+        *(lambda w, x: x * w, q, jnp.ones(2), jnp.ones(2), jax.random.key(0), 8),
+        num_data=2,
+        prior=OnAnInterval(),
+        generator=generator,
+        estimator="reparameterised",
+    )
+    chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(loss))(q))
+
+
+def test_log_weights_of_a_sharp_likelihood_are_reduced_like_those_in_float64():
+    """1000 data, one weight, a likelihood scale of 1e-4."""
+    x = jnp.ones(1000)
+    q = Gaussian(jnp.array(1.0), jnp.array(-4.0))
+    value, log_weights = jax.jit(
+        lambda q: iwae_loss(
+            *(lambda w, x: w * x, q, x, x, jax.random.key(0), 8),
+            num_data=1000,
+            loss_fn=partial(illia_fn.gaussian_nll, scale=1e-4),
+            prior=Normal(0.0, 1.0),
+            return_log_weights=True,
+        )
+    )(q)
+    assert np.ptp(log_weights) > 1e6
+    exact = special.logsumexp(np.asarray(log_weights, np.float64), b=1 / 8)
+    np.testing.assert_allclose(-1000 * value, exact, rtol=3e-7)
