@@ -12,7 +12,6 @@ import illia_fn
 from illia_fn import Normal, cubo_loss, elbo_loss, f_divergence_loss, iwae_loss, mean_field, predictive_loss, renyi_loss
 
 pytestmark = pytest.mark.optimised(False)
-pytestmark = pytest.mark.optimised(False)
 KEY = jax.random.key(0)
 X = jnp.arange(6.0).reshape(3, 2) / 6 - 0.4
 Y = jnp.array([0.3, -0.2, 1.0])
@@ -55,7 +54,7 @@ RIGHT = {
 def test_the_hessian_is_that_of_the_value(x64, objective, chunk_size):
     if "antithetic" in getattr(objective, "keywords", {}) and chunk_size == 3:
         chunk_size = 1
-    loss, theta = quick_jit(loss_of(objective, chunk_size=chunk_size)), jnp.asarray(THETA)
+    loss, theta = jax.jit(loss_of(objective, chunk_size=chunk_size)), jnp.asarray(THETA)
     step = 1e-3 * jnp.eye(4)
 
     def difference(a, b):
