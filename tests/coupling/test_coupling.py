@@ -489,7 +489,7 @@ def with_closed_over_keys(w, x):
     return linear(w, x * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys))
 
 
-@quick_jit
+@jax.jit
 def with_keys_folded_in_a_call(w, x):
     keys = jax.vmap(lambda number: jax.random.fold_in(KEY, number))(jnp.arange(len(x)))
     return linear(w, x * jax.checkpoint(jax.vmap(lambda key: jax.random.normal(key, x.shape[1:])))(keys))
