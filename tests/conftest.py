@@ -6,6 +6,8 @@ import jax
 import pytest
 from hypothesis import settings
 
+collect_ignore = ["mesh_program.py"]  # a program of its own
+
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
 settings.load_profile("fixed")
 

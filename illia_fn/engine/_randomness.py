@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal, jaxprs_in_params
 
 from illia_fn._base.trees import PyTree
@@ -26,14 +27,29 @@ def check_fresh_noise(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: P
 
     Random numbers that do not depend on the size of the batch, such as fixed random features, are the model's own.
     """
-    args = mean(q), x, *([] if key is None else [key])
-    traced = jax.make_jaxpr(apply_fn)(*args).jaxpr
-    fixed = jax.tree.structure(args[0]).num_leaves  # draws from keys among the parameters are no fresh ones either
-    if not (shapes := _of_fixed_keys(traced, fixed)):
+    leaves, structure = jax.tree.flatten((mean(q), x))
+    is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]  # others, such as functions, may be there
+    arrays = [leaf for leaf, flag in zip(leaves, is_array, strict=True) if flag]
+    num_params = sum(is_array[: jax.tree.structure(mean(q)).num_leaves])
+    keys = [] if key is None else [key]
+
+    def draws_of_fixed_keys(change: Callable[[PyTree], PyTree]) -> list[tuple[int, ...]]:
+        def apply(arrays: list[Any], *key: jax.Array) -> Any:
+            given = iter(arrays)
+            w, x = structure.unflatten(
+                [next(given) if flag else leaf for leaf, flag in zip(leaves, is_array, strict=True)]
+            )
+            return apply_fn(w, change(x), *key)
+
+        jaxpr = jax.make_jaxpr(apply)(arrays, *keys).jaxpr
+        # draws from keys among the parameters are no fresh ones either
+        draws, _ = _draws(jaxpr, [index >= num_params for index in range(len(jaxpr.invars))], 1)
+        return sorted((draw.rounds, *draw.shape) for draw in draws if not draw.from_inputs)
+
+    if not (shapes := draws_of_fixed_keys(lambda x: x)):
         return
     try:
-        twice = jax.make_jaxpr(lambda w, x, *key: apply_fn(w, _doubled(x), *key))(*args).jaxpr
-        depend = _of_fixed_keys(twice, fixed) != shapes
+        depend = draws_of_fixed_keys(_doubled) != shapes
     except Exception:  # it takes no other batch
         depend = any(jnp.shape(leaf)[:1] == shape[1:2] for leaf in jax.tree.leaves(x) for shape in shapes)
     if depend:
@@ -41,12 +57,6 @@ def check_fresh_noise(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: P
             f"{caller}: apply_fn draws random numbers for the batch from a key that is not its argument, so that all "
             f"samples and steps would get the same ones. {HINT}"
         )
-
-
-def _of_fixed_keys(jaxpr: Any, num_params: int) -> list[tuple[int, ...]]:
-    from_inputs = [index >= num_params for index in range(len(jaxpr.invars))]
-    draws, _ = _draws(jaxpr, from_inputs, 1)
-    return sorted((draw.rounds, *draw.shape) for draw in draws if not draw.from_inputs)
 
 
 def _doubled(x: PyTree) -> PyTree:

@@ -18,7 +18,7 @@ from illia_fn.engine.estimators import Estimator, advantages, check_estimator, w
 from illia_fn.engine.monte_carlo import draws
 from illia_fn.objectives._data import DataTerm
 from illia_fn.posteriors._join import Joined
-from illia_fn.posteriors.posterior import is_posterior, log_prob
+from illia_fn.posteriors.posterior import check_nodes, is_posterior, log_prob
 
 Draw = list[PyTree]  # one array, or subtree, for each node of `Draws.joined`
 OfDraw = Callable[..., tuple[PyTree, PyTree]]  # (w, and a key if apply_fn takes one) -> (value, aux)
@@ -62,6 +62,7 @@ class Draws:
             raise ValueError(
                 f"{caller}: params has no leaves, got {self.params!r}. Pass a posterior tree, such as mean_field makes."
             )
+        check_nodes(caller, self.params)
         check_draws(caller, self.key, self.num_samples, self._fixed_chunk_size, self.antithetic)
         check_estimator(caller, self.estimator, self.num_samples, antithetic=self.antithetic)
         check_coupling(caller, self.coupling)
