@@ -24,6 +24,35 @@ for name, value in CACHE.items():
         jax.config.update(name, value)
 
 
+# XLA spends little on what is run only once. What `optimised` marks looks at what XLA makes of the code for users.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+
+
+def pytest_configure(config):
+    """The whole suite is compiled quickly, by its worker processes; single files are as XLA makes them for users."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if is_whole and "XLA_FLAGS" not in os.environ and _knows_fusion_emitters():
+        os.environ["XLA_FLAGS"] = QUICK
+
+
+def _knows_fusion_emitters():
+    """Whether this version of jaxlib does: it would end the process at a flag that it does not know."""
+    try:
+        jax.jit(lambda: 0, compiler_options={"xla_cpu_use_fusion_emitters": False})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def pytest_collection_modifyitems(items):
+    """In a suite that is compiled quickly, test_optimised.py runs what is marked. The longest tests come first."""
+    if os.environ.get("XLA_FLAGS") == QUICK:
+        items[:] = [item for item in items if item.get_closest_marker("optimised") is None]
+    items.sort(key=lambda item: item.path.name not in ("test_optimised.py", "test_mesh.py"))
+
+
 @pytest.fixture(autouse=True)
 def _strict(request):
     """No silent promotion of dtypes or ranks; `promotes` marks tests of other libraries that do promote."""
@@ -32,15 +61,6 @@ def _strict(request):
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _optimised(request):
-    """`optimised(False)` on a module or a test, the nearer one counts: XLA spends little on what is run only once."""
-    marker = request.node.get_closest_marker("optimised")
-    jax.config.update("jax_disable_most_optimizations", marker is not None and not marker.args[0])
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

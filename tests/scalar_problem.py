@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quick import quick_jit
 
 from illia_fn import Gaussian, Normal
 
@@ -31,7 +30,7 @@ def many(loss, num_samples, count=20_000, seed=0, q=Q, **options):
     """Values and gradients from many keys: (count,), and (count, 2) for loc and rho."""
     run = jax.value_and_grad(partial(scalar, loss, num_samples=num_samples, chunk_size=None, **options))
     keys = jax.random.split(jax.random.key(seed), count)
-    values, grads = quick_jit(jax.vmap(run, (None, 0)))(q_of(*q), keys)
+    values, grads = jax.jit(jax.vmap(run, (None, 0)))(q_of(*q), keys)
     return np.asarray(values), np.stack([grads.loc, grads.rho], axis=1)
 
 
@@ -49,7 +48,7 @@ def by_quadrature(f, q=Q):
     with jax.enable_x64(True):
         loc, scale = q
         rho = jnp.log(jnp.expm1(jnp.float64(scale)))
-        value, grads = quick_jit(jax.value_and_grad(value, (0, 1)))(jnp.float64(loc), rho)
+        value, grads = jax.jit(jax.value_and_grad(value, (0, 1)))(jnp.float64(loc), rho)
         return float(value), [float(leaf) for leaf in grads]
 
 

@@ -10,7 +10,7 @@ PROGRAM = Path(__file__).with_name("mesh_program.py")
 
 
 def start(devices, *arguments):
-    fast_to_compile = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    fast_to_compile = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_to_compile}",

@@ -9,6 +9,8 @@ from mpmath import besseli, log, log1p, loggamma, pi, psi
 
 from illia_fn._base.special import digamma_error, log_gamma_half_step, log_i0e, minus_log, stirling_error
 
+pytestmark = pytest.mark.optimised
+
 # to both sides of each border, and where a series is asked for most
 POSITIVE = (1e-8, 0.03, 0.5, 1.0, 1.7, 2.99, 3.01, 4.0, 5.5, 7.99, 8.01, 9.0, 11.99, 12.01, 20.0, 1e3, 1e6)
 KAPPA = (1e-8, 0.1, 1.0, 4.0, 9.0, 12.0, 14.0, 15.99, 16.01, 18.0, 22.0, 25.99, 26.01, 30.0, 50.001, 60.0, 1e3, 1e8)

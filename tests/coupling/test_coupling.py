@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from coupling_cases import BATCH, CASES, KEY
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import explain_coupling, mean_field
@@ -44,9 +43,6 @@ def signs_of_parts(it, noise, batch_size):
     return signs
 
 
-pytestmark = pytest.mark.optimised(False)
-
-
 def networks(it, q, noise):
     """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
     of_parts = signs_of_parts(it, noise, it.model.batch_size)
@@ -71,7 +67,7 @@ def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
     """The outputs of a coupling, and those of each network on its example, alone."""
     coupled = []
 
-    @quick_jit
+    @jax.jit
     def run(q, x, key):
         it = Coupled.of("test", apply_fn, q, x, None, coupling)
         coupled.append(it)
@@ -96,7 +92,7 @@ def test_outputs_are_those_of_the_networks(name):
 
 
 @pytest.mark.promotes
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 @pytest.mark.parametrize("batch_size", [16, 128, 512])
 def test_under_jit_and_without(batch_size):
     """XLA on CPU has miscompiled the signs of a convolution at 512 lanes."""
@@ -257,7 +253,7 @@ def linear(w, x):
 def test_antithetic_samples_mirror_each_other(coupling, chunk_size):
     """All that is odd in the noise cancels; in samples that are only spread, it does if it is in one number."""
 
-    @partial(quick_jit, static_argnames=("antithetic", "odd"))
+    @partial(jax.jit, static_argnames=("antithetic", "odd"))
     def largest(antithetic, odd):
         def loss(key):
             options = {"coupling": coupling, "chunk_size": chunk_size, "antithetic": antithetic}
@@ -305,7 +301,7 @@ def test_chunks_change_nothing(coupling, antithetic):
     shapes = {"k": (3, 3, 4, 8), "n": (50_000,), "b": (8,), "d": (8, 3)}
     q = mean_field({name: coupling_cases.array(*shape) for name, shape in shapes.items()}, scale=0.3)
 
-    @partial(quick_jit, static_argnames="chunk_size")
+    @partial(jax.jit, static_argnames="chunk_size")
     @jax.value_and_grad
     def loss(q, chunk_size):
         x, y = coupling_cases.IMAGE, jnp.arange(3)
@@ -320,7 +316,7 @@ def test_chunks_change_nothing(coupling, antithetic):
 def test_no_variance_no_nan():
     """The standard deviation of an output of zero variance has a gradient of 0, not 0 / 0."""
     f = illia_fn.decorrelate(linear)
-    grads = quick_jit(jax.grad(lambda q, x: jnp.sum(f(q, x, KEY)), (0, 1)))(LINEAR, jnp.zeros((3, 4)))
+    grads = jax.jit(jax.grad(lambda q, x: jnp.sum(f(q, x, KEY)), (0, 1)))(LINEAR, jnp.zeros((3, 4)))
     chex.assert_tree_all_finite(grads)
 
 
@@ -328,7 +324,7 @@ def test_no_variance_no_nan():
 def test_half_precision_has_variances_in_float32(dtype):
     q = jax.tree.map(lambda leaf: leaf.astype(dtype), LINEAR)
     x = jnp.full((512, 4), 300.0, dtype)  # whose square is no float16
-    outputs = quick_jit(illia_fn.decorrelate(linear))(q, x, KEY)
+    outputs = jax.jit(illia_fn.decorrelate(linear))(q, x, KEY)
     assert outputs.dtype == dtype
     np.testing.assert_allclose(outputs.astype(jnp.float32).std(), 2 * 300 * 0.5, rtol=0.1)
 
@@ -339,8 +335,8 @@ def test_under_vmap_over_keys(wrap):
         return illia_fn.elbo_loss(linear, q, coupling_cases.VECTOR, Y, key, 2, num_data=3, coupling="decorrelated")
 
     keys = jax.random.split(KEY, 2)
-    values, grads = quick_jit(jax.vmap(jax.value_and_grad(wrap(loss)), (None, 0)))(LINEAR, keys)
-    value, grad = quick_jit(jax.value_and_grad(loss))(LINEAR, keys[1])
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(wrap(loss)), (None, 0)))(LINEAR, keys)
+    value, grad = jax.jit(jax.value_and_grad(loss))(LINEAR, keys[1])
     np.testing.assert_allclose(values[1], value, rtol=1e-5)
     np.testing.assert_allclose(grads["w"].rho[1], grad["w"].rho, rtol=1e-4, atol=1e-6)
 
@@ -352,9 +348,7 @@ def test_a_jitted_step_is_traced_once():
         traces.append(x.shape)
         return linear(w, x)
 
-    step = quick_jit(
-        jax.grad(partial(illia_fn.elbo_loss, apply_fn, num_samples=4, num_data=3, coupling="decorrelated"))
-    )
+    step = jax.jit(jax.grad(partial(illia_fn.elbo_loss, apply_fn, num_samples=4, num_data=3, coupling="decorrelated")))
     q = step(LINEAR, coupling_cases.VECTOR, Y, KEY)
     count = len(traces)
     step(q, coupling_cases.VECTOR, Y, jax.random.key(1))
@@ -362,7 +356,7 @@ def test_a_jitted_step_is_traced_once():
 
 
 @pytest.mark.promotes
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 def test_a_gradient_in_a_loop_is_that_outside():
     """XLA on CPU has fused the gradient of a max-pooling with the two that reach its output, wrongly."""
 
@@ -387,7 +381,7 @@ def test_a_gradient_in_a_loop_is_that_outside():
 
 
 @pytest.mark.promotes
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 @pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
 def test_the_gradient_of_samples_under_jit_and_without(coupling):
     """XLA may compute noise twice, with other rounding; the gradient of max then loses what it does not find again."""
@@ -413,10 +407,10 @@ def test_every_example_has_a_key_of_its_own():
         return x @ w["w"] + jax.random.normal(key, (len(x), 2))
 
     q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-6)}
-    outputs = quick_jit(illia_fn.decorrelate(apply_fn, needs_key=True))(q, jnp.ones((3, 4)), KEY)
+    outputs = jax.jit(illia_fn.decorrelate(apply_fn, needs_key=True))(q, jnp.ones((3, 4)), KEY)
     assert len(np.unique(np.round(outputs, 3))) == 6
     options = {"num_samples": 2, "num_data": 3, "needs_key": True, "coupling": "decorrelated"}
-    value = quick_jit(partial(illia_fn.elbo_loss, apply_fn, **options))(q, jnp.ones((3, 4)), Y, KEY)
+    value = jax.jit(partial(illia_fn.elbo_loss, apply_fn, **options))(q, jnp.ones((3, 4)), Y, KEY)
     assert np.isfinite(value)
 
 
@@ -445,12 +439,12 @@ def test_what_does_not_depend_on_the_example_may_be_random(over):
 
     q = {"w": mean_field(jnp.ones((4, 2)), scale=1e-7)}
     x = {"x": coupling_cases.VECTOR, "number": jnp.arange(3)}
-    outputs = quick_jit(illia_fn.decorrelate(apply_fn))(q, x, KEY)
-    np.testing.assert_allclose(outputs, quick_jit(apply_fn)({"w": q["w"].loc}, x), rtol=1e-4)
+    outputs = jax.jit(illia_fn.decorrelate(apply_fn))(q, x, KEY)
+    np.testing.assert_allclose(outputs, jax.jit(apply_fn)({"w": q["w"].loc}, x), rtol=1e-4)
 
 
 def test_padding_does_not_count():
-    @quick_jit
+    @jax.jit
     def loss(x, y, weights):
         return illia_fn.elbo_loss(linear, LINEAR, x, y, KEY, 2, num_data=3, weights=weights, coupling="decorrelated")
 

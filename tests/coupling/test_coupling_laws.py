@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from coupling_cases import CASES, array, conv, params
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, mean_field, sample
 from illia_fn.coupling._latin_hypercube import Strata
 from illia_fn.coupling._transform import Coupled
 
-pytestmark = [pytest.mark.promotes, pytest.mark.optimised(False)]
+pytestmark = pytest.mark.promotes
 
 DRAWS = 4096
 
@@ -64,7 +63,7 @@ def largest_deviation(some, others):
 
 
 def draws(f, seed):
-    return quick_jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))
+    return jax.jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +201,7 @@ def test_the_gradient_of_the_elbo_is_unbiased(name, options):
 
     def gradients(coupling, seed):
         loss = lambda q, key: illia_fn.elbo_loss(apply_fn, q, x, y, key, num_data=9, coupling=coupling, **options)  # noqa: E731
-        return quick_jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(q, jax.random.split(jax.random.key(seed), 2048))
+        return jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(q, jax.random.split(jax.random.key(seed), 2048))
 
     some, others = (
         np.concatenate(

@@ -9,7 +9,6 @@ from scipy import stats
 from illia_fn.coupling import _latin_hypercube
 from illia_fn.coupling._latin_hypercube import _ORDERS, Strata, stratified_normals
 
-pytestmark = pytest.mark.optimised(False)
 KEYS = 4096
 
 

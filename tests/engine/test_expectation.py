@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import expectation, mean_field, predict
-
-pytestmark = pytest.mark.optimised(False)
 
 KEY = jax.random.key(0)
 Q = mean_field({"w": jnp.array([1.0, -2.0])}, scale=0.3)
@@ -87,7 +84,7 @@ def gradient_norm(f, q):
 @cache
 def of_the_plain_mean(what, antithetic, **options):
     """What a transformation makes of the plain mean, once for all ways to take the samples."""
-    return quick_jit(partial(what, partial(plain, antithetic=antithetic, **options)))(Q, X)
+    return jax.jit(partial(what, partial(plain, antithetic=antithetic, **options)))(Q, X)
 
 
 @ways
@@ -107,7 +104,7 @@ def second_derivatives(f, q, x):
 @ways
 def test_second_derivatives(chunk_size, antithetic):
     run = partial(second_derivatives, partial(engine, chunk_size=chunk_size, antithetic=antithetic))
-    assert_close(quick_jit(run)(Q, X), of_the_plain_mean(second_derivatives, antithetic), rtol=1e-4, atol=1e-5)
+    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(second_derivatives, antithetic), rtol=1e-4, atol=1e-5)
 
 
 @ways
@@ -115,12 +112,12 @@ def test_under_vmap(chunk_size, antithetic):
     xs = jnp.stack([X, X + 1.0])
     keys = jax.random.split(KEY, 2)
     one = jax.value_and_grad(lambda x, key: engine(Q, x, chunk_size, antithetic, key=key))
-    values = quick_jit(jax.vmap(one))(xs, keys)
-    alone = [quick_jit(one)(*args) for args in zip(xs, keys, strict=True)]
+    values = jax.jit(jax.vmap(one))(xs, keys)
+    alone = [jax.jit(one)(*args) for args in zip(xs, keys, strict=True)]
     assert_close(values, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
     labels = jnp.array([[0, 1, 1], [1, 1, 0]])  # an integer that f closes over
     batched = jax.vmap(jax.grad(lambda x, y: engine(Q, x, chunk_size, antithetic, f=partial(curved, labels=y))))
-    np.testing.assert_allclose(quick_jit(batched)(xs, labels)[0], quick_jit(one)(X, KEY)[1], rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(batched)(xs, labels)[0], jax.jit(one)(X, KEY)[1], rtol=1e-5)
 
 
 def jacobians(f, q, x):
@@ -134,7 +131,7 @@ def in_a_tree(w, x):
 @ways
 def test_a_pytree_value_and_aux(chunk_size, antithetic):
     run = partial(jacobians, partial(engine, chunk_size=chunk_size, antithetic=antithetic, f=in_a_tree))
-    assert_close(quick_jit(run)(Q, X), of_the_plain_mean(jacobians, antithetic, f=in_a_tree))
+    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(jacobians, antithetic, f=in_a_tree))
 
 
 @ways
@@ -154,11 +151,11 @@ def test_aux_is_stacked_and_differentiable(chunk_size, antithetic):
     def reference(q, x):
         return plain(q, x, antithetic) + jnp.sum(jnp.square(jnp.sum(draws_of(q, antithetic)["w"], axis=0)))
 
-    (value, aux), grads = quick_jit(jax.value_and_grad(run, (0, 1), has_aux=True))(Q, X)
+    (value, aux), grads = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(Q, X)
     np.testing.assert_allclose(aux["draw"], draws_of(Q, antithetic)["w"], rtol=1e-6)
     np.testing.assert_array_equal(aux["constant"], [3] * 6)
     assert aux["labels"].shape == (6, 3)
-    assert_close((value, grads), quick_jit(jax.value_and_grad(reference, (0, 1)))(Q, X), rtol=1e-4)
+    assert_close((value, grads), jax.jit(jax.value_and_grad(reference, (0, 1)))(Q, X), rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, None])
@@ -184,7 +181,7 @@ def test_antithetic_draws_are_pairs(chunk_size):
 def test_antithetic_pairs_are_unbiased_and_of_lower_variance():
     def estimates(antithetic):
         f = lambda key: expectation(lambda w: jnp.exp(w["w"][0]), Q, key, 2, antithetic=antithetic)  # noqa: E731
-        return quick_jit(jax.vmap(f))(jax.random.split(KEY, 20_000))
+        return jax.jit(jax.vmap(f))(jax.random.split(KEY, 20_000))
 
     pairs, independent = estimates(antithetic=True), estimates(antithetic=False)
     exact = np.exp(1.0 + 0.09 / 2)
@@ -196,7 +193,7 @@ def test_antithetic_pairs_are_unbiased_and_of_lower_variance():
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.key(0), jax.random.key(0, impl="rbg")])
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_keys_of_every_implementation(key, antithetic):
-    value, grads = quick_jit(jax.value_and_grad(lambda q: engine(q, X, 2, antithetic, key=key)))(Q)
+    value, grads = jax.jit(jax.value_and_grad(lambda q: engine(q, X, 2, antithetic, key=key)))(Q)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
@@ -215,7 +212,7 @@ def test_a_gradient_for_all_that_f_closes_over():
 
         return expectation(f, q, KEY, 5, chunk_size=chunk_size)
 
-    gradients = quick_jit(jax.grad(loss, (0, 1)), static_argnums=2)
+    gradients = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
     exact = gradients(q, closed_over, None)
     for chunk_size in (1, 2):
         grads = gradients(q, closed_over, chunk_size)
@@ -251,7 +248,7 @@ def test_the_gradient_of_a_python_number():
     assert abs(grads[0]) > 0.1
 
 
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 @pytest.mark.parametrize("spec", ["NHWC HWIO NHWC", "NCHW OIHW NCHW", "NHWC OIHW NCHW"])
 @pytest.mark.parametrize(
     "options", [{}, {"window_strides": (2, 1)}, {"rhs_dilation": (2, 2)}, {"feature_group_count": 2}]
@@ -293,7 +290,7 @@ def test_a_fixed_key_makes_an_ordinary_function():
     assert loss(Q) == loss(Q)
     optimizer = optax.lbfgs()
 
-    @quick_jit
+    @jax.jit
     def step(q, state):
         value, grads = optax.value_and_grad_from_state(loss)(q, state=state)
         updates, state = optimizer.update(grads, state, q, value=value, grad=grads, value_fn=loss)
@@ -303,7 +300,7 @@ def test_a_fixed_key_makes_an_ordinary_function():
     for _ in range(30):
         q, state = step(q, state)
     # The prior's scale is 0.1: the sampled ELBO is strictly convex in loc, and its gradient vanishes at the end.
-    start, end = (optax.tree.norm(quick_jit(jax.grad(loss))(q)) for q in (Q, q))
+    start, end = (optax.tree.norm(jax.jit(jax.grad(loss))(q)) for q in (Q, q))
     assert end < 1e-4 * start
 
 

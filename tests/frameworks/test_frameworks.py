@@ -14,12 +14,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import frameworks
 
-pytestmark = [pytest.mark.promotes, pytest.mark.optimised(False)]
+pytestmark = pytest.mark.promotes
 
 X, Y = jnp.ones((8, 4)), jnp.arange(8) % 3
 
@@ -56,7 +55,7 @@ def test_training_steps(model):
     optimizer = optax.adam(1e-2)
     loss = partial(illia_fn.elbo_loss, apply_fn, num_samples=2, num_data=8)
 
-    @quick_jit
+    @jax.jit
     def step(q, state, key):
         value, grads = jax.value_and_grad(loss)(q, X, Y, key)
         updates, state = optimizer.update(grads, state, q)
@@ -67,7 +66,7 @@ def test_training_steps(model):
     for _ in range(10):
         q, state, last = step(q, state, key)
     assert last < first
-    predict = quick_jit(partial(illia_fn.predict, apply_fn, num_samples=3))
+    predict = jax.jit(partial(illia_fn.predict, apply_fn, num_samples=3))
     assert predict(q, X, key).shape == (3, 8, 3)
 
 

@@ -13,6 +13,8 @@ from mpmath import exp, log, log1p, loggamma, pi
 
 import illia_fn as fn
 
+pytestmark = pytest.mark.optimised
+
 
 def softplus(x):
     return log1p(exp(x))

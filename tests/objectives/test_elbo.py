@@ -6,12 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import Normal, elbo_loss, kl_loss, mean_field
 
-pytestmark = pytest.mark.optimised(False)
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
 LABELS = jnp.array([0, 1, 2, 1, 0, 2])
@@ -67,7 +65,7 @@ def test_floats_have_a_gaussian_likelihood_of_unit_scale(sharp, params):
     np.testing.assert_allclose(terms.nll, nll, rtol=1e-6)
 
 
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize("kwargs", [{}, {"num_data": 7}, {"num_data": 50, "kl_weight": 0.3}])
@@ -113,7 +111,7 @@ def test_an_identical_call_has_an_identical_value(q):
     loss = partial(elbo_loss, linear, q, X, LABELS, num_samples=3)
     assert loss(key=KEY) == loss(key=KEY)
     assert loss(key=KEY) != loss(key=jax.random.key(1))
-    np.testing.assert_allclose(quick_jit(loss)(key=KEY), loss(key=KEY), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(loss)(key=KEY), loss(key=KEY), rtol=1e-6)
 
 
 # --- loss functions -------------------------------------------------------------------------------------------------
@@ -175,8 +173,8 @@ def test_padding_may_hold_any_label(q, label):
     weights = jnp.array([True, True, True, True, False, False])
     y = jnp.where(weights, LABELS, jnp.int32(label))
     loss = partial(elbo_loss, linear, num_data=10, weights=weights)
-    value, grads = quick_jit(jax.value_and_grad(loss))(q, X, y, KEY)
-    without = quick_jit(jax.value_and_grad(partial(elbo_loss, linear, num_data=10)))
+    value, grads = jax.jit(jax.value_and_grad(loss))(q, X, y, KEY)
+    without = jax.jit(jax.value_and_grad(partial(elbo_loss, linear, num_data=10)))
     expected, expected_grads = without(q, X[:4], LABELS[:4], KEY)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     chex.assert_trees_all_close(grads, expected_grads, rtol=1e-4, atol=1e-7)
@@ -230,7 +228,7 @@ def test_noise_of_weights_model_and_kl_is_independent():
             num_data=1, needs_key=True, has_aux=True, return_terms=True,
         )  # fmt: skip
 
-    _, (terms, (w, noise)) = quick_jit(jax.vmap(loss))(jax.random.split(KEY, 4000))
+    _, (terms, (w, noise)) = jax.jit(jax.vmap(loss))(jax.random.split(KEY, 4000))
     correlations = np.corrcoef([w[:, 0], noise[0][:, 0], noise[1][:, 0], terms.kl])
     np.testing.assert_array_less(np.abs(correlations - np.eye(4)), 5 / np.sqrt(4000))
     assert np.std(w) > 0.9
@@ -244,7 +242,7 @@ def test_the_monte_carlo_kl_takes_num_samples_draws():
         return loss(return_terms=True)[1].kl
 
     keys = jax.random.split(KEY, 1000)
-    variances = [np.var(quick_jit(jax.vmap(partial(kl, num_samples=n)))(keys)) for n in (1, 8)]
+    variances = [np.var(jax.jit(jax.vmap(partial(kl, num_samples=n)))(keys)) for n in (1, 8)]
     assert 0.7 < variances[0] / variances[1] / 8 < 1.4  # a standard error of sqrt(4 / 1000) = 0.06
 
 
@@ -257,9 +255,9 @@ def test_padding_may_be_nan(q, rows):
         return outputs if rows == "targets" else jnp.where(weights > 0, outputs, jnp.nan)
 
     y = jnp.where(weights > 0, VALUES, jnp.nan) if rows == "targets" else VALUES
-    run = quick_jit(jax.value_and_grad(partial(elbo_loss, apply_fn, num_data=10, weights=weights)))
+    run = jax.jit(jax.value_and_grad(partial(elbo_loss, apply_fn, num_data=10, weights=weights)))
     value, grads = run(q, X, y, KEY)
-    without = quick_jit(jax.value_and_grad(partial(elbo_loss, vector, num_data=10)))
+    without = jax.jit(jax.value_and_grad(partial(elbo_loss, vector, num_data=10)))
     expected, exact = without(q, X[:4], VALUES[:4], KEY)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     chex.assert_trees_all_close(grads, exact, rtol=1e-4, atol=1e-6)
@@ -271,7 +269,7 @@ def test_a_nan_loss_does_not_hide_its_gradient(q, f):
     loss = partial(
         elbo_loss, vector, loss_fn=lambda outputs, y: f(-1.0 - jnp.square(outputs - y)), num_data=10, prior=q
     )
-    value, grads = quick_jit(jax.value_and_grad(loss))(q, X, VALUES, KEY)
+    value, grads = jax.jit(jax.value_and_grad(loss))(q, X, VALUES, KEY)
     assert np.isnan(value)
     assert not np.any(grads["kernel"].loc[:, 0] == 0)  # NaN for the root, a number for the logarithm
 
@@ -294,12 +292,12 @@ def test_partly_bayesian_and_deterministic_trees(params):
 
 def test_params_come_first_after_partial(q):
     loss = partial(elbo_loss, linear, num_samples=2, num_data=60)
-    value, grads = quick_jit(jax.value_and_grad(loss))(q, X, LABELS, KEY)
+    value, grads = jax.jit(jax.value_and_grad(loss))(q, X, LABELS, KEY)
     assert jax.tree.structure(grads) == jax.tree.structure(q)
     assert value.shape == ()
 
 
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_half_precision_is_reduced_in_float32(params, dtype, num_samples):
@@ -330,7 +328,7 @@ def test_float64(x64, params):
 
 
 def test_vmap_over_keys_and_over_data_sets(q):
-    loss = quick_jit(partial(elbo_loss, linear, num_data=10))
+    loss = jax.jit(partial(elbo_loss, linear, num_data=10))
     keys = jax.random.split(KEY, 3)
     np.testing.assert_allclose(
         jax.vmap(lambda key: loss(q, X, LABELS, key))(keys), [loss(q, X, LABELS, key) for key in keys], rtol=1e-6
@@ -342,7 +340,7 @@ def test_vmap_over_keys_and_over_data_sets(q):
 
 
 def test_legacy_and_other_keys(q):
-    loss = quick_jit(partial(elbo_loss, linear, q, X, LABELS))
+    loss = jax.jit(partial(elbo_loss, linear, q, X, LABELS))
     assert loss(jax.random.PRNGKey(0)) == loss(jax.random.key(0))
     assert jnp.isfinite(loss(jax.random.key(0, impl="rbg")))
 
@@ -353,7 +351,7 @@ def test_gradients_reach_the_prior_the_inputs_and_closed_over_arrays(q):
             lambda w, x: linear(w, x) + shift, q, x, LABELS, KEY, 2, prior=Normal(0.0, prior_scale), num_data=6
         )
 
-    for grad in quick_jit(jax.grad(loss, (0, 1, 2)))(X, 0.1, jnp.array([[0.1, 0.0, 0.0]])):
+    for grad in jax.jit(jax.grad(loss, (0, 1, 2)))(X, 0.1, jnp.array([[0.1, 0.0, 0.0]])):
         assert np.all(np.isfinite(grad))
         assert np.any(grad != 0)
 
@@ -363,7 +361,7 @@ def test_a_prior_without_a_closed_form(q):
     from numpyro.distributions import Laplace
 
     options = {"num_samples": 200, "prior": Laplace(0.0, 0.1), "num_data": 6, "return_terms": True}
-    run = quick_jit(partial(elbo_loss, linear, **options))
+    run = jax.jit(partial(elbo_loss, linear, **options))
     (loss, terms), (_, other) = (run(q, X, LABELS, jax.random.key(seed)) for seed in range(2))
     assert terms.kl != other.kl
     np.testing.assert_allclose(terms.kl, other.kl, rtol=0.05)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick_jit
 from scalar_problem import (
     MASS,
     WIDE,
@@ -24,7 +23,6 @@ from scalar_problem import (
 
 from illia_fn import Normal, cubo_loss, elbo_loss, gaussian_nll, kl_loss, mean_field, predictive_loss, renyi_loss
 
-pytestmark = pytest.mark.optimised(False)
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 KEY = jax.random.key(0)
 
@@ -75,7 +73,7 @@ def test_sticking_the_landing_vanishes_draw_by_draw_at_the_posterior(temperature
                 antithetic=antithetic,
             )
 
-        step = quick_jit(jax.value_and_grad(run), static_argnums=(2, 3))
+        step = jax.jit(jax.value_and_grad(run), static_argnums=(2, 3))
         _, landed = step(q, KEY, "doubly_reparameterised", 4)
         assert np.abs(landed["w"].loc).max() < 1e-10
         assert np.abs(landed["w"].rho).max() < 1e-10
@@ -87,7 +85,7 @@ def test_sticking_the_landing_vanishes_draw_by_draw_at_the_posterior(temperature
 
 
 def test_the_value_does_not_depend_on_the_estimator():
-    run = quick_jit(partial(scalar, elbo_loss, num_samples=4, return_terms=True), static_argnames="estimator")
+    run = jax.jit(partial(scalar, elbo_loss, num_samples=4, return_terms=True), static_argnames="estimator")
     plain, *others = (run(q_of(*Q), KEY, estimator=estimator) for estimator in ESTIMATORS)
     for other in others:
         chex.assert_trees_all_close(other, plain, rtol=1e-6)
@@ -135,7 +133,7 @@ def test_the_score_function_takes_a_simulator(loss):
     def run(apply_fn):
         args = q_of(*Q), jnp.zeros(1), jnp.full(1, 5.0), KEY, 4
         options = {"num_data": 1, "prior": Normal(0.0, 1.0), "estimator": "score_function"}
-        return quick_jit(jax.value_and_grad(lambda q: loss(apply_fn, q, *args[1:], **options)))(args[0])
+        return jax.jit(jax.value_and_grad(lambda q: loss(apply_fn, q, *args[1:], **options)))(args[0])
 
     chex.assert_trees_all_close(run(simulate), run(lambda w, x: x + w), rtol=1e-5)
 
@@ -155,7 +153,7 @@ def mean_gradient_to_everything(loss, estimator):
 
     keys = jax.random.split(KEY, 2000)
     trainable = params, jnp.array(-0.5), jnp.array([0.1])
-    grads = quick_jit(jax.vmap(jax.grad(run), (None, 0)))(trainable, keys)
+    grads = jax.jit(jax.vmap(jax.grad(run), (None, 0)))(trainable, keys)
     flat = np.concatenate([leaf.reshape(len(keys), -1) for leaf in jax.tree.leaves(grads)], axis=1)
     return flat.mean(axis=0), flat.std(axis=0) / np.sqrt(len(keys))
 
@@ -187,7 +185,7 @@ def test_the_predictive_loss_of_two_samples_against_quadrature(estimator):
 
 def test_the_predictive_loss_tends_to_the_predictive_density():
     options = {"num_samples": 200_000, "chunk_size": None, "return_terms": True}
-    values = quick_jit(partial(scalar, predictive_loss, **options))(q_of(*WIDE), KEY)[1].nll
+    values = jax.jit(partial(scalar, predictive_loss, **options))(q_of(*WIDE), KEY)[1].nll
     exact, _ = by_quadrature(lambda w, _, log_likelihood: -jax.nn.logsumexp(log_likelihood, b=MASS), WIDE)
     scale = np.sqrt(1 + WIDE[1] ** 2)  # the density of N(loc, 1 + scale^2) at 5
     assert exact == pytest.approx(0.5 * ((5 - WIDE[0]) / scale) ** 2 + np.log(scale) + 0.5 * np.log(2 * np.pi))
@@ -211,19 +209,19 @@ def test_the_mean_is_inside_the_logarithm_of_each_example():
 
     weights = jnp.array([1.0, 2.0, 0.0, 1.0, 0.5, 1.0])
     options = {"num_samples": 5, "num_data": 60, "has_aux": True}
-    loss = quick_jit(partial(predictive_loss, apply_fn, return_terms=True, **options))
+    loss = jax.jit(partial(predictive_loss, apply_fn, return_terms=True, **options))
     value, (terms, logits) = loss(q, X, LABELS, KEY, weights=weights)
     probs = np.asarray(jax.nn.softmax(logits))[:, np.arange(6), LABELS]  # (samples, examples)
     np.testing.assert_allclose(terms.nll, np.average(-np.log(probs.mean(axis=0)), weights=weights), rtol=1e-5)
     assert value == terms.nll + terms.weight * terms.kl
-    assert value < quick_jit(partial(elbo_loss, apply_fn, **options))(q, X, LABELS, KEY, weights=weights)[0]
+    assert value < jax.jit(partial(elbo_loss, apply_fn, **options))(q, X, LABELS, KEY, weights=weights)[0]
 
 
 def test_the_predictive_loss_of_one_sample_is_the_elbo():
     q = mean_field(PARAMS, scale=0.5)
     for options in ({}, {"num_data": 60, "temperature": 0.5, "free_nats": 3.0}):
         pair = [
-            quick_jit(jax.value_and_grad(partial(loss, linear, **options)))(q, X, LABELS, KEY)
+            jax.jit(jax.value_and_grad(partial(loss, linear, **options)))(q, X, LABELS, KEY)
             for loss in (elbo_loss, predictive_loss)
         ]
         chex.assert_trees_all_close(*pair, rtol=1e-5, atol=1e-7)
@@ -232,15 +230,15 @@ def test_the_predictive_loss_of_one_sample_is_the_elbo():
 def test_the_predictive_loss_takes_chunks_pairs_and_padding():
     q = mean_field(PARAMS, scale=0.5)
     run = partial(predictive_loss, linear, num_samples=4, num_data=60)
-    value, grads = quick_jit(jax.value_and_grad(run))(q, X, LABELS, KEY)
+    value, grads = jax.jit(jax.value_and_grad(run))(q, X, LABELS, KEY)
     for chunk_size in (3, None):
-        other, other_grads = quick_jit(jax.value_and_grad(partial(run, chunk_size=chunk_size)))(q, X, LABELS, KEY)
+        other, other_grads = jax.jit(jax.value_and_grad(partial(run, chunk_size=chunk_size)))(q, X, LABELS, KEY)
         np.testing.assert_allclose(other, value, rtol=1e-6)
         chex.assert_trees_all_close(other_grads, grads, rtol=1e-4, atol=1e-6)
     x, labels = jnp.concatenate([X, X[:2]]), jnp.concatenate([LABELS, -LABELS[1:3]])
-    padded = quick_jit(run)(q, x, labels, KEY, weights=jnp.arange(8) < 6)
+    padded = jax.jit(run)(q, x, labels, KEY, weights=jnp.arange(8) < 6)
     np.testing.assert_allclose(padded, value, rtol=1e-6)
-    assert quick_jit(partial(run, antithetic=True))(q, X, LABELS, KEY) != value
+    assert jax.jit(partial(run, antithetic=True))(q, X, LABELS, KEY) != value
 
 
 # --- temperature and free nats ----------------------------------------------------------------------------------------
@@ -272,7 +270,7 @@ def test_free_nats_are_free_leaf_by_leaf():
         ({"far": None, "near": jnp.array(3.0), "b": None}, far + 3.0),
         (2.0, far + 2.0),
     ):
-        value, grads = quick_jit(jax.value_and_grad(partial(kl, free_nats=free_nats)))(q)
+        value, grads = jax.jit(jax.value_and_grad(partial(kl, free_nats=free_nats)))(q)
         assert value == pytest.approx(exact)
     assert (grads["near"].loc == 0).all()
     assert (grads["near"].rho == 0).all()
@@ -331,7 +329,7 @@ def test_half_precision_does_not_round_the_density_of_q(loss, estimator):
         return loss(outputs, q, jnp.zeros(1), jnp.zeros(1), key, 4, loss_fn=lambda f, y: 0.0 * f, **options)
 
     keys = jax.random.split(KEY, 200)
-    slopes = quick_jit(jax.vmap(lambda key: jax.grad(run)(q, key).rho.astype(jnp.float32).mean()))(keys)
+    slopes = jax.jit(jax.vmap(lambda key: jax.grad(run)(q, key).rho.astype(jnp.float32).mean()))(keys)
     assert slopes.mean() == pytest.approx(-1.0, abs=0.01 + 5 * float(slopes.std()) / np.sqrt(len(keys)))
 
 
@@ -354,5 +352,5 @@ def test_with_a_fixed_key_the_reparameterised_gradient_is_that_of_the_value(loss
         at = jnp.concatenate([q["w"].loc + 0.1, q["w"].rho + 0.2])
         step = 1e-5 * jnp.eye(6)
         run = jax.value_and_grad(lambda both: value(*jnp.split(both, 2)))
-        values, slopes = quick_jit(jax.vmap(run))(jnp.concatenate([at[None], at[None] + step, at[None] - step]))
+        values, slopes = jax.jit(jax.vmap(run))(jnp.concatenate([at[None], at[None] + step, at[None] - step]))
         np.testing.assert_allclose(slopes[0], (values[1:7] - values[7:]) / 2e-5, rtol=1e-5, atol=1e-8)

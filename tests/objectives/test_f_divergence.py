@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit
 from scalar_problem import LOG_Z, MASS, WIDE, assert_mean, by_quadrature, many, orthogonal_regression, q_of, scalar
 
 from illia_fn import Normal, cubo_loss, divergences, f_divergence_loss, gaussian_nll, renyi_loss
@@ -44,7 +43,6 @@ GENERATORS = {  # the textbook form, in u
         lambda u: np.log(1 + u) - np.log(u) - np.log(2) + (u - 1) / 2,
     ),
 }
-pytestmark = pytest.mark.optimised(False)
 KINKED = ("total_variation", "log1p_abs")
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 generators = pytest.mark.parametrize("name", GENERATORS)
@@ -127,7 +125,7 @@ def fine_quadrature(generator):
 
     with jax.enable_x64(True):
         loc, scale = jnp.float64(WIDE[0]), jnp.float64(WIDE[1])
-        value, grads = quick_jit(jax.value_and_grad(value, (0, 1)))(loc, jnp.log(jnp.expm1(scale)))
+        value, grads = jax.jit(jax.value_and_grad(value, (0, 1)))(loc, jnp.log(jnp.expm1(scale)))
         return float(value), [float(leaf) for leaf in grads]
 
 
@@ -162,14 +160,14 @@ def test_at_the_posterior_a_divergence_is_zero_and_so_is_its_gradient(temperatur
             )
 
         for log_evidence in (None, log_z):
-            value_and_grads = quick_jit(jax.value_and_grad(run))(q, log_evidence)
+            value_and_grads = jax.jit(jax.value_and_grad(run))(q, log_evidence)
             assert all(np.abs(leaf).max() < 1e-8 for leaf in jax.tree.leaves(value_and_grads))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_where_it_meets_other_bounds(estimator):
     def run(loss, **options):
-        step = quick_jit(
+        step = jax.jit(
             jax.value_and_grad(lambda q: scalar(loss, q, jax.random.key(0), 4, estimator=estimator, **options))
         )
         value, grads = step(q_of(*WIDE))
@@ -197,7 +195,7 @@ def test_it_trains(name):
     q = q_of(1.5, 0.9)
     estimator = "reparameterised" if name in KINKED else "doubly_reparameterised"
     loss = partial(scalar, f_divergence_loss, num_samples=64, generator=GENERATORS[name][0], estimator=estimator)
-    step = quick_jit(jax.grad(partial(loss, chunk_size=None)))
+    step = jax.jit(jax.grad(partial(loss, chunk_size=None)))
     for key in jax.random.split(jax.random.key(0), 600):
         q = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, step(q, key))
     np.testing.assert_allclose(q.loc, 2.5, atol=0.1)

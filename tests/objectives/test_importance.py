@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit
 from scalar_problem import (
     LOG_Z,
     MASS,
@@ -27,7 +26,6 @@ from scipy import stats
 from illia_fn import Normal, cubo_loss, divergences, elbo_loss, f_divergence_loss, gaussian_nll, iwae_loss, renyi_loss
 from illia_fn.objectives._importance import log_power_mean
 
-pytestmark = pytest.mark.optimised(False)
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 BOUNDS = {
     "iwae": (iwae_loss, 1.0, -1),
@@ -63,7 +61,7 @@ def test_all_weights_are_the_evidence_at_the_exact_posterior(loss, order, sign, 
                 return_log_weights=True,
             )
 
-        step = quick_jit(jax.value_and_grad(run, has_aux=True))
+        step = jax.jit(jax.value_and_grad(run, has_aux=True))
         for seed in range(3):
             (value, log_weights), grads = step(q, jax.random.key(seed))
             np.testing.assert_allclose(sign * 20 * value, temperature * log_z, atol=1e-9)
@@ -110,7 +108,7 @@ def test_the_gradient_of_cubo_is_that_of_its_limit(estimator, num_samples):
 def test_cubo_does_not_run_away_from_the_posterior():
     """The gradient of the value for one sample is that of an ELBO to be minimised; that of the bound is not."""
     q = q_of(0.0, 0.5)
-    step = quick_jit(jax.grad(partial(scalar, cubo_loss, num_samples=2)))
+    step = jax.jit(jax.grad(partial(scalar, cubo_loss, num_samples=2)))
     for key in jax.random.split(jax.random.key(0), 500):
         q = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, step(q, key))
     np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
@@ -125,9 +123,9 @@ def test_the_order_of_the_bounds():
     assert means == sorted(means)
     assert means[-1] < LOG_Z
     once = partial(scalar, key=jax.random.key(0), chunk_size=None)
-    elbo = -float(quick_jit(partial(once, elbo_loss, num_samples=4000))(ELSEWHERE))
+    elbo = -float(jax.jit(partial(once, elbo_loss, num_samples=4000))(ELSEWHERE))
     assert elbo == pytest.approx(exact[0.0], abs=0.05)
-    upper = float(quick_jit(partial(once, cubo_loss, num_samples=100_000))(ELSEWHERE))
+    upper = float(jax.jit(partial(once, cubo_loss, num_samples=100_000))(ELSEWHERE))
     assert upper == pytest.approx(above, abs=0.05)
 
 
@@ -204,7 +202,7 @@ def test_chunks_weights_aux_and_learned_priors(estimator):
         )
 
     trainable = params, jnp.array(-0.5)
-    step = quick_jit(jax.value_and_grad(run, has_aux=True), static_argnums=1)
+    step = jax.jit(jax.value_and_grad(run, has_aux=True), static_argnums=1)
     one_by_one = (value, aux), grads = step(trainable, 1)
     assert len(np.unique(aux, axis=0)) == 6
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
@@ -212,13 +210,13 @@ def test_chunks_weights_aux_and_learned_priors(estimator):
         chex.assert_trees_all_close(step(trainable, chunk_size), one_by_one, rtol=2e-4, atol=1e-5)
     padded_x, padded_y = jnp.concatenate([x, jnp.ones((2, 2))]), jnp.concatenate([y, jnp.full(2, jnp.nan)])
     weights = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
-    padded = quick_jit(partial(run, chunk_size=1))(trainable, x=padded_x, y=padded_y, weights=weights)
+    padded = jax.jit(partial(run, chunk_size=1))(trainable, x=padded_x, y=padded_y, weights=weights)
     np.testing.assert_allclose(padded[0], value, rtol=1e-5)
 
 
 def test_it_trains():
     q = q_of(0.0, 0.5)
-    step = quick_jit(jax.grad(partial(scalar, iwae_loss, num_samples=8)))
+    step = jax.jit(jax.grad(partial(scalar, iwae_loss, num_samples=8)))
     for key in jax.random.split(jax.random.key(0), 500):
         q = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, step(q, key))
     np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
@@ -301,7 +299,7 @@ def test_the_log_weights_of_a_tree_by_hand():
         return x @ w["a"] + w["b"][0] + w["c"] + w["d"], w
 
     options = {"num_data": 40, "prior": prior, "kl_weight": 0.7, "temperature": 1.5, "has_aux": True}
-    run = quick_jit(partial(iwae_loss, apply_fn, num_samples=3, return_log_weights=True, **options))
+    run = jax.jit(partial(iwae_loss, apply_fn, num_samples=3, return_log_weights=True, **options))
     value, (log_weights, draws) = run(q, x, y, jax.random.key(0))
     w = {name: np.asarray(leaf, np.float64).reshape(3, -1) for name, leaf in draws.items()}
     outputs = w["a"] @ np.asarray(x).T + w["b"] + w["c"] + 0.5
@@ -328,7 +326,7 @@ def not_q(loss, estimator, sign, q=WIDE):
         return loss(apply_fn, params, *data, key, 3, estimator=estimator, chunk_size=None, **options)
 
     trainable = jnp.float32(0.0), jnp.float32(0.0), jnp.float32(0.0)
-    grads = quick_jit(jax.vmap(jax.grad(run), (None, 0)))(trainable, jax.random.split(jax.random.key(0), 4000))
+    grads = jax.jit(jax.vmap(jax.grad(run), (None, 0)))(trainable, jax.random.split(jax.random.key(0), 4000))
     flat = sign * np.stack(grads, axis=1)
     return flat.mean(axis=0), flat.std(axis=0) / np.sqrt(len(flat))
 
@@ -351,7 +349,7 @@ def test_what_is_not_q_raises_a_lower_bound(name, estimator):
         return mean_over_triples(partial(log_power_mean, order=order), log_weights)
 
     with jax.enable_x64(True):
-        exact = quick_jit(jax.grad(value, (0, 1)))(jnp.float64(0.0), jnp.float64(0.0))
+        exact = jax.jit(jax.grad(value, (0, 1)))(jnp.float64(0.0), jnp.float64(0.0))
     expected = np.array([exact[0], exact[1], exact[0]])
     np.testing.assert_array_less(np.abs(mean - expected), 5 * error)
 
@@ -382,7 +380,7 @@ def test_batches_bias_the_bound_upwards():
         return -200 * iwae_loss(lambda w, x: x + w, q, jnp.zeros(size), batch, key, 32, **options)
 
     keys = jax.random.split(jax.random.key(0), 3000)
-    full, batches = (np.asarray(quick_jit(jax.vmap(partial(run, size=size)))(keys)) for size in (200, 20))
+    full, batches = (np.asarray(jax.jit(jax.vmap(partial(run, size=size)))(keys)) for size in (200, 20))
     assert full.mean() < log_z
     assert full.mean() == pytest.approx(log_z, abs=0.1)
     assert batches.mean() > log_z + 5 * batches.std() / np.sqrt(3000)
@@ -403,7 +401,7 @@ def test_a_float32_temperature_goes_with_float64_weights(x64):
         data = jnp.zeros(1, jnp.float64), jnp.full(1, 5.0, jnp.float64)
         args = lambda w, x: x + w, q, *data, jax.random.key(0), 3
         options = {"num_data": 1, "prior": Normal(0.0, 1.0)}
-        both = quick_jit(lambda traced: [loss(*args, temperature=value, **options) for value in (traced, 0.5)])  # noqa: B023
+        both = jax.jit(lambda traced: [loss(*args, temperature=value, **options) for value in (traced, 0.5)])  # noqa: B023
         np.testing.assert_allclose(*both(jnp.float32(0.5)), rtol=1e-6)
 
 

@@ -8,12 +8,10 @@ import numpy as np
 import optax
 import pytest
 from linear_regression import NOISE_VARIANCE, problem
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import Gaussian, Normal, elbo_loss, gaussian_nll, kl_loss
 
-pytestmark = pytest.mark.optimised(False)
 NLL = partial(gaussian_nll, scale=NOISE_VARIANCE**0.5)
 PRIOR = Normal(0.0, 1.0)
 
@@ -61,7 +59,7 @@ def losses(p, q, num_draws, indices, weights=None):
     def one(key, rows):
         return elbo_loss(linear, q, x[rows], y[rows], key, loss_fn=NLL, prior=PRIOR, num_data=len(y), weights=weights)
 
-    return np.asarray(quick_jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num_draws), indices), np.float64)
+    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num_draws), indices), np.float64)
 
 
 def assert_mean(values, expected):
@@ -109,8 +107,8 @@ def test_more_samples_same_expectation_less_variance():
     q = gaussian(p.loc, p.scale)
     loss = partial(elbo_loss, linear, q, x, y, loss_fn=NLL, prior=PRIOR, num_data=len(y))
     keys = jax.random.split(jax.random.key(3), 1000)
-    one = np.asarray(quick_jit(jax.vmap(loss))(keys), np.float64)
-    sixteen = np.asarray(quick_jit(jax.vmap(partial(loss, num_samples=16)))(keys), np.float64)
+    one = np.asarray(jax.jit(jax.vmap(loss))(keys), np.float64)
+    sixteen = np.asarray(jax.jit(jax.vmap(partial(loss, num_samples=16)))(keys), np.float64)
     assert_mean(-len(y) * sixteen, ORACLE["yacht"][1])
     # a ratio of two variances of 1000 draws: relative standard error about sqrt(2 kurtosis / 1000) < 0.15
     assert 0.5 < 16 * sixteen.var() / one.var() < 2.0
@@ -122,7 +120,7 @@ def test_the_gradient_vanishes_at_the_optimum(name):
     x, y = data(p)
     grad = jax.grad(partial(elbo_loss, linear, loss_fn=NLL, prior=PRIOR, num_data=len(y)))
     keys = jax.random.split(jax.random.key(1), 4000)
-    grads = quick_jit(jax.vmap(lambda key: grad(gaussian(p.loc, p.scale), x, y, key)))(keys)
+    grads = jax.jit(jax.vmap(lambda key: grad(gaussian(p.loc, p.scale), x, y, key)))(keys)
     for leaf in jax.tree.leaves(grads):
         standard_error = leaf.std(axis=0) / np.sqrt(len(keys))
         np.testing.assert_array_less(np.abs(leaf.mean(axis=0)), 5 * standard_error)
@@ -147,7 +145,7 @@ def test_training_from_a_cold_start_reaches_the_optimum(name):
         return (optax.apply_updates(q, updates), state), None
 
     keys = jax.random.split(jax.random.key(0), num_steps)
-    (q, _), _ = quick_jit(partial(jax.lax.scan, step))((q, optimizer.init(q)), keys)
+    (q, _), _ = jax.jit(partial(jax.lax.scan, step))((q, optimizer.init(q)), keys)
     reached = p.elbo(np.asarray(q.loc, np.float64), np.asarray(q.scale, np.float64))
     assert ORACLE[name][1] - 0.1 < reached < ORACLE[name][1] + 1e-3
 
@@ -163,5 +161,5 @@ def test_scalar_case():
         log_weight = -gaussian_nll(x @ w, y)[0] + PRIOR.log_prob(w)[0] - illia_fn.log_prob(q, w)
         np.testing.assert_allclose(log_weight, log_evidence, atol=2e-6)
     keys = jax.random.split(jax.random.key(0), 4000)
-    values = quick_jit(jax.vmap(lambda key: elbo_loss(linear, q, x, y, key, prior=PRIOR, num_data=1)))(keys)
+    values = jax.jit(jax.vmap(lambda key: elbo_loss(linear, q, x, y, key, prior=PRIOR, num_data=1)))(keys)
     assert_mean(-np.asarray(values, np.float64), log_evidence)

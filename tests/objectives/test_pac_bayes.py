@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from quick import quick_jit
 from scalar_problem import q_of
 from scipy import stats
 
 from illia_fn import Normal, kl_loss, mean_field, pac_bayes, pac_bayes_certificate, pac_bayes_loss
 from illia_fn.objectives.pac_bayes import kl_inverse
 
-pytestmark = pytest.mark.optimised(False)
 KEY = jax.random.key(0)
 
 
@@ -41,7 +39,7 @@ NATS = (0.0, 1e-8, 1e-5, 1e-3, 0.1, 1.0, 5.0, 40.0, 100.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 def test_kl_inverse_and_its_slopes_against_a_hundred_digits(dtype):
     q, c = np.array([(q, c) for q in PROBABILITIES for c in NATS], dtype).T
     p, by_q, by_c = (np.array(column) for column in zip(*map(exact_inverse, q, c), strict=True))
@@ -60,7 +58,7 @@ def test_kl_inverse_and_its_slopes_against_a_hundred_digits(dtype):
     assert (slopes[0][(q == 0) & (c == 0.1)] > 50).all()
 
 
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 def test_the_second_derivatives_of_kl_inverse():
     with jax.enable_x64(True):
         slope, step = jax.jit(jax.grad(kl_inverse, (0, 1))), 1e-6
@@ -86,7 +84,7 @@ def test_each_bound_is_its_formula():
     }
     for bound, value in bounds.items():
         np.testing.assert_allclose(bound(RISK, KL, N, DELTA), value, rtol=1e-5)
-        np.testing.assert_allclose(quick_jit(partial(bound, num_data=N, delta=DELTA))(RISK, KL), value, rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(partial(bound, num_data=N, delta=DELTA))(RISK, KL), value, rtol=1e-5)
         by_risk, by_kl = jax.grad(bound, (0, 1))(RISK, KL, N, DELTA)
         assert by_risk >= 1.0
         assert by_kl > 0
@@ -145,7 +143,7 @@ def test_certificates_hold_at_the_promised_rate():
         prior = q_of(0.0, 0.5)
         return loc, pac_bayes_certificate(step_classifier, q, x, y, key, 40, prior=prior, delta=delta, chunk_size=None)
 
-    loc, certificate = quick_jit(jax.vmap(certify))(jax.random.split(KEY, trials))
+    loc, certificate = jax.jit(jax.vmap(certify))(jax.random.split(KEY, trials))
     risk = true_risk(np.asarray(loc), 0.05)
     failures = np.mean(risk > certificate.bound)
     assert failures <= delta
@@ -160,7 +158,7 @@ def kl_loss_of(loc):
     return np.log(0.5 / 0.05) + (0.05**2 + loc**2) / (2 * 0.25) - 0.5
 
 
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 def test_the_bound_on_the_sampled_networks_holds_at_its_rate():
     """The number of failures among S networks is binomial, so the rate of failure is known."""
     delta, count = 0.2, 300
@@ -182,7 +180,7 @@ def test_what_a_certificate_is_made_of():
         return x @ w["w"]
 
     def certify(**options):
-        return quick_jit(partial(pac_bayes_certificate, apply_fn, num_samples=50, **options))(q, x, y, KEY, prior=prior)
+        return jax.jit(partial(pac_bayes_certificate, apply_fn, num_samples=50, **options))(q, x, y, KEY, prior=prior)
 
     certificate = certify()
     np.testing.assert_allclose(certificate.kl, kl_loss(q, prior, reduction="sum"), rtol=1e-6)
@@ -220,10 +218,10 @@ def linear(w, x):
 def test_the_loss_is_the_bound_of_its_terms(bound):
     q, prior = mean_field(PARAMS, scale=0.2), Normal(0.0, 1.0)
     loss = partial(pac_bayes_loss, linear, num_samples=3, num_data=500, prior=prior, bound=bound, delta=0.1)
-    value, terms = quick_jit(partial(loss, return_terms=True))(q, X, LABELS, KEY)
+    value, terms = jax.jit(partial(loss, return_terms=True))(q, X, LABELS, KEY)
     np.testing.assert_allclose(value, bound(terms.risk, terms.kl, 500, 0.1), rtol=1e-6)
     np.testing.assert_allclose(terms.kl, kl_loss(q, prior, reduction="sum"), rtol=1e-6)
-    grads = quick_jit(jax.grad(loss))(q, X, LABELS, KEY)
+    grads = jax.jit(jax.grad(loss))(q, X, LABELS, KEY)
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
@@ -270,7 +268,7 @@ def test_the_zero_one_error_is_trained_by_its_score():
 
     def mean_gradient(estimator, count):
         keys = jax.random.split(KEY, count)
-        grads = quick_jit(jax.vmap(jax.grad(partial(loss, estimator=estimator)), (None, None, None, 0)))(q, x, y, keys)
+        grads = jax.jit(jax.vmap(jax.grad(partial(loss, estimator=estimator)), (None, None, None, 0)))(q, x, y, keys)
         flat = np.stack([grads.loc, grads.rho], axis=1)
         return flat.mean(axis=0), flat.std(axis=0) / np.sqrt(count)
 
@@ -282,7 +280,7 @@ def test_training_lowers_the_certificate():
     x, y = step_data(KEY, 400)
     prior = q_of(0.6, 0.3)
 
-    @quick_jit
+    @jax.jit
     def certificate(q):
         return pac_bayes_certificate(step_classifier, q, x, y, KEY, 200, prior=prior).bound
 
@@ -296,7 +294,7 @@ def test_training_lowers_the_certificate():
         estimator="score_function",
         chunk_size=None,
     )
-    step, q = quick_jit(jax.grad(loss)), prior
+    step, q = jax.jit(jax.grad(loss)), prior
     for key in jax.random.split(jax.random.key(1), 200):
         q = jax.tree.map(lambda leaf, slope: leaf - 0.2 * slope, q, step(q, x, y, key))
     assert certificate(q) < certificate(prior) - 0.05
@@ -308,7 +306,7 @@ OUTSIDE = {"loss_fn": lambda f, y: 2.0 * pac_bayes.zero_one_loss(f, 1 - y)}
 
 def test_a_loss_outside_of_its_range_is_nan_under_jit():
     options = {"num_data": 6, "bound": pac_bayes.mcallester_bound, "estimator": "score_function", "num_samples": 2}
-    step = quick_jit(jax.value_and_grad(partial(pac_bayes_loss, linear, **options, **OUTSIDE)))
+    step = jax.jit(jax.value_and_grad(partial(pac_bayes_loss, linear, **options, **OUTSIDE)))
     value, grads = step(mean_field(PARAMS, scale=0.1), X, LABELS, KEY)
     assert np.isnan(value)
     assert np.isnan(grads["w"].loc).all()

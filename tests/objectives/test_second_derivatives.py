@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import Normal, cubo_loss, elbo_loss, f_divergence_loss, iwae_loss, mean_field, predictive_loss, renyi_loss
 
-pytestmark = pytest.mark.optimised(False)
 KEY = jax.random.key(0)
 X = jnp.arange(6.0).reshape(3, 2) / 6 - 0.4
 Y = jnp.array([0.3, -0.2, 1.0])
@@ -60,9 +58,9 @@ def test_the_hessian_is_that_of_the_value(x64, objective, chunk_size):
     def difference(a, b):
         return loss(theta + a + b) - loss(theta + a - b)
 
-    values = quick_jit(jax.vmap(jax.vmap(difference, (None, 0)), (0, None)))
+    values = jax.jit(jax.vmap(jax.vmap(difference, (None, 0)), (0, None)))
     by_differences = (values(step, step) - values(-step, step)) / (4 * 1e-6)
-    np.testing.assert_allclose(quick_jit(jax.hessian(loss))(theta), by_differences, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.hessian(loss))(theta), by_differences, rtol=1e-4, atol=1e-5)
 
 
 WRONG = {
@@ -88,8 +86,8 @@ WRONG = {
 def test_what_has_first_derivatives_only_says_so(name):
     objective, caller = WRONG[name]
     loss, theta = loss_of(objective), jnp.asarray(THETA, jnp.float32)
-    gradient = quick_jit(jax.grad(jax.checkpoint(loss)))(theta)  # a first derivative, however it is taken
-    np.testing.assert_allclose(quick_jit(jax.jacfwd(loss))(theta), gradient, rtol=1e-4, atol=1e-5)
+    gradient = jax.jit(jax.grad(jax.checkpoint(loss)))(theta)  # a first derivative, however it is taken
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(loss))(theta), gradient, rtol=1e-4, atol=1e-5)
     for second in (jax.hessian(loss), jax.grad(lambda theta: jax.grad(loss)(theta).sum())):
         with pytest.raises(TypeError, match=f"{caller}: .*estimator="):
             jax.eval_shape(second, theta)

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import divergences, mean_field
 
-pytestmark = [pytest.mark.promotes, pytest.mark.optimised(False)]
+pytestmark = pytest.mark.promotes
 
 COUPLED = ("shared", "decorrelated", "flipout", "local_reparam")
 LOSSES = {
@@ -30,7 +29,7 @@ def train(loss, *batches):
     """Steps of Adam, from one q and state to the next."""
     optimizer = optax.adam(0.1)
 
-    @quick_jit
+    @jax.jit
     @chex.assert_max_traces(n=1)
     def step(q, state, *batch):
         updates, state = optimizer.update(jax.grad(loss)(q, *batch), state, q)

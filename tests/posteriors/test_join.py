@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from quick import quick_jit
 
 import illia_fn
 from illia_fn import Gaussian, Normal, elbo_loss, kl_loss, kl_tree, mean_field, sample
@@ -16,7 +15,6 @@ from illia_fn.posteriors import _join
 from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import is_posterior
 
-pytestmark = pytest.mark.optimised(False)
 SHAPES = {"a": (3, 4), "b": (4,), "c": (), "d": (2, 1, 3), "e": (3, 4)}
 
 
@@ -62,20 +60,20 @@ def test_there_and_back(total_is_odd, wrap):
     q = tree(total_is_odd=total_is_odd)
     there_and_back = wrap(partial(value_and_gradients, through_join))(q)
     chex.assert_trees_all_equal(there_and_back[0], as_it_is(q))
-    assert_close(there_and_back, quick_jit(partial(value_and_gradients, as_it_is))(q))
+    assert_close(there_and_back, jax.jit(partial(value_and_gradients, as_it_is))(q))
 
 
 @pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
 def test_second_derivatives(mode):
     q = {"a": tree()["a"], "c": tree()["c"]}
-    hessians = [quick_jit(mode(jax.grad(partial(curved, f))))(q) for f in (through_join, as_it_is)]
+    hessians = [jax.jit(mode(jax.grad(partial(curved, f))))(q) for f in (through_join, as_it_is)]
     assert_close(*hessians)
 
 
 def test_under_vmap():
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1.0]), tree())
     for f in (lambda f: f, lambda f: jax.grad(partial(curved, f))):
-        assert_close(*(quick_jit(jax.vmap(f(way)))(batch) for way in (through_join, as_it_is)))
+        assert_close(*(jax.jit(jax.vmap(f(way)))(batch) for way in (through_join, as_it_is)))
 
 
 def test_what_is_joined():
@@ -123,10 +121,10 @@ def test_losses_are_those_of_the_leaves(prior, monkeypatch):
         return elbo_loss(apply_fn, q, x, y, jax.random.key(2), 4, prior=prior(q), num_data=10)
 
     with jax.numpy_dtype_promotion("standard"):
-        joined = [quick_jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
+        joined = [jax.jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
         np.testing.assert_allclose(joined[0][0], sum(kl_tree(q, prior(q), key=jax.random.key(1)).values()), rtol=1e-5)
         monkeypatch.setattr(_join, "_SMALL", -1)
-        apart = [quick_jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
+        apart = [jax.jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
     assert_close(joined[0], apart[0])
     draws = jax.vmap(sample, (0, None))(jax.random.split(jax.random.key(3), 2), q)
     assert jax.tree.map(jnp.shape, draws) == jax.tree.map(lambda leaf: (2, *leaf.shape), mean_of(q))
@@ -161,11 +159,11 @@ def test_the_draws_do_not_depend_on_the_prior_nor_on_jit():
         )[1].nll
 
     shared = {name: Normal(0.0, scale if name in "ac" else 1.0) for name in q}
-    values = [nll(q, Normal(0.0, 1.0)), nll(q, shared), quick_jit(nll)(q, shared)]
+    values = [nll(q, Normal(0.0, 1.0)), nll(q, shared), jax.jit(nll)(q, shared)]
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
-@pytest.mark.optimised(True)
+@pytest.mark.optimised
 def test_a_leaf_adds_little_to_what_xla_compiles():
     def instructions(num_leaves):
         q = mean_field([jnp.zeros((3, 2))] * num_leaves, scale=0.1)

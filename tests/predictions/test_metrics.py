@@ -64,7 +64,7 @@ def test_shapes(shapes):
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_coverage_of_the_true_distribution_is_the_level(level):
-    draws, targets = RNG.normal(size=(4001, 5000)).astype(np.float32), RNG.normal(size=5000).astype(np.float32)
+    draws, targets = RNG.normal(size=(2001, 2000)).astype(np.float32), RNG.normal(size=2000).astype(np.float32)
     standard_error = np.sqrt(level * (1 - level) / len(targets))
     assert abs(coverage(draws, targets, level) - level) < 5 * standard_error
     low, high = np.quantile(draws[:, :50], (0.5 - level / 2, 0.5 + level / 2), axis=0)

@@ -1,0 +1,17 @@
+"""What looks at what XLA makes of the code for users, in a process where it does."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_all_that_is_marked():
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "optimised", "--durations=0"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    root = Path(__file__).parents[1]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 100
