@@ -88,7 +88,7 @@ def test_the_hint_leads_to_a_mask_of_its_own_for_every_sample():
 
     def apply_fn(w, x, key):
         model = nnx.merge(graphdef, w, rest, copy=True)
-        nnx.reseed(model, default=key)
+        nnx.reseed(model, default=key, dropout=key)
         return model(x)
 
     q = mean_field(params, scale=0.1)
