@@ -38,8 +38,13 @@ def magnitude(x: Array, *, along: Sequence[int] = ()) -> Array:
     x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))  # or XLA computes x once more, for the maximum alone
     others = [axis for axis in range(x.ndim) if axis not in along]
     largest = jnp.max(jnp.abs(x), axis=others, keepdims=True, initial=jnp.finfo(x.dtype).tiny)
-    last = int(np.log2(jnp.finfo(x.dtype).max)) - 2
-    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(jnp.frexp(largest)[1] - 1, -last, last))
+    # of the bits of a positive number, those of the exponent are the power of two below it
+    finfo = jnp.finfo(x.dtype)
+    bits = jax.lax.bitcast_convert_type(largest, jnp.dtype(f"uint{finfo.bits}"))
+    exponent = np.asarray((2**finfo.nexp - 1) << finfo.nmant, bits.dtype)
+    power = jax.lax.bitcast_convert_type(bits & exponent, x.dtype)
+    last = 2.0 ** (finfo.maxexp - 3)
+    return jnp.clip(power, 1.0 / last, last)
 
 
 def scaled_square(x: Array) -> tuple[Array, Array]:
