@@ -248,10 +248,15 @@ def test_the_gradient_of_a_python_number():
     assert abs(grads[0]) > 0.1
 
 
-@pytest.mark.optimised
-@pytest.mark.parametrize("spec", ["NHWC HWIO NHWC", "NCHW OIHW NCHW", "NHWC OIHW NCHW"])
 @pytest.mark.parametrize(
-    "options", [{}, {"window_strides": (2, 1)}, {"rhs_dilation": (2, 2)}, {"feature_group_count": 2}]
+    ("spec", "options"),
+    [
+        ("NHWC HWIO NHWC", {}),
+        ("NCHW OIHW NCHW", {"window_strides": (2, 1)}),
+        ("NHWC OIHW NCHW", {"rhs_dilation": (2, 2)}),
+        ("NHWC HWIO NHWC", {"feature_group_count": 2}),
+        ("NCHW OIHW NCHW", {"feature_group_count": 2, "window_strides": (2, 1), "rhs_dilation": (1, 2)}),
+    ],
 )
 def test_convolutions_in_the_loop(spec, options):
     """The loop has convolutions in another layout than f, forward and backward."""
