@@ -58,6 +58,7 @@ from illia_fn.objectives import predictive_loss as predictive_loss
 from illia_fn.objectives import renyi_loss as renyi_loss
 from illia_fn.posteriors import Gaussian as Gaussian
 from illia_fn.posteriors import Posterior as Posterior
+from illia_fn.posteriors import by_path as by_path
 from illia_fn.posteriors import frozen_pytree as frozen_pytree
 from illia_fn.posteriors import is_posterior as is_posterior
 from illia_fn.posteriors import log_prob as log_prob
