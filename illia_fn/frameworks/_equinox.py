@@ -51,7 +51,7 @@ def from_equinox(
 
         def example(x: Any, key: Any) -> Any:
             key = {} if key_parameter is None else {"key": key}
-            return merged(x, state, **key, **keywords) if has_state else (merged(x, **key, **keywords), ())
+            return merged(x, _copied(state), **key, **keywords) if has_state else (merged(x, **key, **keywords), ())
 
         return jax.vmap(example, out_axes=(0, None), axis_name=axis_name)(x, keys)
 
@@ -66,10 +66,15 @@ def from_equinox(
 
     def rebuild(params: PyTree, state: Any) -> Any:
         rebuilt = eqx.combine(params, of_evaluation)
-        return (rebuilt, state) if has_state else rebuilt
+        return (rebuilt, _copied(state)) if has_state else rebuilt
 
     has_state = state is not None
     return FunctionalModel(params, state if has_state else (), training, evaluation, rebuild)
+
+
+def _copied(state: Any) -> Any:
+    """The state in a container of its own: equinox makes that invalid which a layer has updated."""
+    return jax.tree.map(lambda leaf: leaf, state)
 
 
 def _batch_size(x: Any) -> int:

@@ -47,7 +47,7 @@ def from_nnx(
     in_training, in_evaluation = call_keywords("from_nnx", train, evaluate)
 
     def is_param(_: Any, variable: Any) -> bool:
-        return isinstance(variable, nnx.Param) and is_floating(variable.get_value())
+        return isinstance(variable, nnx.Param) and all(map(is_floating, jax.tree.leaves(variable)))
 
     def in_mode(name: str) -> Any:
         copied = nnx.clone(model)
