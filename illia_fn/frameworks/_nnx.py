@@ -75,7 +75,7 @@ def from_nnx(
 
 
 def reseeded(streams: PyTree, key: jax.Array) -> PyTree:
-    """The streams with new keys, each of its own: `nnx.reseed` gives one to all streams of a name."""
+    """The streams with new keys, each of its own, whatever their names and shapes."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     leaves, structure = jax.tree.flatten(streams)

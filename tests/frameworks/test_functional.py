@@ -155,27 +155,28 @@ def key_data(leaf):
 # --- noise --------------------------------------------------------------------------------------------------------
 
 
-class TwoMasks(nnx.Module):
-    """Two layers of dropout, whose streams have the same name, and one without a stream."""
+class ThreeMasks(nnx.Module):
+    """Three layers of dropout, two of whose streams have the same name, and one without a stream."""
 
     def __init__(self):
-        rngs = nnx.Rngs(0)
+        rngs = nnx.Rngs(dropout=0, noise=0)
         self.scale = nnx.Param(jnp.ones(()))
-        self.layers = nnx.List([nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.0)])
+        layers = [nnx.Dropout(0.5, rng_collection=name, rngs=rngs) for name in ("dropout", "dropout", "noise")]
+        self.layers = nnx.List([*layers, nnx.Dropout(0.0)])
 
     def __call__(self, x):
         return self.scale * jnp.stack([layer(x) for layer in self.layers], axis=1)
 
 
 def test_every_nnx_stream_has_a_key_of_its_own():
-    model, ones = from_nnx(TwoMasks()), jnp.ones((8, 16))
+    model, ones = from_nnx(ThreeMasks()), jnp.ones((8, 16))
     q = mean_field(model.params, scale=1e-6)
     outputs = illia_fn.predict(model.train_fn(), q, ones, KEY, 4, needs_key=True)
     masks = np.asarray(outputs > 0.5)
-    assert masks.shape == (4, 8, 3, 16)
-    assert masks[:, :, 2].all()
-    mixed = np.moveaxis(masks[:, :, :2], 1, 2).reshape(8, -1)  # a row for each sample and layer
-    assert len(np.unique(mixed, axis=0)) == 8
+    assert masks.shape == (4, 8, 4, 16)
+    assert masks[:, :, 3].all()
+    mixed = np.moveaxis(masks[:, :, :3], 1, 2).reshape(12, -1)  # a row for each sample and layer
+    assert len(np.unique(mixed, axis=0)) == 12
     assert abs(mixed.mean() - 0.5) < 5 * 0.5 / np.sqrt(mixed.size)
     legacy = model.train_fn()(model.params, ones, jax.random.PRNGKey(0))
     np.testing.assert_array_equal(legacy, model.train_fn()(model.params, ones, KEY))
