@@ -316,6 +316,21 @@ def test_aux_of_a_model_without_state():
     assert np.isfinite(value)
 
 
+def test_a_state_of_python_numbers_goes_through_a_scan():
+    def train(params, state, x, key):
+        return x @ params, {"scale": 0.9 * state["scale"], "steps": state["steps"] + 1}
+
+    model = from_functions(train, lambda params, state, x: x @ params, MODEL.params, {"scale": 1.0, "steps": 0})
+    assert not any(leaf.weak_type for leaf in model.state.values())  # it would be traced twice
+    loss = model.loss(elbo_loss, num_data=8)
+
+    def step(state, key):
+        return loss(Q, state, ROWS, LABELS, key)[::-1]
+
+    state, _ = jax.lax.scan(step, model.state, jax.random.split(KEY, 3))
+    np.testing.assert_allclose([state["scale"], state["steps"]], [0.9**3, 3], rtol=1e-6)
+
+
 def test_options_of_the_step():
     loss = MODEL.loss(elbo_loss, num_data=8, kl_weight=1.0)
     values = [loss(Q, STATE, ROWS, LABELS, KEY, kl_weight=kl_weight)[0] for kl_weight in (0.0, 0.5, 1.0)]

@@ -124,17 +124,17 @@ def test_what_linen_sows_is_no_state():
 def test_what_nnx_sows_is_no_state():
     class Sowing(nnx.Module):
         def __init__(self):
-            self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+            self.linear, self.norm = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
 
         def __call__(self, x):
             self.sow(nnx.Intermediate, "x", x)
-            return self.linear(x)
+            return self.linear(self.norm(x))
 
     network = Sowing()
     network(ROWS)
     model = from_nnx(network)
-    assert not model.has_state
-    assert model.train_fn()(model.params, ROWS, KEY).shape == (8, 3)
+    _, state = model.train_fn(model.state)(model.params, ROWS, KEY)
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(model.state)) == 2
 
 
 def test_parameters_of_nnx_that_are_whole_numbers_stay_in_the_model():

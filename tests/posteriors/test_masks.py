@@ -23,6 +23,7 @@ def selected(params, pattern):
         ("head/.*", [False, False, True]),  # not a path that only holds it
         (".*/kernel", [False, True, True]),
         ("body/head_bias|head/kernel", [True, False, True]),
+        ("body/ker|head/kernel", [False, False, True]),  # nor one that begins so
         (".*", [True, True, True]),
     ],
 )
