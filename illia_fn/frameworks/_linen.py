@@ -12,7 +12,7 @@ from illia_fn.frameworks.functional import FunctionalModel, call_keywords, check
 
 def from_linen(
     module: Any,
-    variables: Mapping[str, PyTree],
+    variables: dict[str, PyTree],
     *,
     train: dict[str, Any] | None = None,
     evaluate: dict[str, Any] | None = None,

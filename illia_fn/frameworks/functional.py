@@ -112,7 +112,7 @@ class FunctionalModel:
                 its structure and shapes.
         """
         check_callable("loss", "objective", objective)
-        has_aux = options.pop("has_aux", False) if self.has_state else None
+        has_aux = self.has_state and options.pop("has_aux", False)
 
         def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
             return objective(self.train_fn(), q, x, y, key, needs_key=True, **{**options, **more})
@@ -160,7 +160,7 @@ def _array(leaf: Any) -> jax.Array:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _like(state: PyTree, new: PyTree) -> PyTree:

@@ -9,7 +9,6 @@ import jax
 
 from illia_fn._base.trees import NODES, PyTree, child_names
 from illia_fn.posteriors.gaussian import Gaussian
-from illia_fn.posteriors.posterior import Posterior
 
 
 def register_flax_serialization() -> None:
@@ -47,7 +46,7 @@ def _from_state_dict(node: Any, state: dict[str, Any]) -> Any:
     return restored
 
 
-def restore_nodes(tree: PyTree, families: Sequence[type[Posterior]] = (Gaussian,)) -> PyTree:
+def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = (Gaussian,)) -> PyTree:
     """The tree with posterior nodes again, where a checkpoint that was restored without a target has dictionaries.
 
     A dictionary whose names are the fields of a family, such as {"loc", "rho"}, becomes a node of it. Other containers
@@ -73,7 +72,7 @@ def restore_nodes(tree: PyTree, families: Sequence[type[Posterior]] = (Gaussian,
             f"{', '.join(family.__name__ for family in families)}. Restore with a target, a tree like the one saved."
         )
 
-    def family_of(node: Any) -> type[Posterior] | None:
+    def family_of(node: Any) -> type[Any] | None:
         return by_names.get(frozenset(node)) if isinstance(node, dict) else None
 
     def restored(node: Any) -> Any:
