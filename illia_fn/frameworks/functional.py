@@ -65,7 +65,7 @@ class FunctionalModel:
         For objectives with `needs_key=True` and, if it has a state, `has_aux=True`, which return the states of all
         samples: see `average_state`.
         """
-        state = self._checked("train_fn", state)
+        state = self._checked("FunctionalModel.train_fn", state)
 
         def apply_fn(params: PyTree, x: Any, key: jax.Array) -> Any:
             outputs, new = self.train(params, state, x, key)
@@ -75,7 +75,7 @@ class FunctionalModel:
 
     def eval_fn(self, state: PyTree = None) -> Callable[[PyTree, Any], Any]:
         """The model in evaluation mode, apply_fn(params, x) -> outputs, as `predict` takes it."""
-        state = self._checked("eval_fn", state)
+        state = self._checked("FunctionalModel.eval_fn", state)
         return lambda params, x: self.evaluate(params, state, x)
 
     def to_model(self, params: PyTree, state: PyTree = None) -> Any:
@@ -87,10 +87,10 @@ class FunctionalModel:
         expected, given = jax.tree.structure(self.params), jax.tree.structure(params)
         if expected != given:
             raise ValueError(
-                f"to_model: params must have the structure of the model's, {expected}, got {given}. Of a posterior "
-                "pass illia_fn.mean(q), or one draw, illia_fn.sample(key, q)."
+                f"FunctionalModel.to_model: params must have the structure of the model's, {_short(expected)}, got "
+                f"{_short(given)}. Of a posterior pass illia_fn.mean(q), or one draw, illia_fn.sample(key, q)."
             )
-        return self.rebuild(params, self._checked("to_model", state))
+        return self.rebuild(params, self._checked("FunctionalModel.to_model", state))
 
     def loss(self, objective: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """The loss of a training step, in training mode.
@@ -111,7 +111,7 @@ class FunctionalModel:
             ValueError: for a model with state under a coupling other than "shared", or one whose state does not keep
                 its structure and shapes.
         """
-        check_callable("loss", "objective", objective)
+        check_callable("FunctionalModel.loss", "objective", objective)
         has_aux = self.has_state and options.pop("has_aux", False)
 
         def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
@@ -123,7 +123,7 @@ class FunctionalModel:
 
             def apply_fn(params: PyTree, x: Any, key: jax.Array) -> tuple[Any, _Carried]:
                 outputs, new = train(params, x, key)
-                outputs, aux = split_aux("loss", "the model", outputs, has_aux=has_aux)
+                outputs, aux = split_aux("FunctionalModel.loss", "the model", outputs, has_aux=has_aux)
                 return outputs, _Carried(new, aux)
 
             value, extra = objective(apply_fn, q, x, y, key, needs_key=True, has_aux=True, **{**options, **more})
@@ -137,9 +137,9 @@ class FunctionalModel:
         if (coupling := options.get("coupling", "shared")) != "shared":
             path, _ = leaves_with_path(self.state)[0]
             raise ValueError(
-                f'loss: coupling="{coupling}" sees one example at a time, and the model has a state of the whole batch '
-                f'(state{path}). Pass coupling="shared", or take a model without batch statistics, such as one with '
-                "layer or group normalisation."
+                f'FunctionalModel.loss: coupling="{coupling}" sees one example at a time, and the model has a state of '
+                f'the whole batch (state{path}). Pass coupling="shared", or take a model without batch statistics, such '
+                "as one with layer or group normalisation."
             )
 
     def _checked(self, caller: str, state: PyTree) -> PyTree:
@@ -166,7 +166,7 @@ def _is_key(leaf: Any) -> bool:
 def _like(state: PyTree, new: PyTree) -> PyTree:
     """The new state in the dtypes of the old one."""
     remedy = "Leave out of the state what grows from call to call, such as what linen's sow keeps."
-    _check_like("train_fn: the state that the model returns", state, new, remedy)
+    _check_like("FunctionalModel.train_fn: the state that the model returns", state, new, remedy)
     return jax.tree.map(lambda like, leaf: leaf if _is_key(leaf) else jnp.asarray(leaf, like.dtype), state, new)
 
 
@@ -174,10 +174,17 @@ def _check_like(what: str, expected: PyTree, state: PyTree, remedy: str) -> None
     """Refuse another structure and other shapes."""
     structures = jax.tree.structure(expected), jax.tree.structure(state)
     if structures[0] != structures[1]:
-        raise ValueError(f"{what} must have the structure {structures[0]}, got {structures[1]}. {remedy}")
+        expected_text, text = map(_short, structures)
+        raise ValueError(f"{what} must have the structure {expected_text}, got {text}. {remedy}")
     for (path, like), leaf in zip(leaves_with_path(expected), jax.tree.leaves(state), strict=True):
         if jnp.shape(like) != jnp.shape(leaf):
             raise ValueError(f"{what} must have shape {jnp.shape(like)} at {path}, got {jnp.shape(leaf)}. {remedy}")
+
+
+def _short(structure: Any) -> str:
+    """The beginning of a structure: that of a large model fills pages."""
+    text = str(structure)
+    return text if len(text) <= 160 else f"{text[:160]} ..."
 
 
 def from_functions(
