@@ -23,11 +23,16 @@ The posterior of a slope, four points with unit noise, where the exact answer is
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from illia_fn import diagnostics as diagnostics
 from illia_fn import frameworks as frameworks
+from illia_fn import optim as optim
+from illia_fn import priors as priors
 from illia_fn import schedules as schedules
 from illia_fn.coupling import check_separable as check_separable
 from illia_fn.coupling import decorrelate as decorrelate
 from illia_fn.coupling import explain_coupling as explain_coupling
+from illia_fn.diagnostics import check_setup as check_setup
+from illia_fn.diagnostics import summary as summary
 from illia_fn.engine import average_state as average_state
 from illia_fn.engine import expectation as expectation
 from illia_fn.kl import kl_divergence as kl_divergence
@@ -56,6 +61,8 @@ from illia_fn.objectives import pac_bayes_certificate as pac_bayes_certificate
 from illia_fn.objectives import pac_bayes_loss as pac_bayes_loss
 from illia_fn.objectives import predictive_loss as predictive_loss
 from illia_fn.objectives import renyi_loss as renyi_loss
+from illia_fn.optim import labels as labels
+from illia_fn.optim import slow_scales as slow_scales
 from illia_fn.posteriors import Gaussian as Gaussian
 from illia_fn.posteriors import Posterior as Posterior
 from illia_fn.posteriors import by_path as by_path

@@ -16,7 +16,7 @@ FLOORS = [
     ["engine"],
     ["kl", "coupling"],
     ["objectives", "predictions", "schedules"],
-    ["frameworks", "plots", "optim"],
+    ["diagnostics", "frameworks", "plots", "optim"],
     ["_demo"],
     ["__main__"],
 ]

@@ -21,7 +21,7 @@ from illia_fn.priors.normal import Normal
 
 def kl_loss(
     params: PyTree,
-    prior: PyTree = Normal(0.0, 0.1),
+    prior: PyTree = Normal(0.0, 1.0),
     *,
     reduction: Literal["mean", "sum"] = "mean",
     weight: ArrayLike = 1.0,
@@ -69,7 +69,7 @@ def kl_loss(
 
 
 def kl_tree(
-    params: PyTree, prior: PyTree = Normal(0.0, 0.1), *, key: jax.Array | None = None, num_samples: int = 1
+    params: PyTree, prior: PyTree = Normal(0.0, 1.0), *, key: jax.Array | None = None, num_samples: int = 1
 ) -> dict[str, jax.Array]:
     """KL(q_l || p_l) of every posterior node l, by its path: where the information sits, in nats.
 

@@ -141,7 +141,7 @@ def _check_prior(caller: str, p: PyTree) -> None:
     for leaf in jax.tree.leaves(p, is_leaf=lambda leaf: leaf is None or is_prior(leaf)) or [p]:
         if not is_prior(leaf) or isinstance(leaf, type):
             raise TypeError(
-                f"{caller}: the prior must have a log_prob, such as illia_fn.Normal(0.0, 0.1), got {describe(leaf)}."
+                f"{caller}: the prior must have a log_prob, such as illia_fn.Normal(0.0, 1.0), got {describe(leaf)}."
                 + _meant(leaf)
             )
 

@@ -36,7 +36,7 @@ class Regulariser:
 
     draws: Draws
     _: dataclasses.KW_ONLY
-    prior: PyTree = dataclasses.field(default=Normal(0.0, 0.1))
+    prior: PyTree = dataclasses.field(default=Normal(0.0, 1.0))
     num_data: int | None = None
     kl_weight: ArrayLike | None = None
     temperature: ArrayLike = 1.0

@@ -33,7 +33,7 @@ def f_divergence_loss(
     log_evidence: ArrayLike | None = None,
     num_data: int,
     loss_fn: LossFn | None = None,
-    prior: PyTree = Normal(0.0, 0.1),
+    prior: PyTree = Normal(0.0, 1.0),
     kl_weight: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     weights: ArrayLike | None = None,

@@ -25,7 +25,7 @@ def predictive_loss(
     num_samples: int = 1,
     *,
     loss_fn: LossFn | None = None,
-    prior: PyTree = Normal(0.0, 0.1),
+    prior: PyTree = Normal(0.0, 1.0),
     num_data: int | None = None,
     kl_weight: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,

@@ -89,7 +89,7 @@ class Gaussian(Posterior):
 
 
 def mean_field(
-    params: PyTree, *, scale: ArrayLike | PyTree, mask: PyTree | Callable[[PyTree], PyTree] | None = None
+    params: PyTree, *, scale: ArrayLike | PyTree = 0.01, mask: PyTree | Callable[[PyTree], PyTree] | None = None
 ) -> PyTree:
     """The params tree with every floating-point leaf w replaced by `Gaussian(loc=w, rho)`, softplus(rho) = scale.
 
@@ -98,7 +98,7 @@ def mean_field(
             keys, functions) stay as they are: they are deterministic. `jax.grad` does not take them, so keep them
             out of `params` (`nnx.split`, `eqx.partition`) if you differentiate with respect to the whole tree.
         scale: the initial standard deviation, a positive number, or a prefix tree of numbers or of arrays in the shape
-            of their leaf.
+            of their leaf. Start small: noise of the size of the weights drowns what they are to learn first.
         mask: which leaves become posteriors, as in optax: a prefix tree of booleans, or a callable
             from `params` to one.
 

@@ -49,7 +49,7 @@ def pac_bayes_loss(
     bound: Bound = quadratic_bound,
     delta: float = 0.05,
     loss_fn: LossFn | None = None,
-    prior: PyTree = Normal(0.0, 0.1),
+    prior: PyTree = Normal(0.0, 1.0),
     weights: ArrayLike | None = None,
     estimator: Estimator = "reparameterised",
     coupling: Coupling = "shared",

@@ -1,0 +1,252 @@
+"""A check that one runs once, before the loop: what would go wrong in silence, each with its remedy."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.engine._randomness import check_fresh_noise
+from illia_fn.kl.loss import kl_pairs
+from illia_fn.objectives._data import DataTerm, LossFn
+from illia_fn.objectives.elbo import elbo_loss
+from illia_fn.posteriors.posterior import is_posterior, mean
+from illia_fn.priors.normal import Normal
+
+
+class Finding(NamedTuple):
+    """What is wrong, or likely to be, and what to do."""
+
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n    {self.remedy}"
+
+
+class SetupReport(NamedTuple):
+    """The findings, and the numbers they rest on; prints as a list.
+
+    Attributes:
+        findings: empty if nothing was found.
+        nll: mean negative log-likelihood per example at the mean of q, in nats; nan if it could not be computed.
+        kl: KL(q || prior) / N at the start, in nats per example; nan without num_data.
+        cost_of_means: what is left of it once the scales are those of the prior, as long as the means stay.
+    """
+
+    findings: list[Finding]
+    nll: float
+    kl: float
+    cost_of_means: float
+
+    def __str__(self) -> str:
+        of_kl = f"KL {self.kl:.3g}, of which the means {self.cost_of_means:.3g}"
+        found = [f"{number}. {finding}" for number, finding in enumerate(self.findings, 1)] or ["nothing was found"]
+        return "\n".join([f"nll {self.nll:.3g}, {of_kl} (nats per example)", *found])
+
+
+def check_setup(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    x: Any,
+    y: Any,
+    key: jax.Array,
+    *,
+    loss_fn: LossFn | None = None,
+    prior: PyTree = Normal(0.0, 1.0),
+    num_data: int | None = None,
+    weights: ArrayLike | None = None,
+    needs_key: bool = False,
+    has_aux: bool = False,
+) -> SetupReport:
+    """Look for what makes training fail in silence: call it once, before the loop, with the arguments of `elbo_loss`.
+
+    It asks whether
+
+    - outputs, targets and the loss go together, labels are classes, and one-hot labels are not taken for numbers;
+    - the likelihood of unit scale, which is the default of floating-point targets, suits their scale;
+    - the inputs have a scale that networks learn from;
+    - random numbers of the model are fresh (dropout), and no statistic of it is Bayesian;
+    - the prior has a density where q has, and the KL of the means is one that the data can pay for;
+    - the initial noise leaves something of the weights;
+    - the loss and its gradient are finite, and a step returns q with the types that it came with, so that it compiles
+      once.
+
+    Args:
+        apply_fn, params, x, y, key: as in `elbo_loss`, known now: not under jit. A batch of real data.
+        loss_fn, prior, num_data, weights, needs_key, has_aux: as in `elbo_loss`.
+
+    Returns:
+        A `SetupReport`: print it. What the objectives refuse is a finding here.
+
+    >>> from illia_fn import mean_field
+    >>> x, y = jnp.linspace(-1.0, 1.0, 20)[:, None], jnp.arange(20) % 2
+    >>> q = mean_field({"w": jnp.ones((1, 2))})
+    >>> print(check_setup(lambda w, x: x @ w["w"], q, x, y, jax.random.key(0), num_data=20))
+    nll 0.693, KL 0.461, of which the means 0.05 (nats per example)
+    nothing was found
+    """
+    call = {"loss_fn": loss_fn, "weights": weights, "needs_key": needs_key, "has_aux": has_aux}
+    data = DataTerm("check_setup", apply_fn, x, y, **call)
+    keys = [key] if needs_key else []
+    findings = [*_of_data(data), *_of_posterior(params)]
+    findings += _refused(lambda: check_fresh_noise("check_setup", apply_fn, params, x, *(keys or [None])))
+    nll, refused = _tried(lambda: data.mean(data.losses(mean(params), *keys)[0]))
+    findings += refused
+    costs, refused = _tried(lambda: _costs(params, prior, key, num_data))
+    findings += refused
+    kl, cost_of_means = costs if costs is not None else (np.nan, np.nan)
+    findings += _of_the_prior(data, nll, cost_of_means, num_data)
+    if not any(isinstance(finding, _Refusal) for finding in findings):
+        call |= {"prior": prior, "num_data": num_data}
+        findings += _of_a_step(lambda q: elbo_loss(apply_fn, q, x, y, key, **call), params, has_aux=has_aux)
+    unique = list(dict.fromkeys(Finding(*finding) for finding in findings))
+    return SetupReport(unique, np.nan if nll is None else float(nll), float(kl), float(cost_of_means))
+
+
+class _Refusal(Finding):
+    """What an objective refuses, with its words."""
+
+
+def _tried(f: Callable[[], Any]) -> tuple[Any, list[Finding]]:
+    try:
+        return f(), []
+    except (ValueError, TypeError) as error:
+        return None, [_Refusal(*_problem_and_remedy(str(error)))]
+
+
+def _problem_and_remedy(message: str) -> tuple[str, str]:
+    first, _, rest = message.partition(". ")
+    return first.rstrip("."), rest or "See the message, and the chapter on objectives."
+
+
+def _refused(f: Callable[[], Any]) -> list[Finding]:
+    return _tried(f)[1]
+
+
+def _of_data(data: DataTerm) -> Iterator[Finding]:
+    for path, leaf in leaves_with_path(data.x):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            continue
+        values = np.asarray(leaf, np.float64)
+        if not np.all(np.isfinite(values)):
+            yield Finding(f"x{path} is not finite", "Fill in or drop what is missing.")
+        elif values.size and (size := np.sqrt(np.mean(np.square(values)))) > 10.0:
+            yield Finding(
+                f"x{path} has a root mean square of {size:.3g}",
+                "Standardise the inputs: (x - mean) / standard deviation.",
+            )
+    targets = jax.tree.leaves(data.y)
+    if len(targets) != 1 or data.loss_fn is not None or not jnp.issubdtype(targets[0].dtype, jnp.floating):
+        return
+    y = np.asarray(targets[0], np.float64)
+    if y.ndim == 2 and y.shape[1] > 1 and np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1):
+        yield Finding(
+            "y looks like one-hot labels, and floating-point targets are taken for numbers with Gaussian noise",
+            "Pass labels, y.argmax(axis=1), or loss_fn=optax.softmax_cross_entropy.",
+        )
+    elif np.all(np.isfinite(y)) and not 0.2 < np.std(y) < 5.0:
+        yield Finding(
+            f"y has a standard deviation of {np.std(y):.3g}, and the default likelihood one of 1",
+            "Standardise the targets, or predict the scale too: loss_fn=illia_fn.gaussian_nll with outputs (loc, rho).",
+        )
+
+
+_STATISTIC = re.compile(r"batch_stats|running_(mean|var)|moving_(mean|average|var)|\b(mean|var)\b'?\]?$")
+
+
+def _of_posterior(params: PyTree) -> Iterator[Finding]:
+    for path, node in leaves_with_path(params, is_posterior):
+        if not is_posterior(node):
+            continue
+        if _STATISTIC.search(path):
+            yield Finding(
+                f"params{path} has a posterior and looks like a statistic of the model",
+                "Split it off as state, or leave it out with the mask of mean_field.",
+            )
+        leaves = list(zip(jax.tree.leaves(node.mean), jax.tree.leaves(node.stddev), strict=True))
+        kernels = [(np.asarray(loc, np.float64), np.mean(scale)) for loc, scale in leaves if np.ndim(loc) > 1]
+        sizes = [(scale, np.sqrt(np.mean(np.square(loc)))) for loc, scale in kernels]
+        loud = [(scale, size) for scale, size in sizes if scale > size > 0]
+        if loud:
+            yield Finding(
+                f"params{path} starts with noise of {loud[0][0]:.3g} on weights of {loud[0][1]:.3g}",
+                "Start with a smaller scale, such as mean_field(params, scale=0.01): noise drowns what is learned.",
+            )
+
+
+def _costs(params: PyTree, prior: PyTree, key: jax.Array, num_data: int | None) -> tuple[float, float]:
+    """KL(q || prior) / N, and sum [log p(0 or its mode) - log p(mean)] / N, the part that the means alone cost."""
+    pairs = kl_pairs("check_setup", params, prior, key)
+    kl = sum(float(pair.kl(8)) for pair in pairs)
+    wide = sum(float(pair._replace(q=_as_wide_as(pair)).kl(1)) for pair in pairs if _is_normal(pair))
+    return (kl / num_data, wide / num_data) if num_data else (np.nan, np.nan)
+
+
+def _is_normal(pair: Any) -> bool:
+    return pair.is_exact and isinstance(pair.p, Normal) and getattr(pair.q, "elementwise", False)
+
+
+def _as_wide_as(pair: Any) -> Normal:
+    """q with the scale of its prior: its KL is that of the means, (m_q - m_p)^2 / (2 s_p^2)."""
+    return Normal(pair.q.mean, jnp.broadcast_to(jnp.asarray(pair.p.scale), np.shape(pair.q.mean)))
+
+
+def _of_the_prior(data: DataTerm, nll: Any, cost: float, num_data: int | None) -> Iterator[Finding]:
+    if num_data is None:
+        yield Finding(
+            "there is no num_data, so the KL has a weight of 1e-3 per parameter, and the loss is no bound",
+            "Pass num_data=len(x_train).",
+        )
+        return
+    worth = None if nll is None else float(nll) - (0.5 * np.log(2 * np.pi) if _is_unit_gaussian(data) else 0.0)
+    if worth is not None and np.isfinite(worth) and cost > 0.5 * max(worth, 0.1):
+        yield Finding(
+            f"the prior asks {cost:.3g} nats per example for the means as they are, and the data have about "
+            f"{worth:.3g} to give: it will flatten the network",
+            "Take a wider prior (Normal(0.0, 1.0), priors.fan_in(params, gain=4.0)), one around a trained network "
+            "(priors.centred(params, 0.1)), or a smaller kl_weight.",
+        )
+
+
+def _is_unit_gaussian(data: DataTerm) -> bool:
+    targets = jax.tree.leaves(data.y)
+    return data.loss_fn is None and jnp.issubdtype(targets[0].dtype, jnp.floating)
+
+
+def _of_a_step(loss: Callable[[PyTree], Any], params: PyTree, *, has_aux: bool) -> list[Finding]:
+    def step(q: PyTree) -> Any:
+        value, grads = jax.value_and_grad(loss, has_aux=has_aux, allow_int=True)(q)
+        floats = jax.tree.map(lambda g, w: jnp.zeros_like(w) if g.dtype == jax.dtypes.float0 else g, grads, q)
+        finite = jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), floats)
+        return (value[0] if has_aux else value), finite, optax.apply_updates(q, floats)
+
+    result, refused = _tried(lambda: jax.jit(step)(params))
+    if refused:
+        return refused
+    value, finite, after = result
+    findings = []
+    bad = [path for path, flag in leaves_with_path(finite) if not flag]
+    if not np.isfinite(value) or bad:
+        at = f"the gradient of params{bad[0]}" if bad else "the loss"
+        findings.append(Finding(f"{at} is not finite", "Look at the inputs, the targets, and the domain of loss_fn."))
+    for (path, old), new in zip(leaves_with_path(params), jax.tree.leaves(after), strict=True):
+        types = [(jnp.result_type(w), getattr(w, "weak_type", isinstance(w, (int, float)))) for w in (old, new)]
+        if types[0] != types[1]:
+            findings.append(
+                Finding(
+                    f"params{path} is {_type(*types[0])} before a step and {_type(*types[1])} after it, so a step "
+                    "compiles twice",
+                    f"Make it an array: jnp.asarray(w, jnp.{types[1][0]}).",
+                )
+            )
+    return findings
+
+
+def _type(dtype: Any, weak: bool) -> str:  # noqa: FBT001
+    return f"a Python number ({dtype})" if weak else f"of {dtype}"

@@ -1,0 +1,133 @@
+"""What a posterior holds, leaf by leaf, as a table."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.kl.loss import Pair, kl_pairs
+from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.priors.normal import Normal
+
+AT_PRIOR = 0.05  # nats of one weight: a mean within 0.32 of the prior's standard deviations, at its scale
+
+
+class LeafSummary(NamedTuple):
+    """One row: a posterior node, or a deterministic leaf, whose last five numbers are nan.
+
+    Attributes:
+        path: of the arrays that the node stands for.
+        shape: of its parameters; of a node over a subtree, (P,).
+        family: the name of its class, or "deterministic".
+        mean_abs: mean |E_q[w]|.
+        mean_scale: the mean of the standard deviations.
+        kl: KL(q || prior), in nats.
+        kl_per_weight: the same for each weight.
+        signal_to_noise: the median of |E_q[w]| / standard deviation.
+        at_prior: the share of weights whose own KL is below 0.05 nats, which tell nothing of the data; nan for a family
+            or a prior that is not element-wise.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    family: str
+    mean_abs: float
+    mean_scale: float
+    kl: float
+    kl_per_weight: float
+    signal_to_noise: float
+    at_prior: float
+
+
+class Summary(NamedTuple):
+    """Rows by path, and their sum; prints as a table."""
+
+    leaves: list[LeafSummary]
+    kl: float
+    num_params: int
+
+    def __str__(self) -> str:
+        head = ("path", "shape", "family", "mean |w|", "scale", "KL (nats)", "KL/weight", "|w|/scale", "at prior")
+        body = [(row.path, "x".join(map(str, row.shape)), row.family, *map(_cell, row[3:])) for row in self.leaves]
+        body = [(*row[:-1], _share(leaf.at_prior)) for row, leaf in zip(body, self.leaves, strict=True)]
+        each = self.kl / max(1, self.num_params)
+        rows = [head, *body, ("total", str(self.num_params), "", "", "", _cell(self.kl), _cell(each), "", "")]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        lines = []
+        for row in rows:
+            cells = list(zip(row, widths, strict=True))
+            lines.append("  ".join([cell.ljust(n) for cell, n in cells[:3]] + [cell.rjust(n) for cell, n in cells[3:]]))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def summary(
+    params: PyTree, prior: PyTree = Normal(0.0, 1.0), *, key: jax.Array | None = None, num_samples: int = 1
+) -> Summary:
+    """A table of a posterior tree by path: where the means, the scales and the information are.
+
+    A KL of 0 or a large share of weights at the prior is a leaf that the data say nothing about, or that the prior has
+    flattened; a signal-to-noise ratio far above 1 is a leaf that is all but deterministic.
+
+    Args:
+        params, prior, key, num_samples: as in `kl_loss`. The arrays must be known now: not under jit.
+
+    Returns:
+        A `Summary`, whose `leaves` are in the order of the tree.
+
+    Raises:
+        ValueError, TypeError: as `kl_loss`; of a tree without leaves.
+
+    >>> from illia_fn import mean_field
+    >>> print(summary({"w": mean_field(jnp.array([0.0, 2.0]), scale=1.0), "b": jnp.ones(3)}))
+    path   shape  family         mean |w|  scale  KL (nats)  KL/weight  |w|/scale  at prior
+    ['b']  3      deterministic         1
+    ['w']  2      Gaussian              1      1          2          1          1      50 %
+    total  2                                              2          1
+    """
+    pairs = iter(kl_pairs("summary", params, prior, key))
+    rows = []
+    for path, node in leaves_with_path(params, is_posterior):
+        if is_posterior(node):
+            rows.append(_of_pair(next(pairs), num_samples))
+        elif isinstance(node, (float, np.ndarray, jax.Array)) and jnp.issubdtype(jnp.result_type(node), jnp.inexact):
+            size = float(np.mean(np.abs(np.asarray(node, np.float64)))) if np.size(node) else math.nan
+            rows.append(LeafSummary(path, np.shape(node), "deterministic", size, *[math.nan] * 5))
+    if not rows:
+        raise ValueError("summary: params has no floating-point leaves. Pass a posterior tree.")
+    nodes = [row for row in rows if row.family != "deterministic"]
+    return Summary(rows, math.fsum(row.kl for row in nodes), sum(math.prod(row.shape) for row in nodes))
+
+
+def _of_pair(pair: Pair, num_samples: int) -> LeafSummary:
+    means, scales = (_flat(tree) for tree in (pair.q.mean, pair.q.stddev))
+    kl, leaves = float(pair.kl(num_samples)), jax.tree.leaves(pair.q.mean)
+    shape = np.shape(leaves[0]) if len(leaves) == 1 else (means.size,)
+    ratio = np.abs(means) / np.maximum(scales, np.finfo(np.float64).tiny)
+    size, scale, snr = float(np.mean(np.abs(means))), float(np.mean(scales)), float(np.median(ratio))
+    family, path = type(pair.q).__name__, ", ".join(pair.paths)
+    return LeafSummary(path, shape, family, size, scale, kl, kl / means.size, snr, _share_at_prior(pair))
+
+
+def _share_at_prior(pair: Pair) -> float:
+    """Of an element-wise pair: the KL of each weight by itself."""
+    if not (pair.is_exact and getattr(pair.q, "elementwise", False) and getattr(pair.p, "elementwise", False)):
+        return math.nan
+    shape = np.shape(pair.q.mean)
+    q, p = jax.tree.map(lambda field: jnp.broadcast_to(jnp.asarray(field), shape).ravel(), (pair.q, pair.p))
+    each = jax.vmap(lambda q, p: pair._replace(q=q, p=p).kl(1))(q, p)
+    return float(jnp.mean(each < AT_PRIOR))
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.0f} %"

@@ -1,0 +1,107 @@
+"""Every mistake is found with its remedy, and a right setting has no findings."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import illia_fn
+from illia_fn import Normal, check_setup, mean_field
+
+pytestmark = pytest.mark.promotes
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(40, 3)), jnp.float32)
+LABELS, VALUES = jnp.asarray(RNG.integers(0, 2, 40)), X[:, 0] + 0.1
+PARAMS = {"w": jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32) / 2, "b": jnp.zeros(2)}
+
+
+def classes(w, x):
+    return x @ w["w"] + w["b"]
+
+
+def values(w, x):
+    return classes(w, x)[:, 0]
+
+
+def dropping(w, x):
+    return classes(w, x) * jax.random.bernoulli(jax.random.key(3), 0.5, (len(x), 2))
+
+
+def with_key(w, x, key):
+    return classes(w, x) * jax.random.bernoulli(key, 0.5, (len(x), 2))
+
+
+def check(apply_fn=classes, q=None, x=X, y=LABELS, **options):
+    q = mean_field(PARAMS) if q is None else q
+    return check_setup(apply_fn, q, x, y, KEY, **{"num_data": 100, **options})
+
+
+def test_nothing_to_find():
+    assert not check().findings
+    assert not check(with_key, needs_key=True).findings
+    assert not check(values, y=VALUES).findings
+    assert not check(lambda w, x: (classes(w, x), {"aux": x}), has_aux=True).findings
+    assert not check(values, y=100 * VALUES, loss_fn=lambda f, y: jnp.square(f - y / 100)).findings
+
+
+def test_its_numbers():
+    report = check()
+    nll = optax.softmax_cross_entropy_with_integer_labels(classes(PARAMS, X), LABELS).mean()
+    np.testing.assert_allclose(report.nll, nll, rtol=1e-5)
+    np.testing.assert_allclose(report.kl, illia_fn.kl_loss(mean_field(PARAMS), reduction="sum") / 100, rtol=1e-5)
+    means = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(PARAMS)) / 2
+    np.testing.assert_allclose(report.cost_of_means, means / 100, rtol=1e-5)
+    assert "nothing was found" in str(report)
+
+
+def in_a_dict(w, x):
+    return classes(w, x["a"])
+
+
+def shifted(w, x):
+    return classes(w, x) + w["c"]
+
+
+WITH_STATISTIC = {**mean_field(PARAMS), "bn": {"running_mean": mean_field(jnp.zeros(2))}}
+
+
+class Positive:
+    support = staticmethod(lambda w: w > 0)
+
+    def log_prob(self, w):
+        return -w
+
+
+FOUND = {
+    "one-hot": (lambda: check(y=jax.nn.one_hot(LABELS, 2)), "one-hot labels", "argmax"),
+    "scale of targets": (lambda: check(values, y=100 * VALUES), "y has a standard deviation", "Standardise"),
+    "scale of inputs": (lambda: check(x=100 * X), "x has a root mean square", "Standardise"),
+    "missing inputs": (lambda: check(in_a_dict, x={"a": X.at[0, 0].set(jnp.nan)}), r"x.*is not finite", "Fill in"),
+    "shapes": (lambda: check(y=LABELS[:-1]), "the same batch size", "batch axis comes first"),
+    "frozen dropout": (lambda: check(dropping), "draws random numbers for the batch", "needs_key=True"),
+    "a statistic": (lambda: check(q=WITH_STATISTIC), "looks like a statistic", "mask"),
+    "support": (lambda: check(prior=Positive()), "no density on part", "unconstrained"),
+    "a narrow prior": (lambda: check(prior=Normal(0.0, 0.01)), "will flatten the network", "wider prior"),
+    "no num_data": (lambda: check(num_data=None), "no num_data", r"num_data=len\(x_train\)"),
+    "num_data of a batch": (lambda: check(num_data=7), "must be the size of the training set", "padded"),
+    "loud noise": (lambda: check(q=mean_field(PARAMS, scale=3.0)), "starts with noise of 3", "smaller scale"),
+    "two compilations": (lambda: check(shifted, q={**mean_field(PARAMS), "c": 0.5}), "compiles twice", "jnp.asarray"),
+    "an infinite loss": (lambda: check(loss_fn=lambda f, y: jnp.log(f[:, 0] - 1e9)), "not finite", "domain of loss_fn"),
+    "no posterior": (lambda: check(q=PARAMS), "no posterior node", "mean_field"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_is_found(name):
+    run, problem, remedy = FOUND[name]
+    report = run()
+    texts = [f"{finding.problem} -> {finding.remedy}" for finding in report.findings]
+    pattern = rf"(?s){problem}.*->.*{remedy}"
+    assert any(re.search(pattern, text) for text in texts), texts
+    assert len(texts) == len(set(texts)) <= 2
+    assert str(report).count("\n    ") == len(texts)

@@ -1,0 +1,78 @@
+"""Means and scales have learning rates of their own."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import illia_fn
+from illia_fn import labels, mean_field, slow_scales
+
+Q = {"body": jnp.ones(3), "head": mean_field({"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}, scale=0.1)}
+GRADS = jax.tree.map(jnp.ones_like, Q)
+
+
+def test_labels_name_every_array():
+    found = labels(Q)
+    assert jax.tree.structure(found) == jax.tree.structure(Q)
+    assert found["body"] == "deterministic"
+    assert [(node.loc, node.rho) for node in found["head"].values()] == [("loc", "rho")] * 2
+
+
+def test_labels_of_a_family_of_your_own():
+    @illia_fn.frozen_pytree
+    class LowRank(illia_fn.Posterior):
+        loc: dict
+        factor: jax.Array
+        rank: int = dataclasses.field(metadata={"static": True})
+
+        reparameterise = log_prob = entropy = mean = stddev = None
+
+    found = labels(LowRank({"a": jnp.ones(2), "b": jnp.ones(3)}, jnp.ones((5, 1)), 1))
+    assert (found.loc, found.factor, found.rank) == ({"a": "loc", "b": "loc"}, "factor", 1)
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("factor", [0.2, 1.0, 3.0])
+def test_the_rate_of_scales_under_adam(factor):
+    """As Adam with a rate of its own for each."""
+    slow = optax.chain(optax.adam(1e-2), slow_scales(factor))
+    own = optax.multi_transform(
+        {"loc": optax.adam(1e-2), "rho": optax.adam(factor * 1e-2), "deterministic": optax.adam(1e-2)}, labels
+    )
+    trees = [Q, Q]
+    for index, optimizer in enumerate((slow, own)):
+        state = optimizer.init(Q)
+        for step in range(3):
+            grads = jax.tree.map(lambda g, step=step: (step + 1.0) * g, GRADS)
+            updates, state = jax.jit(optimizer.update)(grads, state, trees[index])
+            trees[index] = optax.apply_updates(trees[index], updates)
+    chex.assert_trees_all_close(*trees, rtol=1e-6)
+    moved = jax.tree.map(lambda new, old: jnp.max(jnp.abs(new - old)), trees[0], Q)
+    np.testing.assert_allclose(moved["head"]["w"].rho / moved["head"]["w"].loc, factor, rtol=1e-4)
+    np.testing.assert_allclose(moved["body"], moved["head"]["w"].loc, rtol=1e-4)
+
+
+def test_what_is_frozen_stays():
+    rates = {"loc": optax.sgd(0.1), "rho": optax.sgd(0.1), "deterministic": optax.set_to_zero()}
+    optimizer = optax.multi_transform(rates, labels)
+    updates, _ = optimizer.update(GRADS, optimizer.init(Q), Q)
+    q = optax.apply_updates(Q, updates)
+    np.testing.assert_array_equal(q["body"], Q["body"])
+    assert np.all(q["head"]["w"].rho != Q["head"]["w"].rho)
+
+
+def test_half_precision_stays():
+    q = mean_field(jnp.ones(2, jnp.bfloat16))
+    updates, _ = slow_scales(0.5).update(q, optax.EmptyState())
+    assert updates.rho.dtype == updates.loc.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), "slow"])
+def test_bad_factors(factor):
+    with pytest.raises((ValueError, TypeError), match="slow_scales: factor"):
+        slow_scales(factor)
