@@ -126,7 +126,8 @@ class FunctionalModel:
                 outputs, aux = split_aux("FunctionalModel.loss", "the model", outputs, has_aux=has_aux)
                 return outputs, _Carried(new, aux)
 
-            value, extra = objective(apply_fn, q, x, y, key, needs_key=True, has_aux=True, **{**options, **more})
+            result = objective(apply_fn, q, x, y, key, needs_key=True, has_aux=True, **{**options, **more})
+            value, extra = split_aux("FunctionalModel.loss", "the objective", result, has_aux=True)
             *terms, carried = (extra,) if isinstance(extra, _Carried) else extra
             extras = [average_state(carried.state), *terms, *[carried.aux] * has_aux]
             return value, tuple(extras) if len(extras) > 1 else extras[0]
@@ -138,8 +139,8 @@ class FunctionalModel:
             path, _ = leaves_with_path(self.state)[0]
             raise ValueError(
                 f'FunctionalModel.loss: coupling="{coupling}" sees one example at a time, and the model has a state of '
-                f'the whole batch (state{path}). Pass coupling="shared", or take a model without batch statistics, such '
-                "as one with layer or group normalisation."
+                f'the whole batch (state{path}). Pass coupling="shared", or take a model without batch statistics, '
+                "such as one with layer or group normalisation."
             )
 
     def _checked(self, caller: str, state: PyTree) -> PyTree:
