@@ -50,8 +50,8 @@ def from_equinox(
         merged = eqx.combine(params, static)
 
         def example(x: Any, key: Any) -> Any:
-            key = {} if key_parameter is None else {"key": key}
-            return merged(x, _copied(state), **key, **keywords) if has_state else (merged(x, **key, **keywords), ())
+            given = keywords if key_parameter is None else {"key": key, **keywords}
+            return merged(x, _copied(state), **given) if has_state else (merged(x, **given), ())
 
         return jax.vmap(example, out_axes=(0, None), axis_name=axis_name)(x, keys)
 
