@@ -85,6 +85,8 @@ def test_special_cases_and_combinators():
     far = jnp.array([-300.0, -100.0, -1.0])  # the log weights of a network
     same(divergences.dual(divergences.kl_forward)(far), -far)
     same(divergences.symmetrized(divergences.kl_forward)(far), divergences.jeffreys(far))
+    for t, sign in ((-0.01, 1), (0.01, -1), (0.99, -1), (1.01, 1)):
+        same(divergences.t_power(t)(np.log(2.0)), sign * (2**t - 1))
     for symmetric in ("jeffreys", "jensen_shannon", "arithmetic_geometric", "squared_hellinger", "triangular"):
         f = getattr(divergences, symmetric)
         same(divergences.dual(f)(log_u), f(log_u))

@@ -1,5 +1,6 @@
 """The binary KL is inverted exactly, the bounds are their formulas, and certificates hold at the promised rate."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -88,6 +89,22 @@ def test_each_bound_is_its_formula():
         by_risk, by_kl = jax.grad(bound, (0, 1))(RISK, KL, N, DELTA)
         assert by_risk >= 1.0
         assert by_kl > 0
+
+
+def test_the_ends_of_what_a_bound_is_made_of():
+    for risk in (0.0, 1.0, 1.0 + 1e-7):
+        np.testing.assert_allclose(
+            pac_bayes.mcallester_bound(risk, 0.0, 1, DELTA), risk + np.sqrt(np.log(2 / DELTA) / 2), rtol=1e-6
+        )
+    with pytest.raises(ValueError, match="the risk must lie in"):
+        pac_bayes.mcallester_bound(1.01, 0.0, 1, DELTA)
+    for lam in (-0.5, 0.0):
+        with pytest.raises(ValueError, match="lambda_bound: lam must lie in"):
+            pac_bayes.lambda_bound(RISK, KL, N, DELTA, lam=lam)
+    half = jnp.bfloat16(0.5)
+    np.testing.assert_allclose(pac_bayes.maurer_bound(half, half, N, DELTA), pac_bayes.maurer_bound(0.5, 0.5, N, DELTA))
+    default = inspect.signature(pac_bayes_loss).parameters["delta"].default
+    assert inspect.signature(pac_bayes_certificate).parameters["delta"].default == default == DELTA
 
 
 def test_how_the_bounds_compare():

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 import illia_fn
 from illia_fn import Gaussian, is_posterior, mean_field
@@ -204,6 +205,8 @@ def test_dtype_is_kept(dtype):
     for leaf in (q.loc, q.rho, illia_fn.sample(jax.random.key(0), q), illia_fn.stddev(q)):
         assert leaf.dtype == dtype
     assert illia_fn.log_prob(q, q.loc).dtype == jnp.float32
+    prior = illia_fn.Normal(*jnp.array([1.0, 0.5], dtype))
+    np.testing.assert_allclose(prior.log_prob(jnp.asarray(2.0, dtype)), stats.norm.logpdf(2.0, 1.0, 0.5), rtol=1e-6)
 
 
 def test_float64(x64):
