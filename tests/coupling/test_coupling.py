@@ -146,6 +146,12 @@ def test_pieces_of_a_weight_that_do_not_overlap_count_apart():
     assert strategies(lambda w, x: overlapping(w, x), q, coupling_cases.VECTOR) == {"a": "flipout"}
 
 
+@pytest.mark.parametrize(("look_ups", "expected"), [(1, "local_reparam"), (2, "shared"), (3, "shared")])
+def test_a_number_that_is_looked_up_twice_reaches_two_outputs(look_ups, expected):
+    q = mean_field({"a": jnp.ones(5)}, scale=0.1)
+    assert strategies(lambda w, x: w["a"][x], q, jnp.zeros((4, look_ups), int)) == {"a": expected}
+
+
 class Laplace(illia_fn.Gaussian):
     """A posterior of another kind, of which nothing is known but how to draw."""
 
