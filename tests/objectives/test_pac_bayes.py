@@ -344,6 +344,18 @@ def certificate_of(num_samples=10, params=None, **options):
     return pac_bayes_certificate(linear, q, X, LABELS, KEY, num_samples, **{"prior": Normal(0.0, 1.0), **options})
 
 
+def test_a_certificate_of_a_model_with_a_key():
+    args = mean_field(PARAMS, scale=0.1), X, LABELS, KEY, 3
+    keys_differ = pac_bayes_certificate(
+        lambda w, x, key: jnp.where(jax.random.bernoulli(key), 1.0, -1.0) * linear(w, x),
+        *args,
+        prior=Normal(0.0, 1.0),
+        needs_key=True,
+    )
+    assert keys_differ.kl == certificate_of(num_samples=3).kl
+    assert keys_differ.empirical_risk != certificate_of(num_samples=3).empirical_risk
+
+
 def train(**options):
     return pac_bayes_loss(linear, mean_field(PARAMS, scale=0.1), X, LABELS, KEY, 2, **{"num_data": 6, **options})
 
