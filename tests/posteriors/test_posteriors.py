@@ -197,6 +197,8 @@ def test_nodes_carry_anything_through_jax_tree(floats):
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(floats)]
     assert paths == ["['bias'].loc", "['bias'].rho", "['kernel'].loc", "['kernel'].rho"]
     assert jax.eval_shape(lambda q: q, floats)["bias"].rho.shape == (3,)
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)  # what a checkpoint is restored to
+    assert Gaussian(shape, shape).loc is shape
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
