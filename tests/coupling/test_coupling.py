@@ -237,6 +237,15 @@ def test_weights_that_are_concatenated_are_explained_as_one():
     assert {leaf.strategy for leaf in leaves if "bias" in leaf.path} == {"per_example"}
 
 
+def test_one_concatenation_made_twice_is_one_weight():
+    def twice(w, x):
+        one, other = (jnp.concatenate([w["a"].T, w["b"]], axis=1) for _ in range(2))
+        return jnp.tanh(x @ one) + jnp.sin(x @ other)
+
+    q = mean_field({"a": jnp.ones((2, 4)), "b": jnp.ones((4, 3))}, scale=0.3)
+    assert strategies(twice, q, coupling_cases.VECTOR) == {"a": "flipout", "b": "flipout"}
+
+
 def test_a_concatenation_that_nothing_reads_is_no_use():
     def apply_fn(w, x):
         jnp.concatenate([w["b"], w["a"]], axis=1)
