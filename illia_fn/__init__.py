@@ -65,6 +65,7 @@ from illia_fn.optim import labels as labels
 from illia_fn.optim import slow_scales as slow_scales
 from illia_fn.posteriors import Gaussian as Gaussian
 from illia_fn.posteriors import Posterior as Posterior
+from illia_fn.posteriors import by_path as by_path
 from illia_fn.posteriors import frozen_pytree as frozen_pytree
 from illia_fn.posteriors import is_posterior as is_posterior
 from illia_fn.posteriors import log_prob as log_prob

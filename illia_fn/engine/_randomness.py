@@ -17,8 +17,8 @@ _CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "custom_jvp_call"
 
 HINT = (
     "Pass needs_key=True and take a key as an argument, apply_fn(params, x, key), for all. In flax.nnx the keys of the "
-    "constructor's Rngs are state of the model: reseed all of its streams after nnx.merge, nnx.reseed(model, "
-    "default=key, dropout=key), or give the call its own, model(x, rngs=nnx.Rngs(dropout=key))."
+    "constructor's Rngs are state of the model: illia_fn.frameworks.from_nnx reseeds all of its streams; or do so "
+    "after nnx.merge, nnx.reseed(model, default=key, dropout=key)."
 )
 
 

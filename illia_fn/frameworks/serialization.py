@@ -1,9 +1,14 @@
 """The edges towards other libraries."""
 
 import copy
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from illia_fn._base.trees import NODES, child_names
+import jax
+
+from illia_fn._base.trees import NODES, PyTree, child_names
+from illia_fn.posteriors.gaussian import Gaussian
 
 
 def register_flax_serialization() -> None:
@@ -39,3 +44,42 @@ def _from_state_dict(node: Any, state: dict[str, Any]) -> Any:
         field = serialization.from_state_dict(getattr(node, name), state[name], name=name)
         object.__setattr__(restored, name, field)
     return restored
+
+
+def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = (Gaussian,)) -> PyTree:
+    """The tree with posterior nodes again, where a checkpoint that was restored without a target has dictionaries.
+
+    A dictionary whose names are the fields of a family, such as {"loc", "rho"}, becomes a node of it. Other containers
+    come back as the checkpoint has them, mostly as dictionaries; with a target, such as the tree that `mean_field`
+    made, all do.
+
+    Args:
+        tree: what was restored.
+        families: the families of its nodes, without static fields, which a checkpoint does not have.
+
+    Raises:
+        ValueError: for a tree without any such dictionary, or families with static fields or the same names.
+
+    >>> import jax.numpy as jnp
+    >>> restored = {"w": {"loc": jnp.zeros(2), "rho": jnp.ones(2)}, "b": jnp.zeros(2)}
+    >>> print(type(restore_nodes(restored)["w"]).__name__)
+    Gaussian
+    """
+    by_names = {frozenset(child_names(family)): family for family in families}
+    if len(by_names) < len(families) or any(len(child_names(f)) < len(dataclasses.fields(f)) for f in families):
+        raise ValueError(
+            "restore_nodes: families must differ in the names of their fields and have no static ones, got "
+            f"{', '.join(family.__name__ for family in families)}. Restore with a target, a tree like the one saved."
+        )
+
+    def family_of(node: Any) -> type[Any] | None:
+        return by_names.get(frozenset(node)) if isinstance(node, dict) else None
+
+    def restored(node: Any) -> Any:
+        return node if (family := family_of(node)) is None else family(**node)
+
+    leaves, structure = jax.tree.flatten(tree, is_leaf=lambda node: family_of(node) is not None)
+    if not any(map(family_of, leaves)):
+        names = " or ".join(str(sorted(names)) for names in by_names)
+        raise ValueError(f"restore_nodes: tree has no dictionary of {names}, the fields of a posterior node.")
+    return structure.unflatten(map(restored, leaves))

@@ -6,6 +6,7 @@
 from illia_fn._base.trees import frozen_pytree as frozen_pytree
 from illia_fn.posteriors.gaussian import Gaussian as Gaussian
 from illia_fn.posteriors.gaussian import mean_field as mean_field
+from illia_fn.posteriors.masks import by_path as by_path
 from illia_fn.posteriors.posterior import Posterior as Posterior
 from illia_fn.posteriors.posterior import is_posterior as is_posterior
 from illia_fn.posteriors.posterior import log_prob as log_prob

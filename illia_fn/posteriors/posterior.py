@@ -226,5 +226,5 @@ def check_nodes(caller: str, q: PyTree) -> None:
         raise ValueError(
             f"{caller}: params has no posterior node, and params{path} is a dict of {', '.join(sorted(node))}, the "
             f"fields of a {kinds[frozenset(node)]} that has lost its type. Restore a checkpoint with a target, such as "
-            "the tree that mean_field made."
+            "the tree that mean_field made, or pass it through illia_fn.frameworks.restore_nodes."
         )

@@ -1,0 +1,254 @@
+"""A model of any framework as functions of its parameters and of its state."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from illia_fn._base.checks import check_callable, describe, split_aux
+from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.engine.state import average_state
+
+
+class _Carried(NamedTuple):
+    """What goes through an objective as its aux: a state, and what the model itself returns beside its outputs."""
+
+    state: PyTree
+    aux: PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FunctionalModel:
+    """f(params, x): a model without its parameters and its state. `from_nnx` and the like make one.
+
+    Randomness is no part of it: in training all of it comes from the key of a Monte Carlo sample, and in evaluation
+    there is none.
+
+    Attributes:
+        params: the parameters, floating-point arrays only: what `mean_field` takes.
+        state: all else that training changes, such as batch statistics; a tree without leaves if there is nothing.
+        train: (params, state, x, key) -> (outputs, state), in training mode.
+        evaluate: (params, state, x) -> outputs, in evaluation mode.
+        rebuild: (params, state) -> the framework's own model, in evaluation mode.
+
+    >>> from illia_fn import mean_field, elbo_loss, predict
+    >>> def model(params, x, key):  # with noise of its own, on its inputs
+    ...     return (x + 0.1 * jax.random.normal(key, x.shape)) @ params
+    >>> model = from_functions(model, lambda params, x: x @ params, jnp.ones((3, 2)))
+    >>> q, x, y, key = mean_field(model.params, scale=0.1), jnp.ones((5, 3)), jnp.zeros((5, 2)), jax.random.key(0)
+    >>> loss = model.loss(elbo_loss, num_samples=4, num_data=5)
+    >>> value, grads = jax.value_and_grad(loss)(q, x, y, key)
+    >>> predict(model.eval_fn(), q, x, key, 8).shape
+    (8, 5, 2)
+    """
+
+    params: PyTree
+    state: PyTree
+    train: Callable[[PyTree, PyTree, Any, jax.Array], tuple[Any, PyTree]]
+    evaluate: Callable[[PyTree, PyTree, Any], Any]
+    rebuild: Callable[[PyTree, PyTree], Any]
+
+    def __post_init__(self):
+        # of a strong type, as a state under lax.scan has to be
+        object.__setattr__(self, "state", jax.tree.map(_array, self.state))
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state."""
+        return bool(jax.tree.leaves(self.state))
+
+    def train_fn(self, state: PyTree = None) -> Callable[..., Any]:
+        """The model in training mode, apply_fn(params, x, key) -> outputs, or (outputs, state) if it has a state.
+
+        For objectives with `needs_key=True` and, if it has a state, `has_aux=True`, which return the states of all
+        samples: see `average_state`.
+        """
+        state = self._checked("FunctionalModel.train_fn", state)
+
+        def apply_fn(params: PyTree, x: Any, key: jax.Array) -> Any:
+            outputs, new = self.train(params, state, x, key)
+            return (outputs, _like(state, new)) if self.has_state else outputs
+
+        return apply_fn
+
+    def eval_fn(self, state: PyTree = None) -> Callable[[PyTree, Any], Any]:
+        """The model in evaluation mode, apply_fn(params, x) -> outputs, as `predict` takes it."""
+        state = self._checked("FunctionalModel.eval_fn", state)
+        return lambda params, x: self.evaluate(params, state, x)
+
+    def to_model(self, params: PyTree, state: PyTree = None) -> Any:
+        """The framework's own model with these parameters, such as `mean(q)` or `sample(key, q)`, and this state.
+
+        flax.nnx: a module in evaluation mode; equinox: a module in inference mode, or (module, state); linen: the
+        variables; haiku and plain functions: the parameters, or (params, state).
+        """
+        expected, given = jax.tree.structure(self.params), jax.tree.structure(params)
+        if expected != given:
+            raise ValueError(
+                f"FunctionalModel.to_model: params must have the structure of the model's, {_short(expected)}, got "
+                f"{_short(given)}. Of a posterior pass illia_fn.mean(q), or one draw, illia_fn.sample(key, q)."
+            )
+        return self.rebuild(params, self._checked("FunctionalModel.to_model", state))
+
+    def loss(self, objective: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """The loss of a training step, in training mode.
+
+        Args:
+            objective: `elbo_loss` or another objective.
+            **options: for it, such as num_samples, num_data and prior. With `has_aux=True` the model returns (outputs,
+                aux).
+
+        Returns:
+            Without a state, loss(q, x, y, key), which returns what the objective does, for `jax.value_and_grad`. With
+            one, loss(q, state, x, y, key) -> (value, new_state), for `jax.value_and_grad(has_aux=True)`; with
+            `return_terms` or `has_aux` it is (value, (new_state, terms)), (value, (new_state, aux)) or (value,
+            (new_state, terms, aux)). Each statistic is updated once a step, to the mean of what it is after each of the
+            Monte Carlo samples, in its own dtype. Both take options that change from step to step, as keywords.
+
+        Raises:
+            ValueError: for a model with state under a coupling other than "shared", or one whose state does not keep
+                its structure and shapes.
+        """
+        check_callable("FunctionalModel.loss", "objective", objective)
+        has_aux = self.has_state and options.pop("has_aux", False)
+
+        def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
+            return objective(self.train_fn(), q, x, y, key, needs_key=True, **{**options, **more})
+
+        def loss_and_state(q: PyTree, state: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
+            self._refuse_coupling({**getattr(objective, "keywords", {}), **options, **more})
+            train = self.train_fn(state)
+
+            def apply_fn(params: PyTree, x: Any, key: jax.Array) -> tuple[Any, _Carried]:
+                outputs, new = train(params, x, key)
+                outputs, aux = split_aux("FunctionalModel.loss", "the model", outputs, has_aux=has_aux)
+                return outputs, _Carried(new, aux)
+
+            value, extra = objective(apply_fn, q, x, y, key, needs_key=True, has_aux=True, **{**options, **more})
+            *terms, carried = (extra,) if isinstance(extra, _Carried) else extra
+            extras = [average_state(carried.state), *terms, *[carried.aux] * has_aux]
+            return value, tuple(extras) if len(extras) > 1 else extras[0]
+
+        return loss_and_state if self.has_state else loss
+
+    def _refuse_coupling(self, options: dict[str, Any]) -> None:
+        if (coupling := options.get("coupling", "shared")) != "shared":
+            path, _ = leaves_with_path(self.state)[0]
+            raise ValueError(
+                f'FunctionalModel.loss: coupling="{coupling}" sees one example at a time, and the model has a state of '
+                f'the whole batch (state{path}). Pass coupling="shared", or take a model without batch statistics, such '
+                "as one with layer or group normalisation."
+            )
+
+    def _checked(self, caller: str, state: PyTree) -> PyTree:
+        if not self.has_state and not jax.tree.leaves(state):
+            return self.state
+        if state is None:
+            path, _ = leaves_with_path(self.state)[0]
+            raise ValueError(
+                f"{caller}: the model has a state (state{path}), and none was given. Pass the one that training "
+                "returned last, or that of the untrained model, its attribute `state`."
+            )
+        _check_like(f"{caller}: state", self.state, state, "Pass what the loss returned, or the attribute `state`.")
+        return state
+
+
+def _array(leaf: Any) -> jax.Array:
+    return leaf if _is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _like(state: PyTree, new: PyTree) -> PyTree:
+    """The new state in the dtypes of the old one."""
+    remedy = "Leave out of the state what grows from call to call, such as what linen's sow keeps."
+    _check_like("FunctionalModel.train_fn: the state that the model returns", state, new, remedy)
+    return jax.tree.map(lambda like, leaf: leaf if _is_key(leaf) else jnp.asarray(leaf, like.dtype), state, new)
+
+
+def _check_like(what: str, expected: PyTree, state: PyTree, remedy: str) -> None:
+    """Refuse another structure and other shapes."""
+    structures = jax.tree.structure(expected), jax.tree.structure(state)
+    if structures[0] != structures[1]:
+        expected_text, text = map(_short, structures)
+        raise ValueError(f"{what} must have the structure {expected_text}, got {text}. {remedy}")
+    for (path, like), leaf in zip(leaves_with_path(expected), jax.tree.leaves(state), strict=True):
+        if jnp.shape(like) != jnp.shape(leaf):
+            raise ValueError(f"{what} must have shape {jnp.shape(like)} at {path}, got {jnp.shape(leaf)}. {remedy}")
+
+
+def _short(structure: Any) -> str:
+    """The beginning of a structure: that of a large model fills pages."""
+    text = str(structure)
+    return text if len(text) <= 160 else f"{text[:160]} ..."
+
+
+def from_functions(
+    train: Callable[..., Any], evaluate: Callable[..., Any], params: PyTree, state: PyTree = None
+) -> FunctionalModel:
+    """A model of plain functions, for training and for evaluation.
+
+    Args:
+        train: (params, x, key) -> outputs; with a state (params, state, x, key) -> (outputs, state).
+        evaluate: (params, x) -> outputs; with a state (params, state, x) -> outputs.
+        params: the parameters, floating-point arrays.
+        state: batch statistics and the like, or None.
+
+    Raises:
+        ValueError: for parameters that are no floating-point arrays.
+
+    >>> def train(params, state, x, key):
+    ...     keep = jax.random.bernoulli(key, 0.9, x.shape)
+    ...     return (keep * x - state) @ params, 0.9 * state + 0.1 * x.mean(0)
+    >>> model = from_functions(train, lambda params, state, x: (x - state) @ params, jnp.ones((3, 2)), jnp.zeros(3))
+    >>> model.eval_fn(model.state)(model.params, jnp.ones((1, 3)))
+    Array([[3., 3.]], dtype=float32)
+    """
+    check_callable("from_functions", "train", train)
+    check_callable("from_functions", "evaluate", evaluate)
+    check_floating("from_functions", "params", params)
+    if jax.tree.leaves(state):
+        return FunctionalModel(params, state, train, evaluate, lambda params, state: (params, state))
+    return FunctionalModel(
+        params,
+        (),
+        lambda params, _, x, key: (train(params, x, key), ()),
+        lambda params, _, x: evaluate(params, x),
+        lambda params, _: params,
+    )
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether it is a floating-point array."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def check_floating(caller: str, name: str, params: PyTree) -> None:
+    """Parameters are floating-point arrays, and at least one."""
+    leaves = leaves_with_path(params)
+    if not leaves:
+        raise ValueError(
+            f"{caller}: {name} has no leaves, got {params!r}. Pass the parameters of an initialised model."
+        )
+    for path, leaf in leaves:
+        if not is_floating(leaf):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise ValueError(
+                f"{caller}: {name}{path} is of type {kind}, and parameters must be floating-point arrays. Keep all "
+                "else in the model or in its state."
+            )
+
+
+def call_keywords(caller: str, train: Any, evaluate: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments of a model's call, for training and for evaluation."""
+    for name, keywords in (("train", train), ("evaluate", evaluate)):
+        if keywords is not None and not isinstance(keywords, dict):
+            raise TypeError(
+                f"{caller}: {name} must be a dict of keyword arguments of the model's call, such as "
+                f'{{"deterministic": False}}, got {describe(keywords)}.'
+            )
+    return train or {}, evaluate or {}

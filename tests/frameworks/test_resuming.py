@@ -1,0 +1,82 @@
+"""Saving and resuming a training run: the next step is the same to the last bit; nodes come back without a target."""
+
+import chex
+import framework_scripts as scripts
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from framework_scripts import IMAGES, KEY, LABELS
+
+import illia_fn
+from illia_fn.frameworks import restore_nodes
+
+pytestmark = pytest.mark.promotes
+
+
+def save(path, tree):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+
+
+def restore(path, *target):
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, *target)
+
+
+def raw(run):
+    """Of keys their data, which orbax saves."""
+    return run | {"key": jax.random.key_data(run["key"])}
+
+
+@pytest.mark.parametrize("name", ["nnx_cnn", "haiku_convnet"])
+def test_the_next_step_is_the_same(name, tmp_path):
+    model, q, loss, _, _ = getattr(scripts, name)()
+    optimizer = optax.adam(0.01)
+
+    @jax.jit
+    def step(run):
+        key, step_key = jax.random.split(run["key"])
+        (_, state), grads = jax.value_and_grad(loss, has_aux=True)(run["q"], run["state"], IMAGES, LABELS, step_key)
+        updates, opt_state = optimizer.update(grads, run["opt_state"], run["q"])
+        q = optax.apply_updates(run["q"], updates)
+        return {"q": q, "state": state, "opt_state": opt_state, "step": run["step"] + 1, "key": key}
+
+    blank = {"q": q, "state": model.state, "opt_state": optimizer.init(q), "step": jnp.array(0), "key": KEY}
+    run = step(blank)
+    save(tmp_path / "run", run)
+    restored = restore(tmp_path / "run", jax.eval_shape(lambda: blank))
+    chex.assert_trees_all_equal(raw(step(restored)), raw(step(run)))
+    assert restored["step"] == 1
+
+
+def test_without_a_target(tmp_path):
+    q = illia_fn.mean_field(scripts.haiku_mlp()[0].params, scale=0.1)
+    save(tmp_path / "q", q)
+    restored = restore_nodes(restore(tmp_path / "q"))
+    chex.assert_trees_all_equal(restored, q)
+    assert illia_fn.kl_loss(restored, q) == 0.0
+
+
+def test_families_of_your_own():
+    @illia_fn.frozen_pytree
+    class Point(illia_fn.Posterior):
+        at: jax.Array
+
+        mean = property(lambda self: self.at)
+        stddev = property(lambda self: jnp.zeros_like(self.at))
+        noise_shape = property(lambda self: self.at.shape)
+
+        def reparameterise(self):
+            return lambda noise: self.at
+
+        def log_prob(self, w):
+            return jnp.zeros(())
+
+        def entropy(self):
+            return jnp.zeros(())
+
+    tree = {"a": {"at": jnp.ones(2)}, "b": {"loc": jnp.ones(2), "rho": jnp.ones(2)}, "c": {"rho": jnp.ones(2)}}
+    restored = restore_nodes(tree, (illia_fn.Gaussian, Point))
+    assert [type(restored[name]).__name__ for name in "abc"] == ["Point", "Gaussian", "dict"]
