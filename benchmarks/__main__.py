@@ -13,6 +13,7 @@ from benchmarks._report import RESULTS
 
 NAMES = (
     "digits",
+    "defaults",
     "step_time",
     "coupling",
     "coupling_time",

@@ -20,11 +20,11 @@ import illia_fn
 from illia_fn import divergences
 
 try:
-    from flax import nnx
     from rich.console import Console
     from rich.progress import track
 
-    from illia_fn._demo import data, models
+    from illia_fn._demo import data
+    from illia_fn._demo.recipes import Ensemble, map_loss, model_of, recipes_of
     from illia_fn._demo.report import report
 except ModuleNotFoundError as error:
     sys.exit(f"python -m illia_fn needs {error.name}: pip install 'illia_fn[demo]'")
@@ -59,58 +59,46 @@ def fit(loss, q, x, y, keys, optimizer, batch_size):
     return q, jnp.stack(values)
 
 
-def train(dataset, objective, seed, epochs, num_samples, coupling="shared"):
-    """Train the Bayesian network and its deterministic twin.
+def train(dataset, objective, seed, epochs, num_samples, coupling=None, recipes=None, members=4):
+    """Train the Bayesian networks, a deterministic twin and an ensemble of such, all with one prior, rate and steps.
 
-    Returns apply_fn, the parameters of both, and for "pac_bayes" a certificate of the Bayesian one.
+    Returns apply_fn, the parameters of each network, and for "pac_bayes" a certificate of the Bayesian one.
     """
-    rngs = nnx.Rngs(seed)
-    if dataset.classes is None:
-        model = models.Regressor(dataset.x_train.shape[1], rngs)
-    elif dataset.x_train.ndim == 3:
-        model = models.ConvNet(len(dataset.classes), rngs)
-    else:
-        model = models.Classifier(dataset.x_train.shape[1], len(dataset.classes), rngs)
-    graphdef, params = nnx.split(model)
-
-    def apply_fn(params, x):
-        return nnx.merge(graphdef, params)(x)
-
-    def is_weight(params):  # the noise scale of a regression is learned, but not uncertain
-        return jax.tree.map_with_path(lambda path, _: "noise_rho" not in jax.tree_util.keystr(path), params)
-
+    apply_fn, params = model_of(dataset, seed)
     x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
     steps_per_epoch = -(-len(x) // 128)
     min_steps = 3000 if x.ndim == 2 else 0
     num_steps = epochs * steps_per_epoch if epochs else max(100 * steps_per_epoch, min_steps)
-    keys = jax.random.split(jax.random.key(seed), num_steps)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, num_steps))
     loss_fn = illia_fn.gaussian_nll if dataset.classes is None else None
 
-    def run(name, objective, tree, x, y, learning_rate, **options):
-        progress = track(keys, f"{name:>13}", console=Console(stderr=True))
-        optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, len(keys)))
-        loss = partial(OBJECTIVES[objective], apply_fn, num_data=len(x), loss_fn=loss_fn, **options)
+    def run(name, loss, tree, x, y, optimizer=optimizer, seed=seed):
+        keys = jax.random.split(jax.random.key(seed), num_steps)
+        progress = track(keys, f"{name:>22}", console=Console(stderr=True))
+        loss = partial(loss, apply_fn, num_data=len(x), loss_fn=loss_fn)
         return fit(loss, tree, x, y, progress, optimizer, batch_size=min(128, len(x)))[0]
 
     # most objectives need one network for the whole batch, and take no coupling
+    coupling = coupling or ("decorrelated" if x.ndim == 2 and objective == "elbo" else "shared")
     noise = {"num_samples": num_samples} | ({} if coupling == "shared" else {"coupling": coupling})
-    # without a posterior, and so without a KL, the ELBO loss is the mean negative log-likelihood
-    networks = {"deterministic": run("deterministic", "elbo", params, x, y, 1e-3, kl_weight=0.0)}
-    certificate = None
+    starts = [params, *(model_of(dataset, 1000 * (seed + 1) + member)[1] for member in range(1, members))]
+    trained = [run("deterministic", map_loss, start, x, y, seed=seed + at) for at, start in enumerate(starts)]
+    others = {"deterministic": trained[0]} | ({f"ensemble of {members}": Ensemble(trained)} if members > 1 else {})
     if objective == "pac_bayes":
         # a prior from one half of the data, and a posterior and its certificate from the other
-        half = len(x) // 2
-        first = x[:half], y[:half]
-        prior = illia_fn.mean_field(run("prior", "elbo", params, *first, 1e-3, kl_weight=0.0), scale=0.02)
-        rest = x[half:], y[half:]
-        q = run("Bayesian", objective, prior, *rest, 1e-3, prior=prior, **noise)
+        half, slow = len(x) // 2, optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
+        prior = illia_fn.mean_field(run("prior", map_loss, params, x[:half], y[:half], slow), scale=0.02)
+        bound = partial(OBJECTIVES[objective], prior=prior, **noise)
+        q = run("Bayesian", bound, prior, x[half:], y[half:], slow)
         certify = jax.jit(partial(illia_fn.pac_bayes_certificate, apply_fn, num_samples=500))
-        certificate = certify(q, *rest, jax.random.key(seed), prior=prior)
-    else:
-        prior = illia_fn.Normal(0.0, 0.5)
-        q = illia_fn.mean_field(params, scale=0.05, mask=is_weight)
-        q = run("Bayesian", objective, q, x, y, 1e-2, prior=prior, **noise)
-    return apply_fn, {"Bayesian": q, **networks}, certificate
+        certificate = certify(q, x[half:], y[half:], jax.random.key(seed), prior=prior)
+        return apply_fn, {"Bayesian": q, **others}, certificate
+    networks = {}
+    for name, recipe in (recipes or recipes_of(dataset)).items():
+        bound = partial(OBJECTIVES[objective], kl_weight=recipe.kl_weight, **noise)
+        q = illia_fn.mean_field(params, mask=recipe.mask)
+        networks[name] = run(name, bound, q, x, y, optax.chain(optimizer, illia_fn.slow_scales(recipe.scale_rate)))
+    return apply_fn, {**networks, **others}, None
 
 
 def parse(argv):
@@ -135,8 +123,9 @@ def parse(argv):
         help="Monte Carlo samples in a training step [1 for elbo and pac_bayes, or 4]",
     )
     couplings = get_args(illia_fn.coupling.Coupling)
-    help_text = "of the noise across the examples of a batch [shared]"
-    parser.add_argument("--coupling", choices=couplings, default="shared", help=help_text)
+    help_text = "of the noise across the examples of a batch [shared for images, decorrelated for a table]"
+    parser.add_argument("--coupling", choices=couplings, help=help_text)
+    parser.add_argument("--members", type=at_least(1), default=4, help="networks of the ensemble, 1 for none [4]")
     parser.add_argument("--output", metavar="PNG", type=Path, help="where the picture goes [illia_fn_DATA.png]")
     args = parser.parse_args(argv)
     if (args.csv is None) != (args.target is None) or (args.task and not args.csv):
@@ -149,7 +138,7 @@ def parse(argv):
         parser.error("--objective pac_bayes needs a loss in [0, 1], so it takes classes only")
     if args.objective == "f_divergence" and args.num_samples == 1:
         parser.error("--objective f_divergence needs --num-samples of at least 2: they estimate the evidence")
-    if args.coupling != "shared" and args.objective not in ("elbo", "pac_bayes"):
+    if args.coupling not in (None, "shared") and args.objective not in ("elbo", "pac_bayes"):
         parser.error(f"--objective {args.objective} needs one network for the whole batch: leave out --coupling")
     args.num_samples = args.num_samples or (1 if args.objective in ("elbo", "pac_bayes") else 4)
     args.output = args.output or Path(f"illia_fn_{dataset.name}.png")
@@ -182,7 +171,7 @@ def main(argv=None):
     sizes = f"{len(dataset.x_train)} examples to train on, {len(dataset.x_test)} held out"
     console.print(f"{dataset.name}: {sizes}, {task}")
     apply_fn, networks, certificate = train(
-        dataset, args.objective, args.seed, args.epochs, args.num_samples, args.coupling
+        dataset, args.objective, args.seed, args.epochs, args.num_samples, args.coupling, members=args.members
     )
     table, figure = report(dataset, apply_fn, networks, args.seed)
     figure.savefig(args.output, dpi=130)

@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 
 from illia_fn.predictions.metrics import coverage, expected_calibration_error, predictive_entropy, reliability
 
-COLORS = {"Bayesian": "#1f6fb4", "deterministic": "#d1602a"}
+COLORS = {"Bayesian": "#1f6fb4", "Bayesian last layer": "#1f6fb4", "deterministic": "#d1602a"}
 INPUT_COLORS = ("#2b8a3e", "#e8890c", "#8a8f98")
 
 Predictions = Mapping[str, Mapping[str, np.ndarray]]  # network -> inputs -> probabilities (examples, classes)

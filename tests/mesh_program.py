@@ -21,8 +21,6 @@ import illia_fn  # noqa: E402
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
-# kinds of mesh on which a coupling runs, of "auto", "explicit" and "shard_map"
-COUPLED_ON = ("auto",)
 
 
 class Laplace:
@@ -82,7 +80,6 @@ LOSSES = {
     "expectation of a vector": expectation_of_a_vector,
     "predict": predict,
 }
-COUPLED = ("decorrelated", "flipout", "local_reparam")
 
 
 def place(mesh, tree, *axes):
@@ -124,15 +121,12 @@ def check(name, found, expected, rtol=1e-3, atol=1e-5):
 
 def kinds():
     for name, loss in LOSSES.items():
-        on = COUPLED_ON if name in COUPLED else ("auto", "explicit", "shard_map")
         one = jax.jit(jax.value_and_grad(loss))
         whole = one(Q, X, Y)
         for kind in ("auto", "explicit"):
-            if kind in on:
-                check((name, kind), on_a_mesh(getattr(AxisType, kind.capitalize()), loss), whole)
-        if "shard_map" in on:
-            mean = jax.tree.map(lambda *leaves: sum(leaves) / 2, whole, one(Q, -X, Y))
-            check((name, "shard_map"), in_shard_map(loss), mean)
+            check((name, kind), on_a_mesh(getattr(AxisType, kind.capitalize()), loss), whole)
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / 2, whole, one(Q, -X, Y))
+        check((name, "shard_map"), in_shard_map(loss), mean)
     sums_within()
 
 
@@ -194,7 +188,7 @@ def processes():
     host = jax.local_devices()[0]
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-        for name in ("antithetic chunks", "predictive", "iwae"):
+        for name in ("antithetic chunks", "decorrelated", "predictive", "iwae"):
             step = jax.value_and_grad(LOSSES[name])
             sharded = place(mesh, Q), place(mesh, X, "data"), place(mesh, Y, "data")
             found = jax.jit(step, out_shardings=NamedSharding(mesh, P()))(*sharded)

@@ -115,6 +115,7 @@ CASES = {
     "(B, 1) against (B, D)": (elbo(jnp.ones((4, 2)), lambda w, x: scalar(w, x)[:, None], loss_fn=lambda f, y: (f - y) ** 2), ValueError, "elbo_loss: .* would broadcast"),
     "empty parameters": (elbo(params={}), ValueError, "elbo_loss: params has no leaves"),
     "no posterior and no num_data": (elbo(params=PARAMS), ValueError, "elbo_loss: params has no posterior node.*kl_weight=0.0"),
+    "no posterior, and a weight of its KL": (elbo(params=PARAMS, num_data=9, kl_weight=0.5), ValueError, "elbo_loss: params has no posterior node.*kl_weight=0.0"),
     "no posterior": (elbo(params=PARAMS, num_data=9), ValueError, "elbo_loss: params has no posterior node.*mean_field"),
     "nodes lost in a checkpoint": (lambda: kl_loss({"w": {"loc": X, "rho": X}}, reduction="sum"), ValueError, r"kl_loss: params has no posterior node, and params\['w'\] is a dict of loc, rho, the fields of a Gaussian.*target"),
     "nodes lost in a checkpoint, in an objective": (elbo(params={"w": {"loc": X, "rho": X}}, num_data=9), ValueError, "elbo_loss: .* lost its type"),

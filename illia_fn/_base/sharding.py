@@ -1,8 +1,10 @@
 """What the type of an array tells of the devices that it lies on."""
 
+import contextlib
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.trees import PyTree
 
@@ -10,6 +12,35 @@ from illia_fn._base.trees import PyTree
 def is_sharded(x: Any) -> bool:
     """Whether it is sharded over an explicit axis of a mesh, along which JAX does not concatenate."""
     return any(axis is not None for axis in getattr(getattr(jax.typeof(x), "sharding", None), "spec", ()))
+
+
+def gathered(x: jax.Array, axes: Any) -> jax.Array:
+    """`x`, no longer sharded along these explicit axes of its mesh."""
+    sharding = jax.typeof(x).sharding
+    names = [entry if isinstance(entry, tuple) else (entry,) for entry in (axes, *sharding.spec)]
+    spec = P(*[tuple(name for name in entry if name and name not in names[0]) or None for entry in names[1:]])
+    return x if spec == sharding.spec else jax.sharding.reshard(x, sharding.update(spec=spec))
+
+
+def mesh_of(tree: PyTree) -> Any:
+    """A context with the mesh that arrays of a tree name in their types, where `jax.set_mesh` has not set it."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree)]
+    explicit = [mesh for mesh in meshes if mesh.explicit_axes]
+    is_set = not explicit or not jax.sharding.get_abstract_mesh().empty
+    return contextlib.nullcontext() if is_set else jax.sharding.use_abstract_mesh(explicit[0])
+
+
+def moved_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x` as `like` is sharded, where that is on a mesh with other types of axes, as within `jax.sharding.auto_axes`."""
+    mine, its = jax.typeof(x).sharding, jax.typeof(like).sharding
+    return x if mine.mesh.empty or mine.mesh == its.mesh else jax.sharding.reshard(x, its)
+
+
+def type_of_rows(x: jax.Array, count: int) -> Any:
+    """The type of so many rows of an array, if all of them are on each device."""
+    kind = jax.typeof(x)
+    sharding = kind.sharding.update(spec=P(None, *kind.sharding.spec[1:]))
+    return kind.update(shape=(count, *x.shape[1:]), sharding=sharding, weak_type=False)
 
 
 def varying_axes(tree: PyTree) -> frozenset[str]:

@@ -1,7 +1,6 @@
 """Ordinary flax.nnx models: nothing in them knows that their weights will be uncertain."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 
@@ -31,13 +30,12 @@ class Classifier(nnx.Module):
 
 
 class Regressor(nnx.Module):
-    """One hidden layer, for a table; returns (loc, rho), where softplus(rho) is the noise scale of the targets."""
+    """One hidden layer, for a table; returns (loc, rho): softplus(rho) is the noise scale of each target."""
 
     def __init__(self, num_features: int, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(num_features, 50, rngs=rngs)
-        self.linear = nnx.Linear(50, 1, rngs=rngs)
-        self.noise_rho = nnx.Param(jnp.zeros(()))
+        self.linear = nnx.Linear(50, 2, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loc = self.linear(nnx.relu(self.hidden(x)))[:, 0]
-        return loc, jnp.full_like(loc, self.noise_rho[...])
+        outputs = self.linear(nnx.relu(self.hidden(x)))
+        return outputs[:, 0], outputs[:, 1]

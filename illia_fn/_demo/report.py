@@ -12,6 +12,7 @@ from rich.table import Table
 import illia_fn
 from illia_fn import plots
 from illia_fn._demo.data import Dataset
+from illia_fn._demo.recipes import Ensemble
 from illia_fn.predictions.metrics import coverage, expected_calibration_error, predictive_entropy
 
 NUM_NETWORKS = 32  # draws from the posterior
@@ -27,6 +28,9 @@ def report(data: Dataset, apply_fn: Callable, networks: Networks, seed: int) -> 
 
 def _predict(apply_fn: Callable, params: Any, x: np.ndarray, seed: int) -> Any:
     """Outputs of networks drawn from the posterior, (networks, examples, ...), the same networks for all examples."""
+    if isinstance(params, Ensemble):
+        members = [_predict(apply_fn, member, x, seed) for member in params.members]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *members)
     num_samples = NUM_NETWORKS if illia_fn.num_params(params) else 1
     predict = jax.jit(lambda x: illia_fn.predict(apply_fn, params, x, jax.random.key(seed + 1), num_samples))
     chunks = [predict(jnp.asarray(x[i : i + 1000])) for i in range(0, len(x), 1000)]
@@ -73,7 +77,12 @@ def _report_classes(
             table.add_row(kind, metric, *[f"{column[metric]:.3f}" for column in columns])
         table.add_section()
     images = data.x_test if data.x_test.ndim == 3 else None
-    return table, plots.classification_figure(predictions, data.y_test, classes, images)
+    return table, plots.classification_figure(shown(predictions), data.y_test, classes, images)
+
+
+def shown(networks: dict[str, Any]) -> dict[str, Any]:
+    """The first Bayesian network and its deterministic twin: more would crowd a picture."""
+    return {name: networks[name] for name in (next(iter(networks)), "deterministic")}
 
 
 def _report_values(data: Dataset, apply_fn: Callable, networks: Networks, seed: int) -> tuple[Table, Figure]:
@@ -97,7 +106,7 @@ def _report_values(data: Dataset, apply_fn: Callable, networks: Networks, seed: 
     table = Table("held out", *networks)
     for metric in columns[0]:
         table.add_row(metric, *[column[metric] for column in columns])
-    return table, plots.regression_figure(draws, targets, data.target)
+    return table, plots.regression_figure(shown(draws), targets, data.target)
 
 
 def _draw(loc: np.ndarray, rho: np.ndarray, seed: int) -> np.ndarray:

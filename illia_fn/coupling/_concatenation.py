@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._layout import LAYOUT, UNKNOWN
 from illia_fn.coupling._values import View, along
 
@@ -86,7 +85,7 @@ def concatenated(index: int, operands: Sequence[Any], axis: int, output: Any, si
     def dense(value: Any) -> tuple[jax.Array, jax.Array]:
         if isinstance(value, View):
             return value.dense(value.mean, dtype), value.dense(value.dev, dtype)
-        return at_least_float32(value).astype(dtype), jnp.zeros(jnp.shape(value), dtype)
+        return jnp.asarray(value, dtype), jnp.zeros(jnp.shape(value), dtype)
 
     means, devs = zip(*map(dense, operands), strict=True)
     mean, dev = (jnp.concatenate(arrays, axis) for arrays in (means, devs))

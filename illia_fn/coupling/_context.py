@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from illia_fn._base.sharding import moved_like
 from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._moments import Moments, draw
 from illia_fn.coupling._values import PerExample, Site, View
@@ -67,7 +68,7 @@ class Context:
 
     def draw(self, value: Moments) -> PerExample:
         if self.sites is None:
-            return draw(value, self.noise[value.site])
+            return draw(value, moved_like(self.noise[value.site], value.mean))
         self.sites[value.site] = jax.ShapeDtypeStruct(value.mean.shape, value.variance.dtype)
         return PerExample(value.mean)
 

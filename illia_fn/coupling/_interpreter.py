@@ -37,11 +37,17 @@ def evaluate(ctx: Context, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any
             values[variable] = ctx.draw(value) if drawn else value
 
     write([*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
-    mesh = jax.sharding.get_abstract_mesh()  # that of now: the trace of a call may come from where there was none
+    mesh = jax.sharding.get_abstract_mesh()
     for index, eqn in enumerate(jaxpr.eqns):
-        with eqn.ctx.manager, jax.sharding.use_abstract_mesh(mesh):
+        with eqn.ctx.manager, _or_on(mesh):
             write(eqn.outvars, _equation(ctx.at(index), eqn, [read(atom) for atom in eqn.invars]))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _or_on(mesh: Any) -> Any:
+    """The mesh of an equation, or this one if it comes from a trace where there was none, as that of a call may."""
+    own = jax.sharding.get_abstract_mesh()
+    return jax.sharding.use_abstract_mesh(mesh if own.empty else own)
 
 
 def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:

@@ -15,6 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from illia_fn._base.sharding import vary_along
 
 Shape = tuple[int, ...]
 
@@ -102,6 +106,17 @@ def _stop_gradient(x: Any, _: Shape) -> Any:
     return x if isinstance(x, np.ndarray) else jax.lax.stop_gradient(x)
 
 
+def _pvary(x: Any, _: Shape, *, axes: Sequence[str]) -> Any:
+    return x if isinstance(x, np.ndarray) else vary_along(x, frozenset(axes))
+
+
+def _reshard(x: Any, _: Shape, *, dst_sharding: NamedSharding, concrete_mesh: Any) -> Any:  # noqa: ARG001
+    if isinstance(x, np.ndarray):
+        return x
+    spec = P(*[None if size == 1 else axis for size, axis in zip(x.shape, dst_sharding.spec, strict=True)])
+    return jax.sharding.reshard(x, dst_sharding.update(spec=spec))
+
+
 def _same(w: jax.Array) -> jax.Array:
     return w  # in float32: the view knows the dtype that the model sees
 
@@ -111,7 +126,9 @@ UNKNOWN = -1  # a position that may be any
 LAYOUT: dict[str, Callable[..., Any]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "dynamic_slice": _dynamic_slice,
+    "pvary": _pvary,
     "reshape": _reshape,
+    "reshard": _reshard,
     "rev": _rev,
     "slice": _slice,
     "split": _split,
@@ -132,5 +149,6 @@ AFFINE: dict[str, Callable[..., jax.Array]] = {
     "name": _same,
     "neg": jnp.negative,
     "reduce_precision": _same,
+    "sharding_constraint": _same,
     "sub": jnp.subtract,
 }

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
+from illia_fn._base.sharding import mesh_of, type_of_rows
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.engine._randomness import HINT, random_shapes
 from illia_fn.posteriors.posterior import Posterior, is_posterior
@@ -44,15 +45,13 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
         tree = structure.unflatten([next(remaining) if is_posterior(leaf) else leaf for leaf in leaves])
         return apply_fn(tree, x, *key)
 
-    weights = [
-        jax.tree.map(lambda mean: jax.ShapeDtypeStruct(jnp.shape(mean), jnp.result_type(mean)), node.mean)
-        for node in nodes
-    ]
-    keys = [] if key is None else [jax.ShapeDtypeStruct(key.shape, key.dtype)]
+    weights = jax.tree.map(lambda mean: jax.typeof(mean).update(weak_type=False), [node.mean for node in nodes])
+    keys = [] if key is None else [jax.typeof(key)]
 
     def traced(size: int) -> tuple[Any, PyTree]:
-        some = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), x)
-        return jax.make_jaxpr(apply, return_shape=True)(weights, some, *keys)
+        some = jax.tree.map(lambda leaf: type_of_rows(leaf, size), x)
+        with mesh_of((q, x)):
+            return jax.make_jaxpr(apply, return_shape=True)(weights, some, *keys)
 
     whole, expected = traced(batch_size)
     try:

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.checks import check_callable, check_key, describe
+from illia_fn._base.sharding import gathered, mesh_of, vary_along, varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._latin_hypercube import Strata
 from illia_fn.coupling._model import Model, trace
@@ -49,14 +50,18 @@ class Coupled(NamedTuple):
 
         What is not mapped over is computed once, so that the samples share what they can.
         """
-        noise, keys = self._laid_like(x, noise, keys)
+        with mesh_of((self.model.nodes, x)):
+            return self._outputs(noise, num_samples, x, *keys)
+
+    def _outputs(self, noise: Noise, num_samples: int, x: PyTree, *keys: jax.Array) -> PyTree:
+        nodes, noise, keys = self._laid_like(x, noise, keys)
         parts, leaves_axis = tuple(noise), 0
         if num_samples == 1:  # a kernel that is mapped over, even if it is one, makes a grouped convolution
             parts, leaves_axis = tuple(noise._replace(leaves=jax.tree.map(lambda leaf: leaf[0], noise.leaves))), None
 
         def example(parts: tuple[Any, ...], x: list[jax.Array], *key: jax.Array) -> list[jax.Array]:
             noise, one = Noise(*parts), [leaf[None] for leaf in x]
-            values = weights(self.model.nodes, self.plan.leaves, noise)
+            values = weights(nodes, self.plan.leaves, noise)
             context = self.plan.context(noise, fenced=self.model.takes_max)
             return [output[0] for output in outputs(context, self.model, values, [*one, *key])]
 
@@ -65,17 +70,22 @@ class Coupled(NamedTuple):
         samples = jax.vmap(batch, ((leaves_axis, 0, 0, None), None, *keys_axes), axis_size=num_samples)
         return self.model.outputs.unflatten(samples(parts, jax.tree.leaves(x), *keys))
 
-    def _laid_like(self, x: PyTree, noise: Noise, keys: Any) -> tuple[Noise, Any]:
+    def _laid_like(self, x: PyTree, noise: Noise, keys: Any) -> tuple[list[Any], Noise, Any]:
         """What every example has of its own, sharded as the examples are on a mesh whose axes are explicit."""
         shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(x)]
         sharded = [(of.mesh, of.spec[0]) for of in shardings if of.spec[0] is not None]
         if not sharded:
-            return noise, keys
+            return self.model.nodes, noise, keys
         mesh, axes = sharded[0]
         of_samples, of_examples = NamedSharding(mesh, P(None, axes)), NamedSharding(mesh, P(axes))
         examples, sites, keys = jax.sharding.reshard((noise.examples, noise.sites, keys), of_samples)
         signs = jax.sharding.reshard(noise.signs, of_examples)
-        return Noise(noise.leaves, examples, sites, signs), keys
+        strategies = [leaf.strategy for leaf in self.plan.leaves]
+        nodes = [
+            jax.tree.map(partial(gathered, axes=axes), node) if strategy == "per_example" else node
+            for node, strategy in zip(self.model.nodes, strategies, strict=True)
+        ]
+        return nodes, Noise(noise.leaves, examples, sites, signs), keys
 
 
 def check_coupling(caller: str, coupling: Any) -> None:
@@ -140,6 +150,7 @@ def decorrelate(
 
     def coupled(q: PyTree, x: PyTree, key: jax.Array) -> PyTree:
         check_key("decorrelate", key)
+        q, x, key = vary_along((q, x, key), varying_axes((q, x, key)))
         noise_key, apply_key = jax.random.split(key)
         it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
         keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
@@ -182,6 +193,7 @@ def coupled_expectation(
     for noise that all examples of a sample share (shared, flipout), which is mapped over: "auto" then takes one after
     another.
     """
+    q, x, key = vary_along((q, x, key), varying_axes((q, x, key)))
     it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
     if chunk_size == "auto":
         chunk_size = 1 if it.plan.noise.leaves else _AT_ONCE

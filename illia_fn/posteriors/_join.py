@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.sharding import is_sharded, varying_axes
+from illia_fn._base.sharding import is_sharded, mesh_of, varying_axes
 from illia_fn._base.trees import PyTree
 
 _SMALL = 2**16  # numbers; copying this many is cheap
@@ -90,7 +90,8 @@ def _concatenate_jvp(primals, tangents):
 @partial(jax.jit, static_argnums=2)
 def _transposed_slices(fields: list[Any], flat: list[jax.Array], shapes: Shapes) -> list[jax.Array]:
     """The concatenation once more, which transposes to `_slices`, and not to those of XLA."""
-    return jax.linear_transpose(partial(_slices, shapes=shapes), flat)(list(map(list, fields)))[0]
+    with mesh_of(flat):
+        return jax.linear_transpose(partial(_slices, shapes=shapes), flat)(list(map(list, fields)))[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from illia_fn._base.numerics import at_least_float32, log_softplus, normal_log_prob, softplus_inverse, total
 
@@ -44,6 +45,12 @@ def test_normal_log_prob_is_finite_where_the_scale_underflows():
     value, grads = jax.value_and_grad(normal_log_prob, (0, 1, 2))(jnp.float32(1.0), jnp.float32(1.0), jnp.float32(-1e4))
     np.testing.assert_allclose(value, 1e4 - 0.5 * np.log(2 * np.pi), rtol=1e-6)
     np.testing.assert_array_equal(grads, (0.0, 0.0, -1.0))
+
+
+def test_normal_log_prob():
+    args = np.float32([3.0, -1.0, 0.5]), np.float32([0.5, 2.0, 0.5]), np.float32([-2.0, 0.0, 3.0])
+    exact = stats.norm.logpdf(*args[:2], np.exp(args[2]))
+    np.testing.assert_allclose(normal_log_prob(*map(jnp.asarray, args)), exact, rtol=1e-6)
 
 
 def test_total_sums_in_float32_or_wider():

@@ -146,6 +146,12 @@ def test_pieces_of_a_weight_that_do_not_overlap_count_apart():
     assert strategies(lambda w, x: overlapping(w, x), q, coupling_cases.VECTOR) == {"a": "flipout"}
 
 
+@pytest.mark.parametrize(("look_ups", "expected"), [(1, "local_reparam"), (2, "shared"), (3, "shared")])
+def test_a_number_that_is_looked_up_twice_reaches_two_outputs(look_ups, expected):
+    q = mean_field({"a": jnp.ones(5)}, scale=0.1)
+    assert strategies(lambda w, x: w["a"][x], q, jnp.zeros((4, look_ups), int)) == {"a": expected}
+
+
 class Laplace(illia_fn.Gaussian):
     """A posterior of another kind, of which nothing is known but how to draw."""
 
@@ -229,6 +235,15 @@ def test_weights_that_are_concatenated_are_explained_as_one():
         "concatenated, as one weight: linear in every use; signs along axes 0, 1"
     }
     assert {leaf.strategy for leaf in leaves if "bias" in leaf.path} == {"per_example"}
+
+
+def test_one_concatenation_made_twice_is_one_weight():
+    def twice(w, x):
+        one, other = (jnp.concatenate([w["a"].T, w["b"]], axis=1) for _ in range(2))
+        return jnp.tanh(x @ one) + jnp.sin(x @ other)
+
+    q = mean_field({"a": jnp.ones((2, 4)), "b": jnp.ones((4, 3))}, scale=0.3)
+    assert strategies(twice, q, coupling_cases.VECTOR) == {"a": "flipout", "b": "flipout"}
 
 
 def test_a_concatenation_that_nothing_reads_is_no_use():

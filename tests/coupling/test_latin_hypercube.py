@@ -116,6 +116,12 @@ def test_the_ends_of_the_law_are_finite(end, monkeypatch):
     assert np.isclose(np.abs(z).max(), 5.4, atol=0.1)
 
 
+def test_uniform_numbers_fill_their_interval():
+    uniform = np.asarray(_latin_hypercube._uniform(jax.random.key(6), (3, 10_001), jnp.float32))
+    assert uniform.shape == (3, 10_001)
+    assert stats.kstest(uniform.ravel(), "uniform", args=(-1, 2)).pvalue > 1e-4
+
+
 def test_dtypes_apart():
     like = [jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.float16)]
     first, second = stratified_normals(jax.random.key(4), like, 5, Strata(jnp.arange(2), 2))

@@ -60,6 +60,13 @@ def test_close_scales_do_not_cancel(log10, change):
     np.testing.assert_allclose(value, float(exact_kl(0.0, q_scale, 0.0, p_scale)), rtol=2e-6, atol=2e-19)
 
 
+def test_every_term_of_the_series_near_the_prior_counts():
+    ratios = np.concatenate([np.linspace(0.75, 0.999, 200), np.linspace(1.001, 4 / 3, 200)]).astype(np.float32)
+    values = jax.vmap(lambda ratio: kl_divergence(Normal(0.0, ratio), Normal(0.0, 1.0)))(ratios)
+    exact = [exact_kl(0.0, ratio, 0.0, 1.0) for ratio in ratios]
+    np.testing.assert_allclose(values, np.array(exact, float), rtol=3e-7)
+
+
 @pytest.mark.parametrize("ratio", [1.333, 1.1, 0.9, 0.751])
 def test_the_series_near_the_prior_in_float64(x64, ratio):
     value = kl_divergence(Normal(0.0, ratio), Normal(0.0, 1.0))

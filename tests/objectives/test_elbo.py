@@ -1,3 +1,4 @@
+import inspect
 from functools import partial
 
 import chex
@@ -44,6 +45,17 @@ def test_the_six_argument_call(q):
     loss = elbo_loss(linear, q, X, LABELS, KEY, 2)
     assert loss.shape == ()
     assert jnp.isfinite(loss)
+
+
+OTHERS = ("cubo_loss", "f_divergence_loss", "iwae_loss", "pac_bayes_loss", "predictive_loss", "renyi_loss")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_options_of_one_name_have_one_default(name):
+    of_elbo, of_other = (inspect.signature(loss).parameters for loss in (elbo_loss, getattr(illia_fn, name)))
+    own = {"num_data", "estimator"} | ({"num_samples"} if name == "f_divergence_loss" else set())
+    for option in of_elbo.keys() & of_other.keys() - own:
+        assert repr(of_other[option].default) == repr(of_elbo[option].default)
 
 
 def test_without_num_data_it_is_the_convention_of_illia(sharp, params):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scalar_problem import LOG_Z, MASS, WIDE, assert_mean, by_quadrature, many, orthogonal_regression, q_of, scalar
+from scipy import special
 
 from illia_fn import Normal, cubo_loss, divergences, f_divergence_loss, gaussian_nll, renyi_loss
 
@@ -85,6 +86,8 @@ def test_special_cases_and_combinators():
     far = jnp.array([-300.0, -100.0, -1.0])  # the log weights of a network
     same(divergences.dual(divergences.kl_forward)(far), -far)
     same(divergences.symmetrized(divergences.kl_forward)(far), divergences.jeffreys(far))
+    for t, sign in ((-0.01, 1), (0.01, -1), (0.99, -1), (1.01, 1)):
+        same(divergences.t_power(t)(np.log(2.0)), sign * (2**t - 1))
     for symmetric in ("jeffreys", "jensen_shannon", "arithmetic_geometric", "squared_hellinger", "triangular"):
         f = getattr(divergences, symmetric)
         same(divergences.dual(f)(log_u), f(log_u))
@@ -162,6 +165,17 @@ def test_at_the_posterior_a_divergence_is_zero_and_so_is_its_gradient(temperatur
         for log_evidence in (None, log_z):
             value_and_grads = jax.jit(jax.value_and_grad(run))(q, log_evidence)
             assert all(np.abs(leaf).max() < 1e-8 for leaf in jax.tree.leaves(value_and_grads))
+
+
+@pytest.mark.parametrize("log_evidence", [None, LOG_Z])
+def test_the_value_of_tempered_weights(log_evidence):
+    generator, formula = GENERATORS["jensen_shannon"]
+    run = partial(scalar, f_divergence_loss, num_samples=5, generator=generator, log_evidence=log_evidence)
+    run = jax.jit(partial(run, temperature=0.3, kl_weight=0.5, return_log_weights=True))
+    value, log_weights = run(q_of(*WIDE), jax.random.key(0))
+    scaled = np.asarray(log_weights, np.float64) / 0.3
+    normaliser = special.logsumexp(scaled, b=0.2) if log_evidence is None else log_evidence
+    np.testing.assert_allclose(value, 0.3 * formula(np.exp(scaled - normaliser)).mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

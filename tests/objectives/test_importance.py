@@ -21,7 +21,7 @@ from scalar_problem import (
     q_of,
     scalar,
 )
-from scipy import stats
+from scipy import special, stats
 
 from illia_fn import Normal, cubo_loss, divergences, elbo_loss, f_divergence_loss, gaussian_nll, iwae_loss, renyi_loss
 from illia_fn.objectives._importance import log_power_mean
@@ -70,6 +70,15 @@ def test_all_weights_are_the_evidence_at_the_exact_posterior(loss, order, sign, 
                 assert all(np.abs(leaf).max() < 1e-9 for leaf in jax.tree.leaves(grads))
             else:
                 assert any(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads)) or order != 0.0
+
+
+@bounds
+def test_the_power_mean_of_tempered_weights(loss, order, sign):
+    run = partial(scalar, loss, num_samples=5, temperature=0.3, kl_weight=0.5, return_log_weights=True)
+    value, log_weights = jax.jit(run)(ELSEWHERE, jax.random.key(0))
+    scaled = np.asarray(log_weights, np.float64) * order / 0.3
+    mean = special.logsumexp(scaled, b=0.2) * 0.3 / order if order else log_weights.mean()
+    np.testing.assert_allclose(sign * value, mean, rtol=1e-5)
 
 
 @cache

@@ -1,5 +1,6 @@
 """The binary KL is inverted exactly, the bounds are their formulas, and certificates hold at the promised rate."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -88,6 +89,22 @@ def test_each_bound_is_its_formula():
         by_risk, by_kl = jax.grad(bound, (0, 1))(RISK, KL, N, DELTA)
         assert by_risk >= 1.0
         assert by_kl > 0
+
+
+def test_the_ends_of_what_a_bound_is_made_of():
+    for risk in (0.0, 1.0, 1.0 + 1e-7):
+        np.testing.assert_allclose(
+            pac_bayes.mcallester_bound(risk, 0.0, 1, DELTA), risk + np.sqrt(np.log(2 / DELTA) / 2), rtol=1e-6
+        )
+    with pytest.raises(ValueError, match="the risk must lie in"):
+        pac_bayes.mcallester_bound(1.01, 0.0, 1, DELTA)
+    for lam in (-0.5, 0.0):
+        with pytest.raises(ValueError, match="lambda_bound: lam must lie in"):
+            pac_bayes.lambda_bound(RISK, KL, N, DELTA, lam=lam)
+    half = jnp.bfloat16(0.5)
+    np.testing.assert_allclose(pac_bayes.maurer_bound(half, half, N, DELTA), pac_bayes.maurer_bound(0.5, 0.5, N, DELTA))
+    default = inspect.signature(pac_bayes_loss).parameters["delta"].default
+    assert inspect.signature(pac_bayes_certificate).parameters["delta"].default == default == DELTA
 
 
 def test_how_the_bounds_compare():
@@ -325,6 +342,18 @@ def test_one_draw_outside_of_the_range_is_enough():
 def certificate_of(num_samples=10, params=None, **options):
     q = mean_field(PARAMS, scale=0.1) if params is None else params
     return pac_bayes_certificate(linear, q, X, LABELS, KEY, num_samples, **{"prior": Normal(0.0, 1.0), **options})
+
+
+def test_a_certificate_of_a_model_with_a_key():
+    args = mean_field(PARAMS, scale=0.1), X, LABELS, KEY, 3
+    keys_differ = pac_bayes_certificate(
+        lambda w, x, key: jnp.where(jax.random.bernoulli(key), 1.0, -1.0) * linear(w, x),
+        *args,
+        prior=Normal(0.0, 1.0),
+        needs_key=True,
+    )
+    assert keys_differ.kl == certificate_of(num_samples=3).kl
+    assert keys_differ.empirical_risk != certificate_of(num_samples=3).empirical_risk
 
 
 def train(**options):

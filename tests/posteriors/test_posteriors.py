@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 import illia_fn
 from illia_fn import Gaussian, is_posterior, mean_field
@@ -196,6 +197,8 @@ def test_nodes_carry_anything_through_jax_tree(floats):
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(floats)]
     assert paths == ["['bias'].loc", "['bias'].rho", "['kernel'].loc", "['kernel'].rho"]
     assert jax.eval_shape(lambda q: q, floats)["bias"].rho.shape == (3,)
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)  # what a checkpoint is restored to
+    assert Gaussian(shape, shape).loc is shape
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -204,6 +207,8 @@ def test_dtype_is_kept(dtype):
     for leaf in (q.loc, q.rho, illia_fn.sample(jax.random.key(0), q), illia_fn.stddev(q)):
         assert leaf.dtype == dtype
     assert illia_fn.log_prob(q, q.loc).dtype == jnp.float32
+    prior = illia_fn.Normal(*jnp.array([1.0, 0.5], dtype))
+    np.testing.assert_allclose(prior.log_prob(jnp.asarray(2.0, dtype)), stats.norm.logpdf(2.0, 1.0, 0.5), rtol=1e-6)
 
 
 def test_float64(x64):

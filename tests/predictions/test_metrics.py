@@ -49,7 +49,17 @@ def test_entropy():
     np.testing.assert_array_equal(predictive_entropy(jnp.eye(3)), 0.0)
 
 
+def test_the_default_number_of_bins():
+    probs, labels = RNG.dirichlet(np.ones(3), size=50), RNG.integers(3, size=50)
+    assert len(reliability(probs, labels).fraction) == 15
+    error = expected_calibration_error(probs, labels)
+    np.testing.assert_allclose(error, by_hand(probs, labels, 15), rtol=1e-4)
+
+
 def test_logits_are_refused():
+    for logits in ([[0.5, -0.5]], [[0.5, 1.1]]):
+        with pytest.raises(ValueError, match="Apply jax"):
+            reliability(jnp.array(logits), jnp.array([0]))
     with pytest.raises(ValueError, match="Apply jax"):
         expected_calibration_error(jnp.array([[4.0, -1.0]]), jnp.array([0]))
 
@@ -77,6 +87,10 @@ def test_coverage_refuses_what_it_would_have_to_broadcast():
         coverage(jnp.zeros((3, 1)), jnp.zeros(4), 0.9)
     with pytest.raises(ValueError, match=r"coverage: level must be a number in \(0, 1\)"):
         coverage(jnp.zeros((3, 4)), jnp.zeros(4), 90)
+    for level in (0.0, 1.0):
+        with pytest.raises(ValueError, match="coverage: level must be a number"):
+            coverage(jnp.zeros((3, 4)), jnp.zeros(4), level)
+    assert coverage(jnp.zeros((3, 4)), jnp.zeros(4), 0.01) == 1.0  # the ends of the interval count
 
 
 def test_plots_come_with_the_first_use():

@@ -41,7 +41,7 @@ def maurer_bound(risk: ArrayLike, kl: ArrayLike, num_data: ArrayLike, delta: flo
     0.1531
     """
     check_terms("maurer_bound", risk, kl, num_data, delta)
-    risk, c = jnp.minimum(at_least_float32(risk), 1.0), complexity(kl, num_data, delta)
+    risk, c = jnp.minimum(risk, 1.0), complexity(kl, num_data, delta)
     return kl_inverse(risk, jnp.broadcast_to(c, risk.shape) if c.ndim == 0 else c)
 
 

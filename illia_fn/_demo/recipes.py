@@ -1,0 +1,65 @@
+"""What the demo trains, and how: networks, their recipes, and what they are compared with."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import illia_fn
+from illia_fn._demo import models
+from illia_fn._demo.data import Dataset
+
+PRIOR = illia_fn.Normal(0.0, 1.0)  # the default
+
+
+class Ensemble(NamedTuple):
+    """Networks that were trained apart, from other starts."""
+
+    members: list[Any]
+
+
+class Recipe(NamedTuple):
+    """How a network becomes Bayesian: its mask, the weight of its KL, and the rate of scales to that of means."""
+
+    mask: Callable[[Any], Any] | None = None
+    kl_weight: float = 1.0
+    scale_rate: float = 0.2
+
+
+def last_layer(params: Any) -> Any:
+    """The mask of the linear layer that all models here end with."""
+    return jax.tree.map_with_path(lambda path, _: bool(re.search("linear", jax.tree_util.keystr(path))), params)
+
+
+def recipes_of(dataset: Dataset) -> dict[str, Recipe]:
+    """The defaults; and for images the last layer alone, which `benchmarks.digits` chose on a validation split."""
+    recipes = {"Bayesian": Recipe()}
+    return recipes if dataset.x_train.ndim == 2 else {"Bayesian last layer": Recipe(last_layer, 0.3, 1.0), **recipes}
+
+
+def model_of(dataset: Dataset, seed: int) -> tuple[Callable[..., Any], Any]:
+    """A network for the data: apply_fn and its first parameters."""
+    rngs = nnx.Rngs(seed)
+    if dataset.classes is None:
+        model = models.Regressor(dataset.x_train.shape[1], rngs)
+    elif dataset.x_train.ndim == 3:
+        model = models.ConvNet(len(dataset.classes), rngs)
+    else:
+        model = models.Classifier(dataset.x_train.shape[1], len(dataset.classes), rngs)
+    graphdef, params = nnx.split(model)
+
+    def apply_fn(params: Any, x: jax.Array) -> Any:
+        return nnx.merge(graphdef, params)(x)
+
+    return apply_fn, params
+
+
+def map_loss(
+    apply_fn: Callable[..., Any], params: Any, x: Any, y: Any, key: jax.Array, *, num_data: int, loss_fn: Any
+) -> jax.Array:
+    """Maximum a posteriori: the negative log-likelihood and the same prior, [-log p(D | w) - log p(w)] / N."""
+    nll = illia_fn.elbo_loss(apply_fn, params, x, y, key, num_data=num_data, loss_fn=loss_fn, kl_weight=0.0)
+    return nll - sum(jnp.sum(PRIOR.log_prob(w)) for w in jax.tree.leaves(params)) / num_data
