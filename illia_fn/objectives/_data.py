@@ -87,7 +87,7 @@ def _check_weights(caller: str, weights: ArrayLike | None) -> None:
 
 def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
     """sum_i weights_i values_i / sum_i weights_i of values (B,); a scalar stays."""
-    if weights is None or values.ndim == 0:
+    if weights is None:
         return jnp.mean(values)
     weights = jnp.asarray(weights).astype(values.dtype)
     return jnp.sum(weights * values) / jnp.sum(weights)

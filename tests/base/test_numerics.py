@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illia_fn._base.numerics import at_least_float32, log_softplus, normal_log_prob, softplus_inverse, total
+from illia_fn._base.numerics import at_least_float32, log_softplus, normal_log_prob, softplus_inverse, spread, total
 
 RHO = np.array([-1e4, -1000.0, -90.0, -41.0, -40.0, -39.0, -17.0, -1.0, 0.0, 1.0, 17.0, 89.0, 1e4])
 
@@ -51,6 +51,16 @@ def test_normal_log_prob():
     args = np.float32([3.0, -1.0, 0.5]), np.float32([0.5, 2.0, 0.5]), np.float32([-2.0, 0.0, 3.0])
     exact = stats.norm.logpdf(*args[:2], np.exp(args[2]))
     np.testing.assert_allclose(normal_log_prob(*map(jnp.asarray, args)), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_copies_and_their_derivatives(count):
+    x = jnp.arange(3.0)
+    copies, tangents = jax.jvp(lambda x: spread(x, count), (x,), (-x,))
+    np.testing.assert_array_equal(copies, np.tile(x, (count, 1)))
+    np.testing.assert_array_equal(tangents, -copies)
+    gradient = jax.grad(lambda x: jnp.sum(spread(x, count) * jnp.arange(1.0, count + 1)[:, None]))(x)
+    np.testing.assert_array_equal(gradient, count * (count + 1) / 2)
 
 
 def test_total_sums_in_float32_or_wider():

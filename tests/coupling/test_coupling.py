@@ -246,6 +246,14 @@ def test_one_concatenation_made_twice_is_one_weight():
     assert strategies(twice, q, coupling_cases.VECTOR) == {"a": "flipout", "b": "flipout"}
 
 
+def test_elements_that_stand_twice_in_a_concatenation_have_no_signs_there():
+    def tiled(w, x):
+        return x @ jnp.concatenate([jnp.tile(w["a"], (1, 2)), w["b"]], axis=1)
+
+    q = mean_field({"a": jnp.ones((4, 2)), "b": jnp.ones((4, 3))}, scale=0.3)
+    assert strategies(tiled, q, coupling_cases.VECTOR) == {"a": "shared", "b": "local_reparam"}
+
+
 def test_a_concatenation_that_nothing_reads_is_no_use():
     def apply_fn(w, x):
         jnp.concatenate([w["b"], w["a"]], axis=1)

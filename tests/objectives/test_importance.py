@@ -363,6 +363,19 @@ def test_what_is_not_q_raises_a_lower_bound(name, estimator):
     np.testing.assert_array_less(np.abs(mean - expected), 5 * error)
 
 
+@pytest.mark.parametrize("loss", [cubo_loss, partial(f_divergence_loss, generator=divergences.jensen_shannon)])
+def test_what_is_not_q_has_the_gradient_of_iwae_at_any_temperature(loss):
+    def slope(loss):
+        def of_shift(shift):
+            data = jnp.zeros(1), jnp.full(1, 5.0)
+            options = {"num_data": 1, "prior": Normal(0.0, 1.0), "temperature": 0.3}
+            return loss(lambda w, x: x + w + shift, q_of(*WIDE), *data, jax.random.key(0), 5, **options)
+
+        return jax.jit(jax.grad(of_shift))(0.1)
+
+    np.testing.assert_allclose(slope(loss), slope(iwae_loss), rtol=1e-4)
+
+
 renyi_loss_half = partial(renyi_loss, alpha=0.5)
 
 
