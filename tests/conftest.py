@@ -7,7 +7,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-collect_ignore = ["mesh_program.py"]  # a program of its own
+collect_ignore = ["mesh_program.py", "coupling/mesh_models.py"]  # programs of their own
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
 settings.load_profile("fixed")

@@ -31,7 +31,7 @@ def mesh_of(tree: PyTree) -> Any:
 
 
 def moved_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x` as `like` is sharded, where that is on a mesh with other types of axes, as within `jax.sharding.auto_axes`."""
+    """`x` as `like` is sharded, if that is on a mesh with axes of other types, as within `jax.sharding.auto_axes`."""
     mine, its = jax.typeof(x).sharding, jax.typeof(like).sharding
     return x if mine.mesh.empty or mine.mesh == its.mesh else jax.sharding.reshard(x, its)
 

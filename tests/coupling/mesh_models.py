@@ -1,0 +1,109 @@
+"""Models that meet a mesh in ways of their own, on several virtual devices against one: run by test_meshes.py."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import illia_fn
+
+KEY = jax.random.key(4)
+RNG = np.random.default_rng(0)
+SHAPE, AXES = (2, 2), ("data", "model")
+MESH = jax.make_mesh(SHAPE, AXES, axis_types=(AxisType.Explicit,) * 2)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape) / 3, jnp.float32)
+
+
+def place(tree, *axes):
+    return jax.device_put(tree, NamedSharding(MESH, P(*axes)))
+
+
+def is_explicit(x):
+    return bool(jax.typeof(x).sharding.mesh.explicit_axes)
+
+
+def layers(w, x):
+    return jnp.tanh(x @ w["a"] + w["b"]) @ w["c"]
+
+
+def with_dropout(w, x, key):
+    h = jnp.tanh(x @ w["a"] + w["b"])
+    return (h * jax.random.bernoulli(key, 0.8, h.shape)) @ w["c"]
+
+
+def gathering(w, x):
+    return layers(jax.sharding.reshard(w, P()) if is_explicit(x) else w, x)
+
+
+def automatic(w, x):
+    if not is_explicit(x):
+        return layers(w, x)
+    return jax.sharding.auto_axes(layers, out_sharding=P(jax.typeof(x).sharding.spec[0]))(w, x)
+
+
+def look_up(w, x):
+    places = jnp.argsort(x, axis=1)
+    rows = w["a"].at[places].get(out_sharding=jax.typeof(places).sharding.spec if is_explicit(x) else None)
+    return jnp.tanh(rows.mean(axis=1) + w["b"]) @ w["c"]
+
+
+WEIGHTS = {"a": normal(4, 6), "b": normal(6), "c": normal(6, 3)}
+X, Y = normal(8, 4), jnp.asarray(RNG.integers(0, 3, 8))
+Q = illia_fn.mean_field(WEIGHTS, scale=0.1)
+SHARDED = {"a": ("data", "model"), "b": ("data",), "c": ("model",)}  # as only what gathers its weights can have them
+MODELS = {  # with how its weights are sharded, and a number of samples
+    layers: ({"a": (None, "model"), "b": ("model",)}, 1),
+    with_dropout: ({}, 4),
+    gathering: (SHARDED, 2),
+    automatic: (SHARDED, 2),
+    look_up: ({}, 2),
+}
+
+
+def same(name, found, expected):
+    for pair in zip(*map(jax.tree.leaves, jax.device_get((found, expected))), strict=True):
+        np.testing.assert_allclose(*pair, rtol=1e-3, atol=1e-5, err_msg=str(name))
+
+
+def objectives():
+    """Value and gradient, whether or not the mesh is set."""
+    for (model, (specs, num_samples)), coupling in itertools.product(MODELS.items(), ("decorrelated", "flipout")):
+        options = {"num_samples": num_samples, "coupling": coupling, "num_data": 8, "needs_key": model is with_dropout}
+        step = jax.jit(jax.value_and_grad(partial(illia_fn.elbo_loss, model, **options)))
+        q = {name: place(leaf, *specs.get(name, ())) for name, leaf in Q.items()}
+        arguments = q, place(X, "data"), place(Y, "data"), KEY
+        expected = step(Q, X, Y, KEY)
+        same((model, coupling), step(*arguments), expected)
+        if model is with_dropout:
+            with jax.set_mesh(MESH):
+                same((model, coupling, "set"), step(*arguments), expected)
+
+
+def outputs():
+    """Outside of a jit, and with a closure that varies along an axis of its own."""
+    f = illia_fn.decorrelate(layers)
+    expected = f(Q, X, KEY)
+    same("eager", f(place(Q), place(X, "data"), KEY), expected)
+
+    mesh = jax.make_mesh(SHAPE, AXES, axis_types=(AxisType.Auto,) * 2)
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("model", "data"))
+    def scaled(q, x):
+        factor = 1.0 + jax.lax.axis_index("model").astype(jnp.float32)
+        return illia_fn.decorrelate(lambda w, x: x @ (factor * w["a"]))(q, x, KEY)[None]
+
+    found = scaled(Q, jnp.concatenate([X, X]))
+    one = illia_fn.decorrelate(lambda w, x: x @ w["a"])(Q, X, KEY)
+    same("closure", found, jnp.stack([jnp.concatenate([one, one]), 2 * jnp.concatenate([one, one])]))
+
+
+if __name__ == "__main__":
+    objectives()
+    outputs()
