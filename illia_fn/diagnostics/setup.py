@@ -91,7 +91,7 @@ def check_setup(
     nll 0.693, KL 0.461, of which the means 0.05 (nats per example)
     nothing was found
     """
-    call = {"loss_fn": loss_fn, "weights": weights, "needs_key": needs_key, "has_aux": has_aux}
+    call: dict[str, Any] = {"loss_fn": loss_fn, "weights": weights, "needs_key": needs_key, "has_aux": has_aux}
     data = DataTerm("check_setup", apply_fn, x, y, **call)
     keys = [key] if needs_key else []
     findings = [*_of_data(data), *_of_posterior(params)]

@@ -63,10 +63,14 @@ def slow_scales(factor: ArrayLike = 0.2) -> optax.GradientTransformation:
     """
     check_scale("slow_scales", factor, "factor")
 
+    def init(params: PyTree) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
         del params
         kept = ("loc", "deterministic")
         slower = jax.tree.map(lambda u, label: u if label in kept else factor * u, updates, labels(updates))
         return slower, state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)

@@ -333,7 +333,8 @@ def test_half_precision_is_reduced_in_float32(params, dtype, num_samples):
 def test_float64(x64, params):
     q = mean_field(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params), scale=0.1)
     x = X.astype(jnp.float64)
-    loss, terms = elbo_loss(linear, q, x, LABELS, KEY, 2, num_data=10, return_terms=True)
+    prior = Normal(0.0, 0.1)
+    loss, terms = elbo_loss(linear, q, x, LABELS, KEY, 2, num_data=10, prior=prior, return_terms=True)
     assert loss.dtype == jnp.float64
     kernel = np.asarray(illia_fn.mean(q)["kernel"])
     np.testing.assert_allclose(terms.kl, np.sum(0.5 * kernel**2 / 0.01), rtol=1e-12)  # q has the prior's scale
