@@ -37,7 +37,7 @@ def classification_figure(
     >>> probs = np.array([[0.9, 0.1], [0.4, 0.6]])
     >>> figure = classification_figure({"Bayesian": {"held out": probs}}, np.array([0, 1]), ["cat", "dog"])
     >>> [axes.get_title() for axes in figure.axes]
-    ['Does it know when it is right?', 'How unsure is the Bayesian network?']
+    ['Does it know when it is right?', 'How unsure? Bayesian']
     """
     figure = Figure(figsize=(13, 4.4 if images is None else 7.6), layout="constrained")
     top = bottom = figure
@@ -50,7 +50,7 @@ def classification_figure(
             plot_reliability(left, probs, labels, label=f"{name}, {kind}", color=COLORS.get(name), linestyle=style)
     for axes, (name, inputs) in zip(rest, predictions.items(), strict=True):
         plot_entropy(axes, inputs, len(classes))
-        axes.set_title(f"How unsure is the {name} network?", fontsize=11)
+        axes.set_title(f"How unsure? {name}", fontsize=11)
     rest[0].legend(frameon=False, fontsize=9)
     return figure
 

@@ -12,7 +12,7 @@ collect_ignore = ["mesh_program.py", "coupling/mesh_models.py"]  # programs of t
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
 settings.load_profile("fixed")
 
-# Tracing makes many objects that live on: to look through them as often as Python does takes a fifth of the time.
+# Tracing makes many objects that live on: to look through them all as often as Python does takes a fifth of the time.
 gc.set_threshold(200_000, 50, 1000)
 
 # What XLA compiled is kept from run to run, outside of the tree: most of the suite's time goes there. The environment
