@@ -136,7 +136,7 @@ CASES = {
     "an empty batch": (elbo(LABELS[:0], x=X[:0]), ValueError, "elbo_loss: .*at least 1"),
     "a model without outputs": (elbo(apply_fn=lambda w, x: None), ValueError, "elbo_loss: .*got outputs of shape none"),
     "weights of another size": (elbo(weights=jnp.ones(3)), ValueError, r"elbo_loss: weights must have shape \(4,\), one per example, got \(3,\)"),
-    "negative weights": (elbo(weights=-jnp.ones(4)), ValueError, "elbo_loss: weights must be finite, not negative"),
+    "negative weights": (elbo(weights=jnp.array([-1.0, 1.0, 1.0, 1.0])), ValueError, "elbo_loss: weights must be finite, not negative"),
     "num_data of one batch": (elbo(num_data=3), ValueError, "elbo_loss: num_data must be the size of the training set, got 3 for a batch of 4"),
     "a schedule that was not called": (elbo(kl_weight=lambda step: 1.0), ValueError, r"elbo_loss: kl_weight must be .*pass the weight, kl_weight=schedule\(step\)"),
     "kl_weight that is text": (elbo(kl_weight="1"), ValueError, "elbo_loss: kl_weight must be a finite number .*got '1'"),

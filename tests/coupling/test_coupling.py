@@ -237,6 +237,15 @@ def test_weights_that_are_concatenated_are_explained_as_one():
     assert {leaf.strategy for leaf in leaves if "bias" in leaf.path} == {"per_example"}
 
 
+@pytest.mark.parametrize(("size", "expected"), [(3, "local_reparam"), (4, "flipout")])
+def test_a_kernel_that_meets_one_patch_reaches_one_output(size, expected):
+    def apply_fn(w, x):
+        return jax.lax.conv_general_dilated(x, w["a"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    q = mean_field({"a": jnp.ones((3, 3, 2, 4))}, scale=0.3)
+    assert strategies(apply_fn, q, coupling_cases.array(5, size, size, 2)) == {"a": expected}
+
+
 def test_one_concatenation_made_twice_is_one_weight():
     def twice(w, x):
         one, other = (jnp.concatenate([w["a"].T, w["b"]], axis=1) for _ in range(2))

@@ -329,6 +329,11 @@ def test_a_loss_outside_of_its_range_is_nan_under_jit():
     assert np.isnan(grads["w"].loc).all()
 
 
+def test_a_loss_may_exceed_its_range_by_its_rounding():
+    loss = train(loss_fn=lambda f, y: jnp.full(6, 1.0 + 5e-7), bound=pac_bayes.mcallester_bound)
+    assert loss > 1.0
+
+
 def test_one_draw_outside_of_the_range_is_enough():
     def rarely(f, y):
         return jnp.where(f[:, 0] > 2.0, 1.5, 0.5)
