@@ -264,15 +264,20 @@ def seed_posterior():
 
 
 def test_mean_is_over_all_variational_parameters():
-    q = seed_posterior()
+    q, prior = seed_posterior(), Normal(0.0, 0.1)
     assert illia_fn.num_params(q) == 9610
     # E[log(0.1 / scale)] = log(0.1) + 7 and E[loc^2] / (2 * 0.1^2) = 1/2; the standard error of the mean of 9610 draws
     # is sqrt(1/2 + 0.1^2) / sqrt(9610)
     expected = np.log(0.1) + 7 + 0.5 - 0.5
-    assert abs(kl_loss(q) - expected) < 5 * np.sqrt(0.51 / 9610)
-    np.testing.assert_allclose(kl_loss(q), 4.71, atol=0.02)
+    assert abs(kl_loss(q, prior) - expected) < 5 * np.sqrt(0.51 / 9610)
+    np.testing.assert_allclose(kl_loss(q, prior), 4.71, atol=0.02)
     np.testing.assert_allclose(kl_loss(q, reduction="sum"), 9610 * kl_loss(q), rtol=1e-6)
     np.testing.assert_allclose(kl_loss(q, weight=0.25), 0.25 * kl_loss(q), rtol=1e-6)
+
+
+def test_the_default_prior_is_standard_normal():
+    q = seed_posterior()
+    np.testing.assert_allclose(kl_loss(q), kl_loss(q, Normal(0.0, 1.0)), rtol=1e-6)
 
 
 def test_kl_tree_has_the_defaults_of_kl_loss():
@@ -288,7 +293,7 @@ def test_kl_tree_breaks_the_sum_down_by_path():
     tree = kl_tree(q)
     assert list(tree) == [f"['layer{i}']['{name}']" for i in (1, 2) for name in ("bias", "kernel")]
     np.testing.assert_allclose(sum(tree.values()), kl_loss(q, reduction="sum"), rtol=1e-6)
-    np.testing.assert_allclose(tree["['layer2']['bias']"], kl_divergence(q["layer2"]["bias"], Normal(0.0, 0.1)).sum())
+    np.testing.assert_allclose(tree["['layer2']['bias']"], kl_divergence(q["layer2"]["bias"], Normal(0.0, 1.0)).sum())
 
 
 def test_deterministic_leaves_add_nothing():
@@ -365,7 +370,7 @@ def test_dtypes_accumulate_in_float32(dtype, transform):
 def test_many_parameters_in_float32():
     q = Gaussian(jnp.full(5_000_000, 0.1), jnp.full(5_000_000, -7.0))
     exact = float(kl_divergence(Gaussian(q.loc[:1], q.rho[:1]), Normal(0.0, 0.1)))
-    np.testing.assert_allclose(kl_loss(q, reduction="sum"), 5_000_000 * exact, rtol=1e-6)
+    np.testing.assert_allclose(kl_loss(q, Normal(0.0, 0.1), reduction="sum"), 5_000_000 * exact, rtol=1e-6)
 
 
 def test_vmap_over_posteriors():
@@ -424,7 +429,9 @@ def test_monte_carlo_kl_of_a_tree():
     np.testing.assert_allclose(
         sum(tree.values()), kl_loss(q, prior, reduction="sum", key=key, num_samples=3), rtol=1e-6
     )
-    np.testing.assert_allclose(tree["['layer1']['bias']"], kl_tree(q)["['layer1']['bias']"], rtol=1e-6)
+    np.testing.assert_allclose(
+        tree["['layer1']['bias']"], kl_tree(q, Normal(0.0, 0.1))["['layer1']['bias']"], rtol=1e-6
+    )
     grads = jax.jit(jax.grad(lambda q: kl_loss(q, prior, key=key)))(q)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
