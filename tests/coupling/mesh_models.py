@@ -101,6 +101,11 @@ def outputs():
 
     found = scaled(Q, jnp.concatenate([X, X]))
     one = illia_fn.decorrelate(lambda w, x: x @ w["a"])(Q, X, KEY)
+    auto = NamedSharding(mesh, P(None, "model"))
+    constrained = illia_fn.decorrelate(
+        lambda w, x: layers(w | {"a": jax.lax.with_sharding_constraint(w["a"], auto)}, x)
+    )
+    same("constraint", jax.jit(constrained)(*jax.device_put((Q, X, KEY), NamedSharding(mesh, P()))), expected)
     same("closure", found, jnp.stack([jnp.concatenate([one, one]), 2 * jnp.concatenate([one, one])]))
 
 

@@ -111,5 +111,6 @@ def test_positions_and_copies_are_those_of_the_elements(piece):
 
 
 def test_every_rule_is_here():
-    assert MAPS.keys() == AFFINE.keys()
-    assert MOVES.keys() == LAYOUT.keys()
+    on_meshes = {"pvary", "reshard", "sharding_constraint"}  # see mesh_models.py
+    assert MAPS.keys() == AFFINE.keys() - on_meshes
+    assert MOVES.keys() == LAYOUT.keys() - on_meshes
