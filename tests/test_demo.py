@@ -47,12 +47,12 @@ def test_digits(tmp_path):
     assert "100%" in result.stderr  # the progress bar
 
 
-def test_diabetes(tmp_path):
-    options = ("--epochs", 2, "--coupling", "flipout", "--members", 1, "--output", tmp_path / "picture.png")
-    result = run("--data", "diabetes", *options, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "coverage of 90 % intervals" in result.stdout
-    assert (tmp_path / "picture.png").stat().st_size > 20_000
+@pytest.mark.promotes
+def test_diabetes(tmp_path, capsys):
+    picture = tmp_path / "picture.png"
+    main(["--data", "diabetes", "--epochs", "2", "--coupling", "flipout", "--members", "1", "--output", str(picture)])
+    assert "coverage of 90 % intervals" in capsys.readouterr().out
+    assert picture.stat().st_size > 20_000
 
 
 @pytest.mark.promotes
@@ -80,6 +80,7 @@ def test_every_objective_learns(objective, tmp_path):
         assert certificate.empirical_risk < certificate.bound < 0.5
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize(
     ("target", "word"),
     [
@@ -87,11 +88,11 @@ def test_every_objective_learns(objective, tmp_path):
         (lambda x: x[0] + 0.5 * x[1], "root mean squared error"),
     ],
 )
-def test_a_table_of_ones_own(tmp_path, target, word):
+def test_a_table_of_ones_own(tmp_path, monkeypatch, capsys, target, word):
+    monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "my table.csv", ["a", "b", "y"], rows(60, target))
-    result = run("--csv", "my table.csv", "--target", "y", "--epochs", 2, "--members", 1, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert word in result.stdout
+    main(["--csv", "my table.csv", "--target", "y", "--epochs", "2", "--members", "1"])
+    assert word in capsys.readouterr().out
     assert (tmp_path / "illia_fn_my table.png").exists()
 
 
