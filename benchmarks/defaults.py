@@ -2,9 +2,10 @@
 
 python -m benchmarks.defaults [SEEDS]
 
-Thirteen pairs of a network and a data set. The twin is trained by maximum likelihood; the Bayesian network has the
-default prior and initial scale and the recommended optimizer, with the rate and the steps of its twin. "N(0, 0.1)" is
-the prior of the library that this one grew out of.
+Thirteen pairs of a network and a data set. The twin maximises the posterior: it has the same prior, rate and steps. The
+Bayesian network has the default prior and initial scale and the recommended optimizer; beside it the same without slow
+scales, and with N(0, 0.1), the prior of the library that this one grew out of. No choice is made on the test data, but
+the defaults themselves were chosen on these pairs, with the first seed.
 """
 
 import sys
@@ -171,36 +172,43 @@ def score(outputs: jax.Array, y: jax.Array) -> Score:
 
 
 def scores(module: nn.Module, data: Data, seed: int) -> Iterator[Score]:
-    """Of the twin, of the defaults, and of the same with the prior N(0, 0.1)."""
+    """Of the twin, of the defaults, of the same without slow scales, and of the same with the prior N(0, 0.1)."""
     params = module.init(jax.random.key(seed), data.x[:2])["params"]
-    rate = optax.cosine_decay_schedule(RATE, STEPS)
+    adam = optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
+    slow = optax.chain(adam, illia_fn.slow_scales())
 
     def apply_fn(params, x):
         return module.apply({"params": params}, x)
 
+    def map_loss(params, x, y, key):
+        nll = illia_fn.elbo_loss(apply_fn, params, x, y, key, num_data=len(data.x), kl_weight=0.0)
+        return nll + sum(jnp.sum(jnp.square(w)) for w in jax.tree.leaves(params)) / (2 * len(data.x))
+
+    yield score(apply_fn(train(map_loss, params, data, adam, seed), data.x_test)[None], data.y_test)
     elbo = partial(illia_fn.elbo_loss, apply_fn, num_data=len(data.x))
-    twin = train(partial(elbo, kl_weight=0.0), params, data, optax.adam(rate), seed)
-    yield score(apply_fn(twin, data.x_test)[None], data.y_test)
-    for options in ({}, {"prior": illia_fn.Normal(0.0, 0.1)}):
-        optimizer = optax.chain(optax.adam(rate), illia_fn.slow_scales())
+    for optimizer, options in ((slow, {}), (adam, {}), (slow, {"prior": illia_fn.Normal(0.0, 0.1)})):
         q = train(partial(elbo, **options), illia_fn.mean_field(params), data, optimizer, seed)
         outputs = illia_fn.predict(apply_fn, q, data.x_test, jax.random.key(seed), NETWORKS)
         kl = float(illia_fn.kl_loss(q, **options, reduction="sum")) / len(data.x)
         yield score(outputs, data.y_test)._replace(kl=kl)
 
 
-def main(num_seeds: int = 2) -> None:
-    rows, losses = [], []
+def main(num_seeds: int = 3) -> None:
+    rows, lost = [], []
     for name, (module, load) in PAIRS.items():
         data = load()
         runs = np.array([list(scores(module, data, seed)) for seed in range(num_seeds)])
-        twin, ours, narrow = runs.mean(axis=0)
-        print(name, twin, ours, narrow, flush=True)
-        rows.append([name, *[f"{value:.3f}" for value in (*twin[:2], *ours, *narrow[:2])]])
-        losses.append(twin[0] - ours[0])
-    columns = ["network, data", "twin: accuracy", "NLL", "defaults: accuracy", "NLL", "KL / N", "N(0, 0.1): accuracy"]
-    claim = Claim("accuracy lost by the defaults, worst of all pairs", max(losses), at_most=0.02)
-    report("defaults", [*columns, "NLL"], rows, [claim])
+        print(name, runs.mean(axis=0).round(3).tolist(), flush=True)
+        cells = [f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})" for values in runs[:, :2, 0].T]
+        nll, kl = runs[:, :, 1].mean(axis=0), runs[:, :, 2].mean(axis=0)
+        fast, narrow = runs[:, 2:, 0].mean(axis=0)
+        rows.append([name, cells[0], f"{nll[0]:.3f}", cells[1], f"{nll[1]:.3f}", f"{kl[1]:.1f}"])
+        rows[-1] += [f"{value:.3f}" for value in (fast, nll[2], kl[2], narrow, nll[3])]
+        lost.append(float(np.mean(runs[:, 0, 0] - runs[:, 1, 0])))
+    columns = ["network, data", "twin: accuracy", "NLL", "defaults: accuracy", "NLL", "KL / N"]
+    columns += ["without slow scales: accuracy", "NLL", "KL / N", "N(0, 0.1): accuracy", "NLL"]
+    claim = Claim("accuracy lost by the defaults, worst of all pairs", max(lost), at_most=0.02)
+    report("defaults", columns, rows, [claim])
 
 
 if __name__ == "__main__":

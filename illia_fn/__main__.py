@@ -24,7 +24,7 @@ try:
     from rich.progress import track
 
     from illia_fn._demo import data
-    from illia_fn._demo.recipes import Ensemble, map_loss, model_of, recipes_of
+    from illia_fn._demo.recipes import Ensemble, map_loss, model_of, recipes_of, with_prior_on_all
     from illia_fn._demo.report import report
 except ModuleNotFoundError as error:
     sys.exit(f"python -m illia_fn needs {error.name}: pip install 'illia_fn[demo]'")
@@ -95,7 +95,7 @@ def train(dataset, objective, seed, epochs, num_samples, coupling=None, recipes=
         return apply_fn, {"Bayesian": q, **others}, certificate
     networks = {}
     for name, recipe in (recipes or recipes_of(dataset)).items():
-        bound = partial(OBJECTIVES[objective], kl_weight=recipe.kl_weight, **noise)
+        bound = with_prior_on_all(OBJECTIVES[objective], kl_weight=recipe.kl_weight, **noise)
         q = illia_fn.mean_field(params, mask=recipe.mask)
         networks[name] = run(name, bound, q, x, y, optax.chain(optimizer, illia_fn.slow_scales(recipe.scale_rate)))
     return apply_fn, {**networks, **others}, None

@@ -64,7 +64,9 @@ def _within(x: Any, inside: Callable[[Any], bool]) -> bool:
 def check_callable(caller: str, name: str, f: Any) -> None:
     """`f` is a function."""
     if not callable(f):
-        raise TypeError(f"{caller}: {name} must be a function, got {describe(f)}. Check the order of the arguments.")
+        is_model = hasattr(type(f), "eval_fn")
+        remedy = "Pass its train_fn() or eval_fn()" if is_model else "Check the order of the arguments"
+        raise TypeError(f"{caller}: {name} must be a function, got {describe(f)}. {remedy}.")
 
 
 def check_key(caller: str, key: Any) -> None:

@@ -44,15 +44,20 @@ def frozen_pytree(cls: type[T]) -> type[T]:
         return tuple(getattr(node, name) for name in static_names)
 
     def unflatten(statics, children):
-        node = object.__new__(cls)
-        for name, value in zip([*names, *static_names], [*children, *statics], strict=True):
-            object.__setattr__(node, name, value)
-        return node
+        return unchecked(cls, dict(zip([*names, *static_names], [*children, *statics], strict=True)))
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     _register_for_export(cls)
     NODES.append(cls)
     return cls
+
+
+def unchecked(cls: type[T], fields: dict[str, Any]) -> T:
+    """A node that may hold anything in its fields, such as a part of an optimizer's state."""
+    node = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(node, name, value)
+    return node
 
 
 def child_names(cls: Any) -> list[str]:

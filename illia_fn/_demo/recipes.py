@@ -57,9 +57,16 @@ def model_of(dataset: Dataset, seed: int) -> tuple[Callable[..., Any], Any]:
     return apply_fn, params
 
 
-def map_loss(
-    apply_fn: Callable[..., Any], params: Any, x: Any, y: Any, key: jax.Array, *, num_data: int, loss_fn: Any
-) -> jax.Array:
-    """Maximum a posteriori: the negative log-likelihood and the same prior, [-log p(D | w) - log p(w)] / N."""
-    nll = illia_fn.elbo_loss(apply_fn, params, x, y, key, num_data=num_data, loss_fn=loss_fn, kl_weight=0.0)
-    return nll - sum(jnp.sum(PRIOR.log_prob(w)) for w in jax.tree.leaves(params)) / num_data
+def with_prior_on_all(objective: Callable[..., Any], **options: Any) -> Callable[..., jax.Array]:
+    """The objective, and -log p(w) / N of the deterministic parameters: of a plain network, maximum a posteriori."""
+
+    def loss(apply_fn: Any, q: Any, x: Any, y: Any, key: jax.Array, *, num_data: int, loss_fn: Any) -> jax.Array:
+        value = objective(apply_fn, q, x, y, key, num_data=num_data, loss_fn=loss_fn, **options)
+        leaves = jax.tree.leaves(q, is_leaf=illia_fn.is_posterior)
+        plain = [jnp.sum(PRIOR.log_prob(w)) for w in leaves if not illia_fn.is_posterior(w)]
+        return value - sum(plain) / num_data
+
+    return loss
+
+
+map_loss = with_prior_on_all(illia_fn.elbo_loss, kl_weight=0.0)

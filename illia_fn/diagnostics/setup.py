@@ -1,6 +1,5 @@
 """A check that one runs once, before the loop: what would go wrong in silence, each with its remedy."""
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,22 +10,14 @@ import optax
 from jax.typing import ArrayLike
 
 from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.diagnostics._findings import Finding, of_data, of_outputs, of_posterior
 from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.kl.loss import kl_pairs
+from illia_fn.kl.table import log_prior_of_node
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives.elbo import elbo_loss
-from illia_fn.posteriors.posterior import is_posterior, mean
+from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean
 from illia_fn.priors.normal import Normal
-
-
-class Finding(NamedTuple):
-    """What is wrong, or likely to be, and what to do."""
-
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.problem}\n    {self.remedy}"
 
 
 class SetupReport(NamedTuple):
@@ -60,6 +51,7 @@ def check_setup(
     loss_fn: LossFn | None = None,
     prior: PyTree = Normal(0.0, 1.0),
     num_data: int | None = None,
+    kl_weight: float = 1.0,
     weights: ArrayLike | None = None,
     needs_key: bool = False,
     has_aux: bool = False,
@@ -79,7 +71,7 @@ def check_setup(
 
     Args:
         apply_fn, params, x, y, key: as in `elbo_loss`, known now: not under jit. A batch of real data.
-        loss_fn, prior, num_data, weights, needs_key, has_aux: as in `elbo_loss`.
+        loss_fn, prior, num_data, kl_weight, weights, needs_key, has_aux: as in `elbo_loss`.
 
     Returns:
         A `SetupReport`: print it. What the objectives refuse is a finding here.
@@ -88,20 +80,22 @@ def check_setup(
     >>> x, y = jnp.linspace(-1.0, 1.0, 20)[:, None], jnp.arange(20) % 2
     >>> q = mean_field({"w": jnp.ones((1, 2))})
     >>> print(check_setup(lambda w, x: x @ w["w"], q, x, y, jax.random.key(0), num_data=20))
-    nll 0.693, KL 0.461, of which the means 0.05 (nats per example)
+    nll 0.693, KL 0.3, of which the means 0.05 (nats per example)
     nothing was found
     """
     call: dict[str, Any] = {"loss_fn": loss_fn, "weights": weights, "needs_key": needs_key, "has_aux": has_aux}
     data = DataTerm("check_setup", apply_fn, x, y, **call)
     keys = [key] if needs_key else []
-    findings = [*_of_data(data), *_of_posterior(params)]
+    if findings := _refused(lambda: check_nodes("check_setup", params)):
+        return SetupReport(findings, np.nan, np.nan, np.nan)
+    findings = [*of_data(data), *of_posterior(params)]
     findings += _refused(lambda: check_fresh_noise("check_setup", apply_fn, params, x, *(keys or [None])))
     nll, refused = _tried(lambda: data.mean(data.losses(mean(params), *keys)[0]))
-    findings += refused
+    findings += refused or of_outputs(data, params, keys)
     costs, refused = _tried(lambda: _costs(params, prior, key, num_data))
     findings += refused
     kl, cost_of_means = costs if costs is not None else (np.nan, np.nan)
-    findings += _of_the_prior(data, nll, cost_of_means, num_data)
+    findings += _of_the_prior(data, nll, kl_weight * cost_of_means, num_data)
     if not any(isinstance(finding, _Refusal) for finding in findings):
         call |= {"prior": prior, "num_data": num_data}
         findings += _of_a_step(lambda q: elbo_loss(apply_fn, q, x, y, key, **call), params, has_aux=has_aux)
@@ -122,79 +116,28 @@ def _tried(f: Callable[[], Any]) -> tuple[Any, list[Finding]]:
 
 def _problem_and_remedy(message: str) -> tuple[str, str]:
     first, _, rest = message.partition(". ")
-    return first.rstrip("."), rest or "See the message, and the chapter on objectives."
+    return first.rstrip("."), rest or "If the model takes a key, pass needs_key=True; if it returns aux, has_aux=True."
 
 
 def _refused(f: Callable[[], Any]) -> list[Finding]:
     return _tried(f)[1]
 
 
-def _of_data(data: DataTerm) -> Iterator[Finding]:
-    for path, leaf in leaves_with_path(data.x):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            continue
-        values = np.asarray(leaf, np.float64)
-        if not np.all(np.isfinite(values)):
-            yield Finding(f"x{path} is not finite", "Fill in or drop what is missing.")
-        elif values.size and (size := np.sqrt(np.mean(np.square(values)))) > 10.0:
-            yield Finding(
-                f"x{path} has a root mean square of {size:.3g}",
-                "Standardise the inputs: (x - mean) / standard deviation.",
-            )
-    targets = jax.tree.leaves(data.y)
-    if len(targets) != 1 or data.loss_fn is not None or not jnp.issubdtype(targets[0].dtype, jnp.floating):
-        return
-    y = np.asarray(targets[0], np.float64)
-    if y.ndim == 2 and y.shape[1] > 1 and np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1):
-        yield Finding(
-            "y looks like one-hot labels, and floating-point targets are taken for numbers with Gaussian noise",
-            "Pass labels, y.argmax(axis=1), or loss_fn=optax.softmax_cross_entropy.",
-        )
-    elif np.all(np.isfinite(y)) and not 0.2 < np.std(y) < 5.0:
-        yield Finding(
-            f"y has a standard deviation of {np.std(y):.3g}, and the default likelihood one of 1",
-            "Standardise the targets, or predict the scale too: loss_fn=illia_fn.gaussian_nll with outputs (loc, rho).",
-        )
-
-
-_STATISTIC = re.compile(r"batch_stats|running_(mean|var)|moving_(mean|average|var)|\b(mean|var)\b'?\]?$")
-
-
-def _of_posterior(params: PyTree) -> Iterator[Finding]:
-    for path, node in leaves_with_path(params, is_posterior):
-        if not is_posterior(node):
-            continue
-        if _STATISTIC.search(path):
-            yield Finding(
-                f"params{path} has a posterior and looks like a statistic of the model",
-                "Split it off as state, or leave it out with the mask of mean_field.",
-            )
-        leaves = list(zip(jax.tree.leaves(node.mean), jax.tree.leaves(node.stddev), strict=True))
-        kernels = [(np.asarray(loc, np.float64), np.mean(scale)) for loc, scale in leaves if np.ndim(loc) > 1]
-        sizes = [(scale, np.sqrt(np.mean(np.square(loc)))) for loc, scale in kernels]
-        loud = [(scale, size) for scale, size in sizes if scale > size > 0]
-        if loud:
-            yield Finding(
-                f"params{path} starts with noise of {loud[0][0]:.3g} on weights of {loud[0][1]:.3g}",
-                "Start with a smaller scale, such as mean_field(params, scale=0.01): noise drowns what is learned.",
-            )
-
-
 def _costs(params: PyTree, prior: PyTree, key: jax.Array, num_data: int | None) -> tuple[float, float]:
-    """KL(q || prior) / N, and sum [log p(0 or its mode) - log p(mean)] / N, the part that the means alone cost."""
+    """KL(q || prior) / N, and the part of it that the means cost whatever the scales."""
     pairs = kl_pairs("check_setup", params, prior, key)
     kl = sum(float(pair.kl(8)) for pair in pairs)
-    wide = sum(float(pair._replace(q=_as_wide_as(pair)).kl(1)) for pair in pairs if _is_normal(pair))
-    return (kl / num_data, wide / num_data) if num_data else (np.nan, np.nan)
+    cost = sum(_cost_of_means(pair) for pair in pairs)
+    return (kl / num_data, cost / num_data) if num_data else (np.nan, np.nan)
 
 
-def _is_normal(pair: Any) -> bool:
-    return pair.is_exact and isinstance(pair.p, Normal) and getattr(pair.q, "elementwise", False)
-
-
-def _as_wide_as(pair: Any) -> Normal:
-    """q with the scale of its prior: its KL is that of the means, (m_q - m_p)^2 / (2 s_p^2)."""
-    return Normal(pair.q.mean, jnp.broadcast_to(jnp.asarray(pair.p.scale), np.shape(pair.q.mean)))
+def _cost_of_means(pair: Any) -> float:
+    """log p(0 or the mean of p) - log p(E_q[w]): of a Normal (m_q - m_p)^2 / (2 s_p^2)."""
+    middle = pair.p.mean if is_posterior(pair.p) else jax.tree.map(jnp.zeros_like, pair.q.mean)
+    if isinstance(pair.p, Normal):
+        middle = jnp.broadcast_to(jnp.asarray(pair.p.loc), np.shape(pair.q.mean))
+    densities = [log_prior_of_node(pair.name, pair.p, w) for w in (middle, pair.q.mean)]
+    return max(0.0, float(densities[0] - densities[1]))
 
 
 def _of_the_prior(data: DataTerm, nll: Any, cost: float, num_data: int | None) -> Iterator[Finding]:
@@ -204,19 +147,24 @@ def _of_the_prior(data: DataTerm, nll: Any, cost: float, num_data: int | None) -
             "Pass num_data=len(x_train).",
         )
         return
-    worth = None if nll is None else float(nll) - (0.5 * np.log(2 * np.pi) if _is_unit_gaussian(data) else 0.0)
-    if worth is not None and np.isfinite(worth) and cost > 0.5 * max(worth, 0.1):
+    worth = _worth(data, nll)
+    if worth is not None and np.isfinite(worth) and cost > 0.25 * max(worth, 0.1):
         yield Finding(
-            f"the prior asks {cost:.3g} nats per example for the means as they are, and the data have about "
-            f"{worth:.3g} to give: it will flatten the network",
-            "Take a wider prior (Normal(0.0, 1.0), priors.fan_in(params, gain=4.0)), one around a trained network "
-            "(priors.centred(params, 0.1)), or a smaller kl_weight.",
+            f"the prior asks {cost:.3g} nats per example for the means as they are, and the targets have about "
+            f"{worth:.3g} to tell: it may flatten the network",
+            "Take a wider prior, one around a trained network (priors.centred(params, 0.1)), or a smaller kl_weight.",
         )
 
 
-def _is_unit_gaussian(data: DataTerm) -> bool:
-    targets = jax.tree.leaves(data.y)
-    return data.loss_fn is None and jnp.issubdtype(targets[0].dtype, jnp.floating)
+def _worth(data: DataTerm, nll: Any) -> float | None:
+    """What a perfect network would gain on the best constant prediction, in nats per example, or about that."""
+    y = np.asarray(jax.tree.leaves(data.y)[0])
+    if data.loss_fn is None and y.dtype.kind in "iu":
+        shares = np.unique(y, return_counts=True)[1] / y.size
+        return float(-np.sum(shares * np.log(shares)) * (y.size / len(y)))
+    if data.loss_fn is None:
+        return float(0.5 * np.var(y) * (y.size / len(y)))
+    return None if nll is None else float(nll)
 
 
 def _of_a_step(loss: Callable[[PyTree], Any], params: PyTree, *, has_aux: bool) -> list[Finding]:

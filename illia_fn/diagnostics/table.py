@@ -43,11 +43,20 @@ class LeafSummary(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Rows by path, and their sum; prints as a table."""
+    """Rows by path, and their sum; prints as a table.
+
+    Attributes:
+        leaves: in the order of the tree.
+        kl: the sum, in nats.
+        num_params: the number of variational parameters.
+        scales_are_alike: whether nine in ten of at least 20 standard deviations differ by less than 1.5 times: they are
+            what the initial scale and the schedule made them, and not yet what the data say.
+    """
 
     leaves: list[LeafSummary]
     kl: float
     num_params: int
+    scales_are_alike: bool = False
 
     def __str__(self) -> str:
         head = ("path", "shape", "family", "mean |w|", "scale", "KL (nats)", "KL/weight", "|w|/scale", "at prior")
@@ -60,7 +69,8 @@ class Summary(NamedTuple):
         for row in rows:
             cells = list(zip(row, widths, strict=True))
             lines.append("  ".join([cell.ljust(n) for cell, n in cells[:3]] + [cell.rjust(n) for cell, n in cells[3:]]))
-        return "\n".join(line.rstrip() for line in lines)
+        note = "The scales are alike: they come from the initial scale and the schedule. Train longer to rely on them."
+        return "\n".join([*(line.rstrip() for line in lines), *[note] * self.scales_are_alike])
 
 
 def summary(
@@ -98,7 +108,15 @@ def summary(
     if not rows:
         raise ValueError("summary: params has no floating-point leaves. Pass a posterior tree.")
     nodes = [row for row in rows if row.family != "deterministic"]
-    return Summary(rows, math.fsum(row.kl for row in nodes), sum(math.prod(row.shape) for row in nodes))
+    count = sum(math.prod(row.shape) for row in nodes)
+    return Summary(rows, math.fsum(row.kl for row in nodes), count, _are_alike(params))
+
+
+def _are_alike(params: PyTree) -> bool:
+    scales = [_flat(node.stddev) for node in jax.tree.leaves(params, is_leaf=is_posterior) if is_posterior(node)]
+    flat = np.concatenate(scales or [np.zeros(0)])
+    low, high = np.quantile(flat, (0.05, 0.95)) if flat.size >= 20 else (0.0, 1.0)
+    return bool(high < 1.5 * low)
 
 
 def _of_pair(pair: Pair, num_samples: int) -> LeafSummary:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from illia_fn._base.trees import NODES, PyTree, child_names
+from illia_fn._base.trees import NODES, PyTree, child_names, unchecked
 from illia_fn.posteriors.gaussian import Gaussian
 
 
@@ -49,9 +49,9 @@ def _from_state_dict(node: Any, state: dict[str, Any]) -> Any:
 def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = (Gaussian,)) -> PyTree:
     """The tree with posterior nodes again, where a checkpoint that was restored without a target has dictionaries.
 
-    A dictionary whose names are the fields of a family, such as {"loc", "rho"}, becomes a node of it. Other containers
-    come back as the checkpoint has them, mostly as dictionaries; with a target, such as the tree that `mean_field`
-    made, all do.
+    A dictionary whose names are the fields of a family, such as {"loc", "rho"}, becomes a node of it, also in the state
+    of an optimizer. Other containers come back as the checkpoint has them, mostly as dictionaries; with a target, such
+    as the tree that `mean_field` made, all do.
 
     Args:
         tree: what was restored.
@@ -76,7 +76,7 @@ def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = (Gaussian,)) -> 
         return by_names.get(frozenset(node)) if isinstance(node, dict) else None
 
     def restored(node: Any) -> Any:
-        return node if (family := family_of(node)) is None else family(**node)
+        return node if (family := family_of(node)) is None else unchecked(family, node)
 
     leaves, structure = jax.tree.flatten(tree, is_leaf=lambda node: family_of(node) is not None)
     if not any(map(family_of, leaves)):

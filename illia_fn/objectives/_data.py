@@ -148,9 +148,10 @@ def _batch_size(caller: str, outputs: Any, y: Any) -> int:
             a != b and 1 in (a, b) for a, b in zip(output, target, strict=True)
         )
         if stretched or output == (*target, 1) or target == (*output, 1):
+            of_outputs = "outputs[..., 0] in apply_fn"
             raise ValueError(
                 f"{caller}: outputs of shape {output} and targets of shape {target} would broadcast against each "
-                "other. Drop the axis of size 1, for example with outputs[..., 0] in apply_fn."
+                f"other. Drop the axis of size 1, for example with {'y[..., 0]' if target[-1] == 1 else of_outputs}."
             )
     return batch_sizes.pop()
 
@@ -171,13 +172,24 @@ def _default_loss(caller: str, outputs: Any, y: Any) -> LossFn:
         if getattr(outputs, "shape", ())[:-1] != y.shape:
             raise ValueError(
                 f"{caller}: integer targets of shape {y.shape} are class labels and need logits with one more axis, "
-                f"got {_kinds(outputs)}. Pass loss_fn for another likelihood."
+                f"got {_kinds(outputs)}. {_meant_by_labels(outputs, y)}"
                 + (" If apply_fn returns (outputs, aux), pass has_aux=True." if isinstance(outputs, tuple) else "")
             )
         return categorical_nll
     if jnp.issubdtype(dtype, jnp.floating):
+        if getattr(outputs, "shape", y.shape)[:-1] == y.shape:
+            raise ValueError(
+                f"{caller}: floating-point targets of shape {y.shape} have a Gaussian likelihood and need outputs of "
+                f"that shape, got {_kinds(outputs)}. If the targets are class labels, pass integers: y.astype(int)."
+            )
         return gaussian_nll
     raise ValueError(f"{caller}: there is no default loss for targets {describe(y)}. Pass loss_fn(outputs, y).")
+
+
+def _meant_by_labels(outputs: Any, y: Any) -> str:
+    if getattr(outputs, "shape", ()) == y.shape and y.ndim > 1:
+        return "Of one-hot labels pass y.argmax(axis=-1); pass loss_fn for another likelihood."
+    return "Pass loss_fn for another likelihood."
 
 
 def _kinds(tree: Any) -> str:

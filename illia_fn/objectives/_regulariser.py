@@ -1,6 +1,7 @@
 """kl_weight * KL(q || prior) / N, and the log density ratio of one draw that it is the mean of."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -63,17 +64,23 @@ class Regulariser:
     def kl(self) -> jax.Array:
         """KL(q || prior) in nats, tempered and with its free nats; exact, with the gradient of the estimator."""
         draws = self.draws
-        kl = total_kl(draws.joined, self.pairs, draws.num_samples) if self.free_nats is None else self._kl_beyond_free()
-        if self._is_tempered:
-            entropy = total([node.entropy() for node in draws.joined.nodes])
-            kl = kl + (1.0 - at_least_float32(self.temperature)).astype(kl.dtype) * entropy.astype(kl.dtype)
+        if self.free_nats is not None:
+            return self._kl_beyond_free()
+        kl = self._tempered(total_kl(draws.joined, self.pairs, draws.num_samples), draws.joined.nodes)
         if draws.estimator != "doubly_reparameterised":
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
         return with_gradient_of(kl, (path / draws.num_samples).astype(kl.dtype), draws.once)
 
+    def _tempered(self, kl: jax.Array, nodes: Sequence[Any]) -> jax.Array:
+        """KL + (1 - T) H of these nodes."""
+        if not self._is_tempered:
+            return kl
+        entropy = total([node.entropy() for node in nodes])
+        return kl + (1.0 - at_least_float32(self.temperature)).astype(kl.dtype) * entropy.astype(kl.dtype)
+
     def _kl_beyond_free(self) -> jax.Array:
-        """sum_l max(KL_l, free_nats_l) over the nodes l; None is no free nats."""
+        """sum_l max(KL_l, free_nats_l) over the nodes l, each tempered; None is no free nats."""
         params = self.draws.params
         prefix = self.caller, "free_nats", self.free_nats
         free = broadcast_prefix(*prefix, params, is_posterior, lambda node: node is None)
@@ -82,7 +89,7 @@ class Regulariser:
         for pair, (_, nats) in zip(self.pairs, nodes, strict=True):
             nats = 0.0 if nats is None else nats
             check_factor(self.caller, "free_nats", nats)
-            kl = pair.kl(self.draws.num_samples)
+            kl = self._tempered(pair.kl(self.draws.num_samples), [pair.q])
             terms.append(jnp.maximum(kl, jnp.asarray(nats, kl.dtype)))
         return total(terms)
 

@@ -89,7 +89,7 @@ class Gaussian(Posterior):
 
 
 def mean_field(
-    params: PyTree, *, scale: ArrayLike | PyTree = 0.01, mask: PyTree | Callable[[PyTree], PyTree] | None = None
+    params: PyTree, *, scale: ArrayLike | PyTree = 0.05, mask: PyTree | Callable[[PyTree], PyTree] | None = None
 ) -> PyTree:
     """The params tree with every floating-point leaf w replaced by `Gaussian(loc=w, rho)`, softplus(rho) = scale.
 

@@ -1,5 +1,6 @@
 """Which parameters become posteriors."""
 
+import difflib
 import re
 from collections.abc import Callable
 
@@ -42,7 +43,8 @@ def by_path(pattern: str) -> Callable[[PyTree], PyTree]:
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
         matches = [compiled.fullmatch(path) is not None for path in paths]
         if not any(matches):
-            shown = ", ".join(map(repr, paths[:8])) + (", ..." if len(paths) > 8 else "")
+            near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3)
+            shown = ", ".join(map(repr, list(dict.fromkeys([*near, *paths]))[:8])) + (", ..." if len(paths) > 8 else "")
             raise ValueError(
                 f"by_path: the pattern {pattern!r} matches no path of params as a whole. There are {shown}."
             )

@@ -10,6 +10,7 @@ from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.engine.monte_carlo import draws
+from illia_fn.posteriors.posterior import check_nodes, num_params
 
 
 def predict(
@@ -39,7 +40,8 @@ def predict(
         The outputs, every leaf with a leading axis of size S.
 
     Raises:
-        ValueError: if `num_samples` or `chunk_size` is not an int of at least 1.
+        ValueError: if `num_samples` or `chunk_size` is not an int of at least 1, or for several networks of a tree
+            without posterior nodes, which would be the same.
         TypeError: if `key` is not a PRNG key.
 
     >>> import jax.numpy as jnp
@@ -51,6 +53,12 @@ def predict(
 
     check_callable("predict", "apply_fn", apply_fn)
     check_key("predict", key)
+    check_nodes("predict", params)
+    if not num_params(params) and not needs_key and isinstance(num_samples, int) and num_samples > 1:
+        raise ValueError(
+            f"predict: params has no posterior node, so all {num_samples} networks would be the same. Pass the "
+            "posterior tree itself, not its mean, or num_samples=1."
+        )
     check_fresh_noise("predict", apply_fn, params, x, key if needs_key else None)
 
     def outputs(w: PyTree, *apply_key: jax.Array) -> tuple[PyTree, Any]:

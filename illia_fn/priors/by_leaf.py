@@ -17,14 +17,15 @@ def fan_in(params: PyTree, gain: float, *, out_axis: int = -1, rest: Any = Norma
     """N(0, (gain / sqrt(fan-in))^2) for every kernel, so that activations keep their size in a network of any width.
 
     Neal 1996, Bayesian learning for neural networks, https://doi.org/10.1007/978-1-4612-0745-0. The fan-in is the
-    number of inputs of each output: the product of all axes but `out_axis`.
+    number of inputs of each output: the product of all axes but `out_axis`. Deep networks on little data need a gain
+    above 1: try 2 to 4, and see `check_setup`.
 
-    A gain of 1 flattens deep networks on little data; 2 suits one hidden layer, and 4 deep ones (see the chapter on
-    priors, and `benchmarks/defaults.py`). For an embedding, whose rows are looked up one at a time, build the prefix
-    tree yourself.
+    Kernels with several axes of outputs (the queries of flax attention, `DenseGeneral`), stacked layers and embeddings
+    have another fan-in: give these their own prior in the tree that this returns.
 
     Args:
-        params: the model's parameters, or a posterior's `mean`. Floating-point arrays of two axes or more are kernels.
+        params: the model's parameters, or a posterior's `mean`. Floating-point arrays of two axes or more, of a size
+            above 1 and not named "bias" or "scale", are kernels.
         gain: positive.
         out_axis: the axis of the outputs: -1 in flax and haiku, 0 in equinox.
         rest: the prior of all else, such as biases and the scales of normalisation.
@@ -42,7 +43,9 @@ def fan_in(params: PyTree, gain: float, *, out_axis: int = -1, rest: Any = Norma
     check_scale("fan_in", gain, "gain")
 
     def prior(path: Any, leaf: Any) -> Any:
-        if not _is_float(leaf) or jnp.ndim(leaf) < 2:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        is_vector = sum(size > 1 for size in jnp.shape(leaf)) < 2 and jnp.ndim(leaf) > 2
+        if not _is_float(leaf) or jnp.ndim(leaf) < 2 or is_vector or {"bias", "scale"} & set(names[-2:]):
             return rest
         if not -jnp.ndim(leaf) <= out_axis < jnp.ndim(leaf):
             raise ValueError(

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 
@@ -46,6 +47,9 @@ def test_nothing_to_find():
     assert not check(with_key, needs_key=True).findings
     assert not check(values, y=VALUES).findings
     assert not check(lambda w, x: (classes(w, x), {"aux": x}), has_aux=True).findings
+    assert not check(prior=Normal(0.0, 0.01), kl_weight=1e-3).findings
+    padded = {"y": VALUES.at[30:].set(-999.0), "weights": jnp.arange(40) < 30}
+    assert not check(values, y=padded["y"], weights=padded["weights"].astype(jnp.float32)).findings
     assert not check(values, y=100 * VALUES, loss_fn=lambda f, y: jnp.square(f - y / 100)).findings
 
 
@@ -70,6 +74,9 @@ def shifted(w, x):
 WITH_STATISTIC = {**mean_field(PARAMS), "bn": {"running_mean": mean_field(jnp.zeros(2))}}
 
 
+GONE = jax.tree.map(lambda leaf: 1e-9 * leaf, PARAMS)
+
+
 class Positive:
     support = staticmethod(lambda w: w > 0)
 
@@ -77,22 +84,39 @@ class Positive:
         return -w
 
 
+def raw(w, x):
+    return classes(w, x.astype(jnp.float32).mean((1, 2)) / 255)
+
+
 FOUND = {
-    "one-hot": (lambda: check(y=jax.nn.one_hot(LABELS, 2)), "one-hot labels", "argmax"),
-    "scale of targets": (lambda: check(values, y=100 * VALUES), "y has a standard deviation", "Standardise"),
-    "scale of inputs": (lambda: check(x=100 * X), "x has a root mean square", "Standardise"),
+    "one-hot": (lambda: check(y=jax.nn.one_hot(LABELS, 2)), "looks like labels", "argmax"),
+    "float labels": (lambda: check(values, y=LABELS.astype(jnp.float32)), "looks like labels", "integers"),
+    "scale of targets": (lambda: check(values, y=100 * VALUES), "y has a mean of", "Standardise"),
+    "targets far away": (lambda: check(values, y=1000 + VALUES), "y has a mean of 1e", "Standardise"),
+    "scale of one column": (lambda: check(x=X * jnp.array([1.0, 1.0, 100.0])), "a column with", "Standardise"),
+    "tiny inputs": (lambda: check(x=1e-4 * X), "root mean square of 0.0001", "Standardise"),
+    "images of bytes": (lambda: check(raw, x=jnp.full((40, 2, 2, 3), 200, jnp.uint8)), "has a root", "Standardise"),
     "missing inputs": (lambda: check(in_a_dict, x={"a": X.at[0, 0].set(jnp.nan)}), r"x.*is not finite", "Fill in"),
     "shapes": (lambda: check(y=LABELS[:-1]), "the same batch size", "batch axis comes first"),
     "frozen dropout": (lambda: check(dropping), "draws random numbers for the batch", "needs_key=True"),
     "a statistic": (lambda: check(q=WITH_STATISTIC), "looks like a statistic", "mask"),
     "support": (lambda: check(prior=Positive()), "no density on part", "unconstrained"),
-    "a narrow prior": (lambda: check(prior=Normal(0.0, 0.01)), "will flatten the network", "wider prior"),
+    "a narrow prior": (lambda: check(prior=Normal(0.0, 0.01)), "may flatten the network", "wider prior"),
+    "a narrow posterior as prior": (
+        lambda: check(prior=mean_field(jax.tree.map(jnp.zeros_like, PARAMS), scale=0.01)), "may flatten", "wider prior"
+    ),
+    "a narrow prior of another kind": (lambda: check(prior=dist.Laplace(0.0, 0.005)), "may flatten", "wider prior"),
     "no num_data": (lambda: check(num_data=None), "no num_data", r"num_data=len\(x_train\)"),
     "num_data of a batch": (lambda: check(num_data=7), "must be the size of the training set", "padded"),
-    "loud noise": (lambda: check(q=mean_field(PARAMS, scale=3.0)), "starts with noise of 3", "smaller scale"),
+    "loud noise": (lambda: check(q=mean_field(PARAMS, scale=3.0)), "noise of 3", "smaller scale"),
+    "means that are gone": (lambda: check(q=mean_field(GONE, scale=0.2)), "noise of 0.2 on weights", "Warm the KL up"),
     "two compilations": (lambda: check(shifted, q={**mean_field(PARAMS), "c": 0.5}), "compiles twice", "jnp.asarray"),
     "an infinite loss": (lambda: check(loss_fn=lambda f, y: jnp.log(f[:, 0] - 1e9)), "not finite", "domain of loss_fn"),
     "no posterior": (lambda: check(q=PARAMS), "no posterior node", "mean_field"),
+    "lost nodes": (lambda: check(q={"w": {"loc": X, "rho": X}}), "has lost its type", "Restore"),
+    "probabilities": (lambda: check(lambda w, x: jax.nn.softmax(classes(w, x))), "are probabilities", "softmax"),
+    "a sum": (lambda: check(loss_fn=lambda f, y: jnp.sum(jnp.square(f))), "size of the batch", "mean"),
+    "a key": (lambda: check(with_key), "missing 1 required", "needs_key=True"),
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def test_what_has_no_closed_form():
 
 def test_it_prints():
     lines = str(summary(tree())).splitlines()
-    assert [line.split()[0] for line in lines] == ["path", "['b']", "['deterministic']", "['w']", "total"]
+    assert [line.split()[0] for line in lines] == ["path", "['b']", "['deterministic']", "['w']", "total", "The"]
     assert "30x4" in lines[3]
     assert lines[1].endswith("100 %")
 
@@ -94,6 +94,15 @@ def test_a_node_over_a_subtree():
     row = summary(Point({"a": jnp.ones(2), "b": jnp.ones((2, 2))}), key=jax.random.key(0)).leaves[0]
     assert (row.shape, row.path, row.mean_abs, row.signal_to_noise) == ((6,), "['a'], ['b']", 1.0, 1.0)
     np.testing.assert_allclose(row.kl, 6 * (0.5 + 0.5 * np.log(2 * np.pi)), rtol=1e-6)
+
+
+def test_scales_that_are_alike():
+    q = mean_field(jnp.zeros(40), scale=0.1)
+    assert summary(q).scales_are_alike
+    assert str(summary(q)).splitlines()[-1].startswith("The scales are alike")
+    learned = mean_field(jnp.zeros(40), scale=jnp.linspace(0.1, 0.2, 40))
+    assert not summary(learned).scales_are_alike
+    assert not summary(mean_field(jnp.zeros(3), scale=0.1)).scales_are_alike
 
 
 def test_no_leaves():

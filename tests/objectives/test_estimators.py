@@ -277,6 +277,21 @@ def test_free_nats_are_free_leaf_by_leaf():
     assert (grads["far"].loc > 0).all()
 
 
+def test_free_nats_of_a_tempered_kl_are_free():
+    q, prior = q_of([0.0, 0.2], [0.9, 0.5]), Normal(0.0, 1.0)
+
+    def kl(q, free_nats, temperature):
+        args = lambda w, x: 0.0 * w[:1] + x, q, jnp.zeros(1), jnp.zeros(1), KEY
+        options = {"prior": prior, "free_nats": free_nats, "temperature": temperature}
+        return elbo_loss(*args, num_data=1, return_terms=True, **options)[1].kl
+
+    tempered = kl_loss(q, prior, reduction="sum") + 0.9 * q.entropy()
+    for free_nats in (100.0, 0.0):
+        value, grads = jax.value_and_grad(kl)(q, free_nats, 0.1)
+        assert value == pytest.approx(max(float(tempered), free_nats))
+        assert (grads.rho == 0).all() == (free_nats > 0)
+
+
 @pytest.mark.parametrize("loss", [elbo_loss, predictive_loss])
 @pytest.mark.parametrize(
     ("options", "error", "match"),

@@ -76,3 +76,9 @@ def test_half_precision_stays():
 def test_bad_factors(factor):
     with pytest.raises((ValueError, TypeError), match="slow_scales: factor"):
         slow_scales(factor)
+
+
+def test_nothing_to_slow_down():
+    for optimizer, params in ((slow_scales(), {"w": jnp.ones(2)}), (optax.flatten(slow_scales()), Q)):
+        with pytest.raises(ValueError, match="slow_scales: the parameters have no scale"):
+            optimizer.init(params)

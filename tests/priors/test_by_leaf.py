@@ -24,6 +24,17 @@ def test_activations_keep_their_size(out_axis, fans):
     np.testing.assert_allclose(outputs.std(), 1.5, rtol=5 * np.sqrt(1 / (2 * 50 * 400) + 1 / (2 * 50 * 2000)))
 
 
+def test_what_is_no_kernel():
+    """Biases of attention, of convolutions in equinox, and behind a container of flax.nnx."""
+    shapes = {
+        "query": {"bias": jnp.ones((8, 8))},
+        "conv": {"b": jnp.ones((16, 1, 1))},
+        "nnx": {"bias": [jnp.ones((2, 3))]},
+    }
+    for prior in jax.tree.leaves(priors.fan_in(shapes, 3.0), is_leaf=lambda leaf: isinstance(leaf, Normal)):
+        assert prior.scale == 1.0
+
+
 def test_the_rest_is_yours():
     prior = priors.fan_in(PARAMS, 1.0, rest=Normal(1.0, 0.3))
     assert (prior["bias"].loc, prior["bias"].scale) == (1.0, 0.3)
