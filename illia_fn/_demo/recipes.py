@@ -37,7 +37,7 @@ def last_layer(params: Any) -> Any:
 def recipes_of(dataset: Dataset) -> dict[str, Recipe]:
     """The defaults; and for images the last layer alone, which `benchmarks.digits` chose on a validation split."""
     recipes = {"Bayesian": Recipe()}
-    return recipes if dataset.x_train.ndim == 2 else {"Bayesian last layer": Recipe(last_layer, 0.3, 1.0), **recipes}
+    return recipes if dataset.x_train.ndim == 2 else {"Bayesian last layer": Recipe(last_layer), **recipes}
 
 
 def model_of(dataset: Dataset, seed: int) -> tuple[Callable[..., Any], Any]:

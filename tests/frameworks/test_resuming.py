@@ -80,3 +80,13 @@ def test_families_of_your_own():
     tree = {"a": {"at": jnp.ones(2)}, "b": {"loc": jnp.ones(2), "rho": jnp.ones(2)}, "c": {"rho": jnp.ones(2)}}
     restored = restore_nodes(tree, (illia_fn.Gaussian, Point))
     assert [type(restored[name]).__name__ for name in "abc"] == ["Point", "Gaussian", "dict"]
+
+
+def test_nodes_in_the_state_of_an_optimizer():
+    """Where each group of parameters sees the others masked, a node has an empty field."""
+    q = illia_fn.mean_field({"w": jnp.ones(3)})
+    rates = {"loc": optax.adam(1e-2), "rho": optax.adam(2e-3), "deterministic": optax.set_to_zero()}
+    state = optax.multi_transform(rates, illia_fn.labels).init(q).inner_states["loc"].inner_state[0].mu
+    restored = restore_nodes({"q": {"w": {"loc": q["w"].loc, "rho": q["w"].rho}}, "mu": {"w": vars(state["w"])}})
+    assert jax.tree.structure(restored["mu"]) == jax.tree.structure(state)
+    assert jax.tree.structure(restored["q"]) == jax.tree.structure(q)

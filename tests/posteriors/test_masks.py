@@ -66,7 +66,7 @@ def test_paths_of_the_frameworks(params, pattern):
         (
             "kernel",
             ValueError,
-            "matches no path of params as a whole. There are 'body/head_bias', 'body/kernel', 'head/",
+            "matches no path of params as a whole. There are 'head/kernel', 'body/kernel', 'body/head_bias'",
         ),
         ("head/(", ValueError, r"must be a regular expression, got 'head/\(': missing \)"),
         (3, TypeError, "must be a string, got 3 of type int"),
@@ -75,6 +75,12 @@ def test_paths_of_the_frameworks(params, pattern):
 def test_refused(pattern, error, match):
     with pytest.raises(error, match=f"by_path: .*{match}"):
         mean_field(PARAMS, scale=0.1, mask=by_path(pattern))
+
+
+def test_what_is_near_is_listed_first():
+    params = {**{f"block_{index}": {"kernel": 0.0} for index in range(9)}, "output": {"kernel": 0.0}}
+    with pytest.raises(ValueError, match="There are 'output/kernel'"):
+        by_path("output")(params)
 
 
 def test_a_long_tree_is_not_listed_whole():
