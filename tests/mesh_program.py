@@ -65,7 +65,6 @@ LOSSES = {
     "antithetic chunks": elbo(6, chunk_size=2, antithetic=True),
     "decorrelated": elbo(2, coupling="decorrelated"),
     "flipout": elbo(2, coupling="flipout"),
-    "local_reparam": elbo(2, coupling="local_reparam"),
     "doubly_reparameterised": elbo(2, estimator="doubly_reparameterised"),
     "score_function": elbo(2, estimator="score_function"),
     "predictive": loss(illia_fn.predictive_loss, 2),

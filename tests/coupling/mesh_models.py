@@ -1,6 +1,5 @@
 """Models that meet a mesh in ways of their own, on several virtual devices against one: run by test_meshes.py."""
 
-import itertools
 from functools import partial
 
 import jax
@@ -58,12 +57,12 @@ WEIGHTS = {"a": normal(4, 6), "b": normal(6), "c": normal(6, 3)}
 X, Y = normal(8, 4), jnp.asarray(RNG.integers(0, 3, 8))
 Q = illia_fn.mean_field(WEIGHTS, scale=0.1)
 SHARDED = {"a": ("data", "model"), "b": ("data",), "c": ("model",)}  # as only what gathers its weights can have them
-MODELS = {  # with how its weights are sharded, and a number of samples
-    layers: ({"a": (None, "model"), "b": ("model",)}, 1),
-    with_dropout: ({}, 4),
-    gathering: (SHARDED, 2),
-    automatic: (SHARDED, 2),
-    look_up: ({}, 2),
+MODELS = {  # with how its weights are sharded, a number of samples, and couplings
+    layers: ({"a": (None, "model"), "b": ("model",)}, 1, ("decorrelated", "flipout", "local_reparam")),
+    with_dropout: ({}, 4, ("decorrelated",)),
+    gathering: (SHARDED, 2, ("flipout",)),
+    automatic: (SHARDED, 2, ("decorrelated",)),
+    look_up: ({}, 2, ("flipout",)),
 }
 
 
@@ -74,7 +73,8 @@ def same(name, found, expected):
 
 def objectives():
     """Value and gradient, whether or not the mesh is set."""
-    for (model, (specs, num_samples)), coupling in itertools.product(MODELS.items(), ("decorrelated", "flipout")):
+    cases = [(model, *rest, coupling) for model, (*rest, couplings) in MODELS.items() for coupling in couplings]
+    for model, specs, num_samples, coupling in cases:
         options = {"num_samples": num_samples, "coupling": coupling, "num_data": 8, "needs_key": model is with_dropout}
         step = jax.jit(jax.value_and_grad(partial(illia_fn.elbo_loss, model, **options)))
         q = {name: place(leaf, *specs.get(name, ())) for name, leaf in Q.items()}

@@ -13,7 +13,6 @@ from numpyro.distributions.kl import kl_divergence as numpyro_kl
 import illia_fn
 from illia_fn import Gaussian, Normal, kl_divergence, kl_loss, kl_tree, mean_field
 
-pytestmark = pytest.mark.optimised
 
 F32_MAX = float(np.finfo(np.float32).max)
 log_scales = st.floats(-30.0, 30.0)  # scales from 1e-30 to 1e30
@@ -38,6 +37,7 @@ def assert_close_or_overflows(value, exact, rtol):
         assert value == np.inf  # the KL itself is beyond float32
 
 
+@pytest.mark.optimised
 @settings(max_examples=300)
 @given(locs, log_scales, locs, log_scales)
 @example(0.0, 0.0, 0.0, 0.0)
@@ -52,6 +52,7 @@ def test_normal_to_normal_in_float32(q_loc, q_log10, p_loc, p_log10):
     assert_close_or_overflows(value, exact_kl(delta_exact, q_scale, 0.0, p_scale), 3e-6)
 
 
+@pytest.mark.optimised
 @settings(max_examples=300)
 @given(log_scales, relative)
 @example(0.0, 3e-4)
@@ -62,6 +63,7 @@ def test_close_scales_do_not_cancel(log10, change):
     np.testing.assert_allclose(value, float(exact_kl(0.0, q_scale, 0.0, p_scale)), rtol=2e-6, atol=2e-19)
 
 
+@pytest.mark.optimised
 def test_every_term_of_the_series_near_the_prior_counts():
     ratios = np.concatenate([np.linspace(0.75, 0.999, 200), np.linspace(1.001, 4 / 3, 200)]).astype(np.float32)
     values = jax.vmap(lambda ratio: kl_divergence(Normal(0.0, ratio), Normal(0.0, 1.0)))(ratios)
@@ -69,12 +71,14 @@ def test_every_term_of_the_series_near_the_prior_counts():
     np.testing.assert_allclose(values, np.array(exact, float), rtol=3e-7)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("ratio", [1.333, 1.1, 0.9, 0.751])
 def test_the_series_near_the_prior_in_float64(x64, ratio):
     value = kl_divergence(Normal(0.0, ratio), Normal(0.0, 1.0))
     np.testing.assert_allclose(value, float(exact_kl(0.0, ratio, 0.0, 1.0)), rtol=1e-14)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("q_rho", "p_rho"),
     [
@@ -95,6 +99,7 @@ def test_scales_that_underflow_are_compared_by_their_logarithms(q_rho, p_rho):
         np.testing.assert_allclose(jax.grad(kl)(q, p).rho, np.expm1(2 * u), rtol=2e-3)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("rho", [-60.0, -87.0, -88.0, -150.0, -1e4])
 @pytest.mark.parametrize("p_scale", [1e-33, 1e-20, 0.1])
 def test_a_posterior_far_below_its_prior(rho, p_scale):
@@ -121,6 +126,7 @@ def test_a_kl_beyond_float32_is_infinite():
     )
 
 
+@pytest.mark.optimised
 def test_a_posterior_prior_in_its_tail_has_a_gradient():
     q, p = Gaussian(jnp.float32(0.0), jnp.float32(0.0)), Gaussian(jnp.float32(0.0), jnp.float32(-39.0))
     gradient = jax.grad(kl_divergence, 1)(q, p).rho
@@ -151,6 +157,7 @@ def test_the_figure_of_the_design():
     np.testing.assert_allclose(value, 9.0e-8, rtol=2e-3)
 
 
+@pytest.mark.optimised
 @settings(max_examples=200)
 @given(locs, rhos, locs, log_scales)
 @example(0.0, -1e4, 0.0, -30.0)
@@ -178,6 +185,7 @@ def gradients_jit(loc, rho, p_loc, p_scale):
     return jax.grad(kl, (0, 1, 2, 3))(loc, rho, p_loc, p_scale)
 
 
+@pytest.mark.optimised
 @settings(max_examples=200)
 @given(locs, rhos, locs, log_scales)
 @example(0.0, -1e4, 0.0, 0.0)
@@ -202,6 +210,7 @@ kl_and_grads = jax.value_and_grad(kl_loss, (0, 1))
 kl_and_grads_jit = jax.jit(kl_and_grads)
 
 
+@pytest.mark.optimised
 @settings(max_examples=100)
 @given(locs, rhos)
 @example(0.0, -1e4)
@@ -216,6 +225,7 @@ def test_q_equal_p_is_exactly_zero_with_zero_gradient(loc, rho):
             assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.optimised
 @settings(max_examples=100)
 @given(locs, log_scales)
 def test_equal_normals_have_zero_kl_and_gradient(loc, log10):
@@ -225,6 +235,7 @@ def test_equal_normals_have_zero_kl_and_gradient(loc, log10):
     assert all(leaf == 0 for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("p_loc", [0.3, -0.4])
 @pytest.mark.parametrize("q_log_scale", [-3.0, -0.05, 0.0, 1.0])
 def test_second_derivatives(x64, q_log_scale, p_loc):
@@ -357,6 +368,7 @@ def test_empirical_bayes():
     assert np.isfinite(loc_grad)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_dtypes_accumulate_in_float32(dtype, transform):
@@ -367,6 +379,7 @@ def test_dtypes_accumulate_in_float32(dtype, transform):
     np.testing.assert_allclose(value, 0.5 * (scale**2 + 0.25 - 1) - np.log(scale), rtol=1e-5)
 
 
+@pytest.mark.optimised
 def test_many_parameters_in_float32():
     q = Gaussian(jnp.full(5_000_000, 0.1), jnp.full(5_000_000, -7.0))
     exact = float(kl_divergence(Gaussian(q.loc[:1], q.rho[:1]), Normal(0.0, 0.1)))
