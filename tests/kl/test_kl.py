@@ -13,7 +13,6 @@ from numpyro.distributions.kl import kl_divergence as numpyro_kl
 import illia_fn
 from illia_fn import Gaussian, Normal, kl_divergence, kl_loss, kl_tree, mean_field
 
-
 F32_MAX = float(np.finfo(np.float32).max)
 log_scales = st.floats(-30.0, 30.0)  # scales from 1e-30 to 1e30
 locs = st.floats(-1e3, 1e3, width=32)
