@@ -1,4 +1,4 @@
-"""Twelve models as their frameworks' users write them; the lines that make each of them Bayesian are marked."""
+"""Fourteen models as their frameworks' users write them; the lines that make each of them Bayesian are marked."""
 
 import equinox as eqx
 import flax.linen as nn

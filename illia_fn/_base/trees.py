@@ -7,6 +7,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.export
+import jax.numpy as jnp
 
 PyTree = Any
 T = TypeVar("T")
@@ -90,6 +91,11 @@ def _register_for_export(cls: type) -> None:
         serialize_auxdata=serialize,
         deserialize_auxdata=lambda data: ast.literal_eval(data.decode()),
     )
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether it is an array of floating-point numbers."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def leaves_with_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:

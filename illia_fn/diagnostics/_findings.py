@@ -3,16 +3,15 @@
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.checks import split_aux
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.objectives._data import DataTerm
-from illia_fn.posteriors.posterior import is_posterior, mean
+from illia_fn.posteriors.posterior import is_posterior
 
 
 class Finding(NamedTuple):
@@ -26,6 +25,7 @@ class Finding(NamedTuple):
 
 
 def of_data(data: DataTerm) -> Iterator[Finding]:
+    """Inputs of a size that networks do not learn from, and targets that do not suit the default likelihood."""
     counts = slice(None) if data.weights is None else np.asarray(data.weights) > 0
     for path, leaf in leaves_with_path(data.x):
         values = np.asarray(leaf)
@@ -45,7 +45,7 @@ def of_data(data: DataTerm) -> Iterator[Finding]:
                 "Standardise the inputs: (x - mean) / standard deviation.",
             )
     targets = jax.tree.leaves(data.y)
-    if len(targets) == 1 and data.loss_fn is None and jnp.issubdtype(targets[0].dtype, jnp.floating):
+    if len(targets) == 1 and data.loss_fn is None and jnp.issubdtype(jnp.result_type(targets[0]), jnp.floating):
         yield from _of_numbers(np.asarray(targets[0], np.float64)[counts])
 
 
@@ -64,19 +64,18 @@ def _of_numbers(y: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def of_outputs(data: DataTerm, params: PyTree, keys: list[jax.Array]) -> Iterator[Finding]:
+def of_outputs(data: DataTerm, outputs: Any) -> Iterator[Finding]:
     """Probabilities in the place of logits; a sum over the batch in the place of a mean."""
-    outputs, _ = split_aux("check_setup", "apply_fn", data.apply_fn(mean(params), data.x, *keys), has_aux=data.has_aux)
     if data.loss_fn is None and jnp.issubdtype(jax.tree.leaves(data.y)[0].dtype, jnp.integer):
         probs = np.asarray(outputs, np.float64)
         if np.all(probs >= 0) and np.allclose(probs.sum(axis=-1), 1.0, atol=1e-3):
             yield Finding("the outputs are probabilities, and the loss takes logits", "Leave out the last softmax.")
     if data.weights is None and data.losses_of_outputs(outputs).ndim == 0:
-        twice = [jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), tree) for tree in (outputs, data.y)]
-        one, two = (
-            float(data.losses_of_outputs(outputs)),
-            float(dataclasses.replace(data, y=twice[1]).losses_of_outputs(twice[0])),
+        twice, y = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, leaf]) if jnp.ndim(leaf) else leaf, (outputs, data.y)
         )
+        one = float(data.losses_of_outputs(outputs))
+        two = float(dataclasses.replace(data, y=y).losses_of_outputs(twice))
         if abs(two - one) > 0.5 * abs(one):
             yield Finding(
                 f"loss_fn returns a scalar that depends on the size of the batch ({one:.3g}, and {two:.3g} for twice "
@@ -89,6 +88,7 @@ _STATISTIC = re.compile(r"batch_stats|running_(mean|var)|moving_(mean|average|va
 
 
 def of_posterior(params: PyTree) -> Iterator[Finding]:
+    """Nodes that stand for statistics, and noise that is louder than the weights."""
     loud: list[tuple[float, str, float, float]] = []
     for path, node in leaves_with_path(params, is_posterior):
         if not is_posterior(node):

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from illia_fn._base.checks import split_aux
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.diagnostics._findings import Finding, of_data, of_outputs, of_posterior
 from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.kl.loss import kl_pairs
-from illia_fn.kl.table import log_prior_of_node
+from illia_fn.kl.table import is_prior, log_prior_of_node
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives.elbo import elbo_loss
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean
@@ -27,7 +28,7 @@ class SetupReport(NamedTuple):
         findings: empty if nothing was found.
         nll: mean negative log-likelihood per example at the mean of q, in nats; nan if it could not be computed.
         kl: KL(q || prior) / N at the start, in nats per example; nan without num_data.
-        cost_of_means: what is left of it once the scales are those of the prior, as long as the means stay.
+        cost_of_means: the part of it that the means cost whatever the scales, [log p(middle of p) - log p(means)] / N.
     """
 
     findings: list[Finding]
@@ -90,14 +91,19 @@ def check_setup(
         return SetupReport(findings, np.nan, np.nan, np.nan)
     findings = [*of_data(data), *of_posterior(params)]
     findings += _refused(lambda: check_fresh_noise("check_setup", apply_fn, params, x, *(keys or [None])))
-    nll, refused = _tried(lambda: data.mean(data.losses(mean(params), *keys)[0]))
-    findings += refused or of_outputs(data, params, keys)
+    outputs, refused = _tried(
+        lambda: split_aux("check_setup", "apply_fn", apply_fn(mean(params), x, *keys), has_aux=has_aux)[0]
+    )
+    nll = None
+    if not refused:
+        nll, refused = _tried(lambda: data.mean(data.losses_of_outputs(outputs)))
+    findings += refused or of_outputs(data, outputs)
     costs, refused = _tried(lambda: _costs(params, prior, key, num_data))
     findings += refused
     kl, cost_of_means = costs if costs is not None else (np.nan, np.nan)
     findings += _of_the_prior(data, nll, kl_weight * cost_of_means, num_data)
     if not any(isinstance(finding, _Refusal) for finding in findings):
-        call |= {"prior": prior, "num_data": num_data}
+        call |= {"prior": prior, "num_data": num_data, "kl_weight": kl_weight}
         findings += _of_a_step(lambda q: elbo_loss(apply_fn, q, x, y, key, **call), params, has_aux=has_aux)
     unique = list(dict.fromkeys(Finding(*finding) for finding in findings))
     return SetupReport(unique, np.nan if nll is None else float(nll), float(kl), float(cost_of_means))
@@ -132,12 +138,20 @@ def _costs(params: PyTree, prior: PyTree, key: jax.Array, num_data: int | None) 
 
 
 def _cost_of_means(pair: Any) -> float:
-    """log p(0 or the mean of p) - log p(E_q[w]): of a Normal (m_q - m_p)^2 / (2 s_p^2)."""
-    middle = pair.p.mean if is_posterior(pair.p) else jax.tree.map(jnp.zeros_like, pair.q.mean)
-    if isinstance(pair.p, Normal):
-        middle = jnp.broadcast_to(jnp.asarray(pair.p.loc), np.shape(pair.q.mean))
-    densities = [log_prior_of_node(pair.name, pair.p, w) for w in (middle, pair.q.mean)]
+    """log p(middle) - log p(E_q[w]): of a Normal (m_q - m_p)^2 / (2 s_p^2)."""
+    densities = [log_prior_of_node(pair.name, pair.p, w) for w in (_middle(pair.p, pair.q.mean), pair.q.mean)]
     return max(0.0, float(densities[0] - densities[1]))
+
+
+def _middle(p: PyTree, w: PyTree) -> PyTree:
+    """The mean of a posterior that is a prior; else the location of each prior, or 0, in the shapes of w."""
+    if is_posterior(p):
+        return p.mean
+
+    def of_one(p: Any, w: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(getattr(p, "loc", 0.0), np.shape(leaf)), w)
+
+    return jax.tree.map(of_one, p, w, is_leaf=is_prior)
 
 
 def _of_the_prior(data: DataTerm, nll: Any, cost: float, num_data: int | None) -> Iterator[Finding]:
@@ -158,13 +172,14 @@ def _of_the_prior(data: DataTerm, nll: Any, cost: float, num_data: int | None) -
 
 def _worth(data: DataTerm, nll: Any) -> float | None:
     """What a perfect network would gain on the best constant prediction, in nats per example, or about that."""
+    if nll is None or data.loss_fn is not None:
+        return None if nll is None else float(nll)
     y = np.asarray(jax.tree.leaves(data.y)[0])
-    if data.loss_fn is None and y.dtype.kind in "iu":
+    y = y if data.weights is None else y[np.asarray(data.weights) > 0]
+    if y.dtype.kind in "iu":
         shares = np.unique(y, return_counts=True)[1] / y.size
         return float(-np.sum(shares * np.log(shares)) * (y.size / len(y)))
-    if data.loss_fn is None:
-        return float(0.5 * np.var(y) * (y.size / len(y)))
-    return None if nll is None else float(nll)
+    return float(0.5 * np.var(y) * (y.size / len(y)))
 
 
 def _of_a_step(loss: Callable[[PyTree], Any], params: PyTree, *, has_aux: bool) -> list[Finding]:

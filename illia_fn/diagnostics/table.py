@@ -56,7 +56,7 @@ class Summary(NamedTuple):
     leaves: list[LeafSummary]
     kl: float
     num_params: int
-    scales_are_alike: bool = False
+    scales_are_alike: bool
 
     def __str__(self) -> str:
         head = ("path", "shape", "family", "mean |w|", "scale", "KL (nats)", "KL/weight", "|w|/scale", "at prior")

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._base.checks import describe
-from illia_fn._base.trees import PyTree
-from illia_fn.frameworks.functional import FunctionalModel, call_keywords, check_floating, is_floating
+from illia_fn._base.trees import PyTree, is_floating
+from illia_fn.frameworks.functional import FunctionalModel, call_keywords, check_floating
 
 
 def from_nnx(

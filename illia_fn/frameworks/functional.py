@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable, describe, split_aux
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.trees import PyTree, is_floating, leaves_with_path
 from illia_fn.engine.state import average_state
 
 
@@ -112,13 +112,14 @@ class FunctionalModel:
                 its structure and shapes.
         """
         check_callable("FunctionalModel.loss", "objective", objective)
-        has_aux = self.has_state and options.pop("has_aux", False)
+        fixed = getattr(objective, "keywords", {})  # of a functools.partial
+        has_aux = self.has_state and options.pop("has_aux", fixed.get("has_aux", False))
 
         def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
             return objective(self.train_fn(), q, x, y, key, needs_key=True, **{**options, **more})
 
         def loss_and_state(q: PyTree, state: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
-            self._refuse_coupling({**getattr(objective, "keywords", {}), **options, **more})
+            self._refuse_coupling({**fixed, **options, **more})
             train = self.train_fn(state)
 
             def apply_fn(params: PyTree, x: Any, key: jax.Array) -> tuple[Any, _Carried]:
@@ -221,11 +222,6 @@ def from_functions(
         lambda params, _, x: evaluate(params, x),
         lambda params, _: params,
     )
-
-
-def is_floating(leaf: Any) -> bool:
-    """Whether it is a floating-point array."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def check_floating(caller: str, name: str, params: PyTree) -> None:

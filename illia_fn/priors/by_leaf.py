@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_scale, describe
 from illia_fn._base.numerics import at_least_float32
-from illia_fn._base.trees import PyTree
+from illia_fn._base.trees import PyTree, is_floating
 from illia_fn.priors.normal import Normal
 
 
@@ -24,8 +24,8 @@ def fan_in(params: PyTree, gain: float, *, out_axis: int = -1, rest: Any = Norma
     have another fan-in: give these their own prior in the tree that this returns.
 
     Args:
-        params: the model's parameters, or a posterior's `mean`. Floating-point arrays of two axes or more, of a size
-            above 1 and not named "bias" or "scale", are kernels.
+        params: the model's parameters, or a posterior's `mean`. Floating-point arrays of two axes or more that are
+            not named "bias" or "scale" are kernels.
         gain: positive.
         out_axis: the axis of the outputs: -1 in flax and haiku, 0 in equinox.
         rest: the prior of all else, such as biases and the scales of normalisation.
@@ -43,9 +43,8 @@ def fan_in(params: PyTree, gain: float, *, out_axis: int = -1, rest: Any = Norma
     check_scale("fan_in", gain, "gain")
 
     def prior(path: Any, leaf: Any) -> Any:
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        is_vector = sum(size > 1 for size in jnp.shape(leaf)) < 2 and jnp.ndim(leaf) > 2
-        if not _is_float(leaf) or jnp.ndim(leaf) < 2 or is_vector or {"bias", "scale"} & set(names[-2:]):
+        *_, name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value").split("/")  # of nnx
+        if not _is_number(leaf) or jnp.ndim(leaf) < 2 or name in ("bias", "scale"):
             return rest
         if not -jnp.ndim(leaf) <= out_axis < jnp.ndim(leaf):
             raise ValueError(
@@ -86,7 +85,7 @@ def centred(params: PyTree, scale: ArrayLike, *, relative: ArrayLike = 0.0) -> P
     def prior(leaf: Any) -> Normal:
         if hasattr(type(leaf), "log_prob"):
             raise TypeError(f"centred: params must be plain parameters, got {describe(leaf)}. Pass illia_fn.mean(q).")
-        if not _is_float(leaf):
+        if not _is_number(leaf):
             return Normal(0.0, 1.0)
         w = jax.lax.stop_gradient(at_least_float32(jnp.asarray(leaf)))
         return Normal(w, jnp.maximum(jnp.asarray(scale, w.dtype), jnp.asarray(relative, w.dtype) * jnp.abs(w)))
@@ -94,5 +93,5 @@ def centred(params: PyTree, scale: ArrayLike, *, relative: ArrayLike = 0.0) -> P
     return jax.tree.map(prior, params, is_leaf=lambda leaf: hasattr(type(leaf), "log_prob"))
 
 
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, float) or is_floating(leaf)

@@ -28,8 +28,8 @@ def test_what_is_no_kernel():
     """Biases of attention, of convolutions in equinox, and behind a container of flax.nnx."""
     shapes = {
         "query": {"bias": jnp.ones((8, 8))},
-        "conv": {"b": jnp.ones((16, 1, 1))},
-        "nnx": {"bias": [jnp.ones((2, 3))]},
+        "conv": {"bias": jnp.ones((16, 1, 1))},
+        "nnx": {"bias": {"value": jnp.ones((2, 3))}},
     }
     for prior in jax.tree.leaves(priors.fan_in(shapes, 3.0), is_leaf=lambda leaf: isinstance(leaf, Normal)):
         assert prior.scale == 1.0
