@@ -1,6 +1,5 @@
 """What the demo trains, and how: networks, their recipes, and what they are compared with."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from flax import nnx
 import illia_fn
 from illia_fn._demo import models
 from illia_fn._demo.data import Dataset
+from illia_fn.frameworks import from_nnx
 
 PRIOR = illia_fn.Normal(0.0, 1.0)  # the default
 
@@ -29,9 +29,7 @@ class Recipe(NamedTuple):
     scale_rate: float = 0.2
 
 
-def last_layer(params: Any) -> Any:
-    """The mask of the linear layer that all models here end with."""
-    return jax.tree.map_with_path(lambda path, _: bool(re.search("linear", jax.tree_util.keystr(path))), params)
+last_layer = illia_fn.by_path("linear/.*")  # all models here end with it
 
 
 def recipes_of(dataset: Dataset) -> dict[str, Recipe]:
@@ -49,12 +47,8 @@ def model_of(dataset: Dataset, seed: int) -> tuple[Callable[..., Any], Any]:
         model = models.ConvNet(len(dataset.classes), rngs)
     else:
         model = models.Classifier(dataset.x_train.shape[1], len(dataset.classes), rngs)
-    graphdef, params = nnx.split(model)
-
-    def apply_fn(params: Any, x: jax.Array) -> Any:
-        return nnx.merge(graphdef, params)(x)
-
-    return apply_fn, params
+    functional = from_nnx(model)
+    return functional.eval_fn(), functional.params
 
 
 def with_prior_on_all(objective: Callable[..., Any], **options: Any) -> Callable[..., jax.Array]:

@@ -108,9 +108,9 @@ def elbo_loss(
         temperature: T, positive; may be traced. The optimum is the cold (T < 1) or warm posterior
             (p(y | w) p(w))^(1 / T): KL(q || prior) becomes -E_q[log prior(w)] - T H(q) = KL + (1 - T) H(q) (Wenzel et
             al. 2020, https://arxiv.org/abs/2002.02405).
-        free_nats: free bits (Kingma et al. 2016, https://arxiv.org/abs/1606.04934), in nats: the KL of each leaf l
-            becomes max(KL_l, free_nats), so that up to there it costs nothing. A number for each leaf, or a prefix tree
-            of them. The loss stays an upper bound of the negative ELBO.
+        free_nats: free bits (Kingma et al. 2016, https://arxiv.org/abs/1606.04934), in nats: the KL of each leaf l,
+            tempered if `temperature` is not 1, becomes max(KL_l, free_nats), so that up to there it costs nothing. A
+            number for each leaf, or a prefix tree of them. The loss stays an upper bound of the negative ELBO.
         weights: weights of the examples, (B,), for a weighted mean; 0 for padding, whose targets may be anything, but
             whose inputs must be finite. If all are 0 under jit, the loss is NaN.
         estimator: how the gradient is estimated; the value is the same. "reparameterised": through the draws, with the

@@ -77,6 +77,17 @@ WITH_STATISTIC = {**mean_field(PARAMS), "bn": {"running_mean": mean_field(jnp.ze
 GONE = jax.tree.map(lambda leaf: 1e-9 * leaf, PARAMS)
 
 
+def test_padding_and_locations_do_not_count():
+    q, y = mean_field({"w": PARAMS["w"][:, 0]}), VALUES.at[30:].set(-1e6)
+    options = {"weights": (jnp.arange(40) < 30).astype(jnp.float32), "prior": Normal(0.0, 0.01)}
+    padded = check(lambda w, x: x @ w["w"], q, y=y, **options)
+    assert ["may flatten" in finding.problem for finding in padded.findings] == [True]
+    assert check(prior=illia_fn.priors.centred(PARAMS, 0.01)).cost_of_means == 0.0
+    np.testing.assert_allclose(
+        check(prior=dist.Normal(3.0, 1.0)).cost_of_means, check(prior=Normal(3.0, 1.0)).cost_of_means, rtol=1e-5
+    )
+
+
 class Positive:
     support = staticmethod(lambda w: w > 0)
 
