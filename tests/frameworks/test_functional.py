@@ -294,7 +294,7 @@ def test_what_the_loss_returns_beside_its_value():
         return (
             MODEL.loss(elbo_loss, **options)(*args),
             MODEL.loss(partial(elbo_loss, return_terms=True), **options)(*args),
-            model.loss(elbo_loss, has_aux=True, **options)(*args),
+            model.loss(partial(elbo_loss, has_aux=True), **options)(*args),
             model.loss(elbo_loss, has_aux=True, return_terms=True, **options)(*args),
             MODEL.loss(illia_fn.iwae_loss, return_log_weights=True, **options)(*args),
         )
