@@ -30,6 +30,12 @@ def mesh_of(tree: PyTree) -> Any:
     return contextlib.nullcontext() if is_set else jax.sharding.use_abstract_mesh(explicit[0])
 
 
+def own_mesh(x: jax.Array) -> Any:
+    """A context with the mesh that the type of an array names, if it names one."""
+    mesh = jax.typeof(x).sharding.mesh
+    return contextlib.nullcontext() if mesh.empty else jax.sharding.use_abstract_mesh(mesh)
+
+
 def moved_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x` as `like` is sharded, if that is on a mesh with axes of other types, as within `jax.sharding.auto_axes`."""
     mine, its = jax.typeof(x).sharding, jax.typeof(like).sharding

@@ -69,7 +69,7 @@ class Context:
     def draw(self, value: Moments) -> PerExample:
         if self.sites is None:
             return draw(value, moved_like(self.noise[value.site], value.mean))
-        self.sites[value.site] = jax.ShapeDtypeStruct(value.mean.shape, value.variance.dtype)
+        self.sites[value.site] = jax.ShapeDtypeStruct(value.mean.shape, value.variances[0].unit.dtype)
         return PerExample(value.mean)
 
     def note(self, position: int, view: View, primitive: str, meets: int = 0, **use: Any) -> None:

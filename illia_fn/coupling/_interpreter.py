@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from illia_fn._base.sharding import own_mesh
 from illia_fn.coupling._concatenation import concatenated, expanded, probed
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._layout import AFFINE, LAYOUT
 from illia_fn.coupling._linear import LINEAR, flipout, moments, movable
-from illia_fn.coupling._moments import Moments, scaled_square, total_variance
+from illia_fn.coupling._moments import Moments, added, in_units, square, total
 from illia_fn.coupling._recursion import RECURSION
 from illia_fn.coupling._values import PerExample, View, along
 
@@ -102,9 +103,12 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
         if isinstance(value, View):
             return value.laid_out(lambda x, full: LAYOUT[name](x, full, *others, **params), outputs)
         if len(outputs) == 1 and outputs[0].size == value.mean.size:  # a copy would be drawn apart from its original
-            mean, variance = (eqn.primitive.bind(x, *others, **eqn.params) for x in (value.mean, value.variance))
-            unit = LAYOUT[name](value.unit, value.mean.shape, *others, **params)
-            return [Moments(mean, variance, unit, value.site)]
+            with own_mesh(value.mean):  # which this equation may be the one to leave
+                parts, unit = added(value.variances)
+                variance = jnp.broadcast_to(total(parts), value.mean.shape)
+            mean, variance = (eqn.primitive.bind(x, *others, **eqn.params) for x in (value.mean, variance))
+            unit = LAYOUT[name](unit, value.mean.shape, *others, **params)
+            return [Moments(mean, (in_units(variance, unit),), value.site)]
     is_affine = name in AFFINE and isinstance(value, View) and jnp.issubdtype(outputs[0].dtype, jnp.floating)
     if is_affine and not (name == "div" and position == 1):
         return [value.mapped(AFFINE[name], position, others, outputs[0])]
@@ -122,7 +126,8 @@ def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[
     if view.strategy == "flipout":
         return [PerExample(flipout(linear, view))]
     if view.strategy == "local_reparam":
-        return [Moments(*moments(linear, view), ctx.path)]
+        mean, variance = moments(linear, view)
+        return [Moments(mean, (variance,), ctx.path)]
     reads = view.copies * linear.reads
     ctx.note(position, view, name, reads=reads, movable=frozenset(movable(linear, view)), draws_output=True)
     return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
@@ -167,15 +172,14 @@ def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
         if isinstance(value, View):
             assert value.strategy in (None, "local_reparam"), f"a weight under {value.strategy} is not to be drawn"
             mean.append(value.dense(value.mean))
-            variances.append(scaled_square(value.dense(value.dev, value.dev.dtype)))
+            dev = value.dense(value.dev, value.dev.dtype)
+            variances.append(square(dev.reshape((1,) * (output.ndim - dev.ndim) + dev.shape)))
         elif isinstance(value, Moments) and value.mean.size == output.size:
             mean.append(value.mean)
-            variances.append((value.variance, value.unit))
+            variances += value.variances
         else:
             mean += arrays(concrete(ctx, [value]))
-    total = eqn.primitive.bind(*mean, **eqn.params)
+    total_mean = eqn.primitive.bind(*mean, **eqn.params)
     if ctx.uses is not None or not variances:
-        return [PerExample(total)]
-    variance, unit = total_variance(variances)
-    unit = unit if unit.ndim else unit.reshape((1,) * total.ndim)  # of a scalar weight
-    return [Moments(total, jnp.broadcast_to(variance, total.shape), unit, ctx.path)]
+        return [PerExample(total_mean)]
+    return [Moments(total_mean, tuple(variances), ctx.path)]

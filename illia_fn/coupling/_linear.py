@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
-from illia_fn.coupling._moments import magnitude, scaled_square
+from illia_fn.coupling._moments import Variance, in_units, magnitude
 from illia_fn.coupling._values import View
 
 Array = jax.Array
@@ -34,8 +34,7 @@ class LinearMap(NamedTuple):
 
     Attributes:
         apply: (data, weight) -> output, linear in the weight.
-        variance: (data, scale of the weight) -> variance of the output and its unit (see `Moments`), if no output reads
-            an element twice.
+        variance: (data, scale of the weight) -> variance of the output, if no output reads an element twice.
         data: the other operand.
         to_data: for the axes of the weight whose sign may be moved to the data, their axis there.
         to_output: the same for the output.
@@ -43,7 +42,7 @@ class LinearMap(NamedTuple):
     """
 
     apply: Callable[[Any, Array], Array]
-    variance: Callable[[Any, Array], tuple[Array, Array]]
+    variance: Callable[[Any, Array], Variance]
     data: Any
     to_data: Mapping[int, int]
     to_output: Mapping[int, int]
@@ -89,10 +88,10 @@ def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> LinearM
     def apply(indices: Array, w: Array) -> Array:
         return eqn.primitive.bind(w, indices, **eqn.params)
 
-    def variance(indices: Array, dev: Array) -> tuple[Array, Array]:
-        squares, unit = scaled_square(dev)
-        squares = apply(indices, squares)
-        return squares, unit.reshape((1,) * squares.ndim)
+    def variance(indices: Array, dev: Array) -> Variance:
+        unit = magnitude(dev)
+        output = apply(indices, jnp.square(dev * (1.0 / unit)))
+        return in_units(output, unit.reshape((1,) * output.ndim))
 
     reads = math.prod(eqn.outvars[0].aval.shape) // max(1, math.prod(sizes))
     return LinearMap(apply, variance, operands[1], {}, to_output, reads)
@@ -112,11 +111,19 @@ def _bilinear(
     def apply(x: Array, w: Array, **params: Any) -> Array:
         return eqn.primitive.bind(*((x, w) if position == 1 else (w, x)), **{**eqn.params, **params})
 
-    def variance(x: Array, dev: Array) -> tuple[Array, Array]:
+    def variance(x: Array, dev: Array) -> Variance:
         x = at_least_float32(x).astype(dev.dtype)
         size, unit = magnitude(x, along=list(through)), magnitude(dev)
-        squares = apply(jnp.square(x * (1.0 / size)), jnp.square(dev * (1.0 / unit)), preferred_element_type=None)
-        return squares, unit.reshape((1,) * squares.ndim) * _moved(size, through, squares.ndim)
+        rank, back = eqn.outvars[0].aval.ndim, {place: axis for axis, place in through.items()}
+
+        def times(factor: Array | None) -> tuple[Array, Array | None]:
+            scaled = x * (1.0 / size)
+            if factor is not None and all(n == 1 or axis in back for axis, n in enumerate(factor.shape)):
+                scaled, factor = scaled * _moved(factor, back, x.ndim), None
+            squares = apply(jnp.square(scaled), jnp.square(dev * (1.0 / unit)), preferred_element_type=None)
+            return squares, factor
+
+        return Variance(unit.reshape((1,) * rank) * _moved(size, through, rank), times)
 
     return LinearMap(apply, variance, data, to_data, to_output, reads)
 
@@ -155,10 +162,10 @@ def flipout(linear: LinearMap, view: View) -> Array:
     return output + noise
 
 
-def moments(linear: LinearMap, view: View) -> tuple[Array, Array, Array]:
-    """f(x, mean), and f(x^2, dev^2) with its unit."""
+def moments(linear: LinearMap, view: View) -> tuple[Array, Variance]:
+    """f(x, mean), and f(x^2, dev^2)."""
     mean = linear.apply(linear.data, view.dense(view.mean))
-    return mean, *linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
+    return mean, linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
 
 
 def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:

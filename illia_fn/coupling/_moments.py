@@ -1,7 +1,7 @@
 """Independent Gaussians in the place of an output: drawn, added, and scaled so that squares stay in range."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,19 +14,31 @@ from illia_fn.coupling._values import PerExample, Site
 Array = jax.Array
 
 
+class Variance(NamedTuple):
+    """Variances of independent Gaussians, of which the unit is known before they are.
+
+    Attributes:
+        unit: powers of two, or 0, constant to every gradient; thin, as the arrays of a `View` are.
+        times: of a thin factor f, or None for 1, the variances in units of unit^2, times f^2, in float32 or wider. They
+            come as v and g of v * g^2: None for g, with f taken into what is squared, saves an array of the output's
+            shape, and another in the gradient.
+    """
+
+    unit: Array
+    times: Callable[[Array | None], tuple[Array, Array | None]]
+
+
 class Moments(NamedTuple):
     """Independent Gaussians, given all that was computed before; drawn when something that is not linear reads them.
 
     Attributes:
         mean: their means.
-        variance: their variances in units of unit^2, in float32 or wider.
-        unit: powers of two, constant to every gradient; thin, as the arrays of a `View` are.
+        variances: terms of their variances; one at least.
         site: the place of their noise.
     """
 
     mean: Array
-    variance: Array
-    unit: Array
+    variances: tuple[Variance, ...]
     site: Site
 
 
@@ -37,36 +49,71 @@ def magnitude(x: Array, *, along: Sequence[int] = ()) -> Array:
     """
     x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))  # or XLA computes x once more, for the maximum alone
     others = [axis for axis in range(x.ndim) if axis not in along]
-    largest = jnp.max(jnp.abs(x), axis=others, keepdims=True, initial=jnp.finfo(x.dtype).tiny)
-    # of the bits of a positive number, those of the exponent are the power of two below it
+    # Of the bits of a positive number, those of the exponent are the power of two below it. The maximum comes last, as
+    # XLA repeats what follows it for every element that is then divided by it.
     finfo = jnp.finfo(x.dtype)
-    bits = jax.lax.bitcast_convert_type(largest, jnp.dtype(f"uint{finfo.bits}"))
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.dtype(f"uint{finfo.bits}"))
     exponent = np.asarray((2**finfo.nexp - 1) << finfo.nmant, bits.dtype)
-    power = jax.lax.bitcast_convert_type(bits & exponent, x.dtype)
+    powers = jax.lax.bitcast_convert_type(bits & exponent, x.dtype)
     last = 2.0 ** (finfo.maxexp - 3)
-    return jnp.clip(power, 1.0 / last, last)
+    return jnp.max(jnp.minimum(powers, last), axis=others, keepdims=True, initial=1.0 / last)
 
 
-def scaled_square(x: Array) -> tuple[Array, Array]:
-    """x^2 / unit^2, and the unit."""
+def square(x: Array) -> Variance:
+    """x^2."""
     unit = magnitude(x)
-    return jnp.square(x * (1.0 / unit)), unit
+    return in_units(jnp.square(x * (1.0 / unit)), unit)
 
 
-def total_variance(terms: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """The sum of variances, each with a unit of its own, in the largest of the units."""
+def in_units(variance: Array, unit: Array) -> Variance:
+    """A variance that is known, in units of unit^2."""
+    return Variance(unit, lambda factor: (variance, factor))
+
+
+def added(terms: Sequence[Variance]) -> tuple[list[tuple[Array, Array | None]], Array]:
+    """Of each term v and g in the largest of their units (see `Variance`), and that unit."""
     if len(terms) == 1:
-        return terms[0]
-    unit = functools.reduce(jnp.maximum, [unit for _, unit in terms])
-    variances = [variance * jnp.square(own / unit) for variance, own in terms]
-    return sum(variances[1:], start=variances[0]), unit
+        return [terms[0].times(None)], terms[0].unit
+    unit = functools.reduce(jnp.maximum, [term.unit for term in terms])
+    divisor = jnp.maximum(unit, jnp.finfo(unit.dtype).tiny)  # a product of two units may be 0
+    return [term.times(term.unit / divisor) for term in terms], unit
+
+
+def total(parts: Sequence[tuple[Array, Array | None]]) -> Array:
+    """The sum of v * g^2, g being 1 where it is None."""
+    return functools.reduce(jnp.add, [v if g is None else _times_square(v, g) for v, g in parts])
+
+
+def _times_square(variance: Array, factor: Array) -> Array:
+    """v * g^2, as a product of matrices if g is one number.
+
+    So, too, is its gradient, if v is shared by all examples: a sum over them that is fast on a CPU.
+    """
+    if factor.size > 1:
+        return variance * jnp.square(factor)
+    one = jnp.square(factor).reshape(1)
+    return jnp.tensordot(one, variance[None], 1, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def root(variance: Array) -> Array:
+    """sqrt(variance), with the derivative 0 at 0."""
+    return jnp.sqrt(variance)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (variance,), (tangent,) = primals, tangents
+    stddev = root(variance)
+    # a division comes last, as XLA does that once for all that read the gradient, and repeats what is cheap for each
+    return stddev, tangent / jnp.where(variance > 0, 2.0 * stddev, jnp.inf)
 
 
 def draw(moments: Moments, noise: Array) -> PerExample:
     """mean + unit * sqrt(variance) * noise."""
-    positive = moments.variance > 0  # the root has no finite derivative at 0: neither branch may see it
-    stddev = jnp.where(positive, jnp.sqrt(jnp.where(positive, moments.variance, 1.0)), 0.0) * moments.unit
-    return PerExample(_of_example(noise, stddev, moments.mean))
+    parts, unit = added(moments.variances)
+    stddev = root(total(parts)) * unit
+    return PerExample(_of_example(noise, jnp.broadcast_to(stddev, moments.mean.shape), moments.mean))
 
 
 def _scale_and_shift(noise: Array, stddev: Array, mean: Array) -> Array:

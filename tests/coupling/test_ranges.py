@@ -9,6 +9,7 @@ from coupling_cases import KEY, array, conv
 from illia_fn import Gaussian
 from illia_fn._base.numerics import softplus_inverse
 from illia_fn.coupling._latin_hypercube import Strata
+from illia_fn.coupling._moments import root
 from illia_fn.coupling._transform import Coupled
 
 pytestmark = pytest.mark.promotes
@@ -119,3 +120,21 @@ def test_positions_beside_padding():
     outputs = it.outputs(it.noise(KEY, Strata(jnp.arange(1), count=1)), 1, x)[0]
     outputs = outputs / jnp.array([1.0, 1e30, 1.0])[:, None]
     np.testing.assert_allclose(outputs.std(axis=(0, 2)), 2.0, rtol=0.1)
+
+
+def test_what_is_too_small_is_zero_not_nan():
+    """Units whose product has no place in the dtype are not divided by."""
+    outputs, _ = linear("two sources")
+    rho = jax.tree.map(softplus_inverse, of_scale("two sources", 1e-30))
+    x = 1e-30 * array(*LINEAR["two sources"][2])
+    value, pullback, _ = jax.vjp(
+        lambda rho, x: outputs(jax.tree.map(jnp.zeros_like, rho), rho, x), rho, x, has_aux=True
+    )
+    for leaf in jax.tree.leaves((value, pullback(jnp.ones_like(value)))):
+        np.testing.assert_allclose(leaf, 0.0, atol=1e-30)
+
+
+def test_the_root_at_zero_has_derivatives():
+    for order, derivative in enumerate([root, jax.grad(root), jax.grad(jax.grad(root))]):
+        assert derivative(0.0) == 0.0
+        np.testing.assert_allclose(derivative(4.0), [2.0, 0.25, -1.0 / 32.0][order], rtol=1e-6)
