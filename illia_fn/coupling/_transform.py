@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.sharding import gathered, mesh_of, vary_along, varying_axes
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling._latin_hypercube import Strata
+from illia_fn.engine._latin_hypercube import Strata
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights

@@ -29,13 +29,22 @@ def compiled_once(f: Callable[..., PyTree], *args: PyTree) -> PyTree:
 
     Anywhere else it is f itself.
     """
-    leaves, structure = jax.tree.flatten(args)
-    if _has_tracers(leaves) or _has_tracers([jnp.zeros(())]):
+    if _has_tracers(jax.tree.leaves(args)) or _has_tracers([jnp.zeros(())]):
         return f(*args)
+    return compiled(f, *args)(*args)
+
+
+def compiled(f: Callable[..., PyTree], *like: PyTree) -> Callable[..., PyTree]:
+    """f, for arguments of these structures and types, by one compilation for all that compute the same."""
+    leaves, structure = jax.tree.flatten(like)
     closed, shapes = jax.make_jaxpr(lambda *leaves: f(*structure.unflatten(leaves)), return_shape=True)(*leaves)
-    operands = [*closed.consts, *leaves]
-    run = functools.partial(_evaluate, closed.jaxpr) if _has_tracers(operands) else _evaluation(closed.jaxpr)
-    return jax.tree.unflatten(jax.tree.structure(shapes), run(*operands))
+    closes_over_tracers = _has_tracers(closed.consts)
+    run = functools.partial(_evaluate, closed.jaxpr) if closes_over_tracers else _evaluation(closed.jaxpr)
+
+    def call(*args: PyTree) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(shapes), run(*closed.consts, *jax.tree.leaves(args)))
+
+    return call
 
 
 def _has_tracers(values: list[Any]) -> bool:

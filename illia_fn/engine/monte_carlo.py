@@ -13,6 +13,7 @@ from illia_fn._base.sharding import vary_along, varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import Chunk, sum_over_chunks
 from illia_fn.engine._eager import compiled_once
+from illia_fn.engine._latin_hypercube import Strata, stratified_normals
 from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import Sampler, is_posterior
 
@@ -102,27 +103,36 @@ def draws(
     chunk_size: int | None,
     antithetic: bool,
     needs_key: bool,
+    latin_hypercube: bool = False,
     per_draw: tuple[jax.Array, ...] = (),
 ) -> tuple[Chunk, PyTree]:
     """For f -> (value, aux): a function of a chunk, to the sum of the values and all aux at its draws, and the chunks.
 
-    A chunk is made of keys, and of the rows of `per_draw`, arrays (S, ...) that f takes as further arguments.
+    A chunk is made of keys, of the places of its draws, and of the rows of `per_draw`, arrays (S, ...) that f takes as
+    further arguments.
     """
     check_draws(caller, key, num_samples, chunk_size, antithetic)
     # For each draw of noise one key, and one for each f that sees it.
-    if antithetic:
-        pairs = [row.reshape(num_samples // 2, 2, *row.shape[1:]) for row in per_draw]
-        chunks = jax.random.split(key, (num_samples // 2, 3)), *pairs
-    else:
-        chunks = jax.random.split(key, (num_samples, 2)), *per_draw
-    chunk_sum = partial(_chunk_sum, f, antithetic=antithetic, needs_key=needs_key)
+    sides = 2 if antithetic else 1
+    keys = jax.random.split(key, (num_samples // sides, 1 + sides))
+    rows = [row.reshape(num_samples // 2, 2, *row.shape[1:]) for row in per_draw] if antithetic else per_draw
+    chunks = keys, jnp.arange(num_samples // sides), *rows
+    noise = partial(_even_noise, keys[0, 0], num_samples) if latin_hypercube else _noise
+    chunk_sum = partial(_chunk_sum, f, noise, antithetic=antithetic, needs_key=needs_key)
     if jax.sharding.get_abstract_mesh().manual_axes:  # as in a shard_map
         value, _ = jax.eval_shape(chunk_sum(q), jax.tree.map(lambda x: x[:1], chunks))
         q = vary_along(q, varying_axes(value))
     return chunk_sum(q), chunks
 
 
-def _chunk_sum(f: Callable[..., tuple[PyTree, PyTree]], q: PyTree, *, antithetic: bool, needs_key: bool) -> Chunk:
+def _chunk_sum(
+    f: Callable[..., tuple[PyTree, PyTree]],
+    noise_at: Callable[[Sampler, jax.Array, jax.Array], list[jax.Array]],
+    q: PyTree,
+    *,
+    antithetic: bool,
+    needs_key: bool,
+) -> Chunk:
     joined = Joined.of(q, is_posterior)
     sampler = Sampler.of(joined.nodes)
 
@@ -130,8 +140,8 @@ def _chunk_sum(f: Callable[..., tuple[PyTree, PyTree]], q: PyTree, *, antithetic
         return f(joined.tree(w), *(inputs if needs_key else inputs[1:]))
 
     def chunk_sum(chunk: tuple[jax.Array, ...]) -> tuple[PyTree, PyTree]:
-        keys, *rows = chunk
-        noise = _noise(sampler, keys[:, 0])
+        keys, places, *rows = chunk
+        noise = noise_at(sampler, keys[:, 0], places)
         if not antithetic:
             return _sum_at_noise(call, sampler, noise, (keys[:, 1], *rows))
         sides = [
@@ -144,12 +154,19 @@ def _chunk_sum(f: Callable[..., tuple[PyTree, PyTree]], q: PyTree, *, antithetic
     return chunk_sum
 
 
-def _noise(sampler: Sampler, keys: jax.Array) -> list[jax.Array]:
+def _noise(sampler: Sampler, keys: jax.Array, _: jax.Array) -> list[jax.Array]:
     """The noise of each key, stacked."""
     size = sum(leaf.size for leaf in jax.eval_shape(lambda keys: sampler.noise(keys[0]), keys))
     at_once = _NOISE_AT_ONCE // max(1, size)
     at_once = at_once if at_once > 1 else None
     return compiled_once(lambda keys: jax.lax.map(sampler.noise, keys, batch_size=at_once), keys)
+
+
+def _even_noise(key: jax.Array, count: int, sampler: Sampler, _: jax.Array, places: jax.Array) -> list[jax.Array]:
+    """The noise of some places among all samples of a Latin hypercube, stacked."""
+    shapes = jax.eval_shape(sampler.noise, key)
+    noise = stratified_normals(jax.random.clone(key), shapes, 1, Strata(places, count))
+    return [leaf[:, 0] for leaf in noise]
 
 
 def _sum_at_noise(

@@ -8,7 +8,7 @@ from coupling_cases import KEY, array, conv
 
 from illia_fn import Gaussian
 from illia_fn._base.numerics import softplus_inverse
-from illia_fn.coupling._latin_hypercube import Strata
+from illia_fn.engine._latin_hypercube import Strata
 from illia_fn.coupling._moments import root
 from illia_fn.coupling._transform import Coupled
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illia_fn.coupling import _latin_hypercube
-from illia_fn.coupling._latin_hypercube import _ORDERS, Strata, stratified_normals
+from illia_fn.engine import _latin_hypercube
+from illia_fn.engine._latin_hypercube import _ORDERS, Strata, stratified_normals
 
 KEYS = 4096
 

@@ -1,0 +1,79 @@
+"""A function of many examples, run on some at a time, with its results on the host."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from illia_fn._base.checks import describe
+from illia_fn._base.trees import PyTree
+from illia_fn.engine._eager import compiled
+
+
+def check_batch_size(caller: str, batch_size: Any, x: PyTree, *others: PyTree) -> None:
+    """A batch_size goes with arrays of the same number of examples, known now."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"{caller}: batch_size must be an int of at least 1, got {describe(batch_size)}.")
+    leaves = jax.tree.leaves(x)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((x, others))):
+        raise ValueError(
+            f"{caller}: batch_size={batch_size} brings every batch to the host, which jit and its like cannot. Call it "
+            "outside of them, or leave batch_size out."
+        )
+    sizes = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        raise ValueError(
+            f"{caller}: with a batch_size, the arrays of x must share a leading axis of at least one example, got "
+            f"shapes {[np.shape(leaf) for leaf in leaves]}. Close over what is not per example in apply_fn."
+        )
+
+
+def in_batches(
+    caller: str, f: Callable[..., PyTree], params: PyTree, x: PyTree, key: jax.Array, *, batch_size: int, axis: int
+) -> PyTree:
+    """f(params, x, key), whose results have the examples along an axis, as NumPy arrays.
+
+    It is compiled once: the last batch is filled up with copies of the last example.
+    """
+    count = len(jax.tree.leaves(x)[0])
+    batch_size = min(batch_size, count)
+    whole: list[np.ndarray] = []
+    run = structure = None
+    for start in range(0, count, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows[0] : rows[-1] + 1]), x)
+        batch = jax.tree.map(lambda leaf: _filled(leaf, batch_size), batch)
+        run = run or compiled(f, params, batch, key)
+        leaves, structure = jax.tree.flatten(run(params, batch, key))
+        if not whole:
+            _check_examples(caller, leaves, batch_size, axis)
+            whole = [np.empty(_with_size(leaf.shape, axis, count), leaf.dtype) for leaf in leaves]
+        stop = min(start + batch_size, count)
+        for result, leaf in zip(whole, leaves, strict=True):
+            here = (slice(None),) * axis
+            result[(*here, slice(start, stop))] = np.asarray(leaf)[(*here, slice(0, stop - start))]
+    assert structure is not None
+    return structure.unflatten(whole)
+
+
+def _filled(x: jax.Array, size: int) -> jax.Array:
+    missing = size - len(x)
+    return x if not missing else jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])
+
+
+def _with_size(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _check_examples(caller: str, leaves: list[jax.Array], batch_size: int, axis: int) -> None:
+    for leaf in leaves:
+        if leaf.ndim <= axis or leaf.shape[axis] != batch_size:
+            what = "apply_fn must return outputs with" if axis else "reduce must return arrays with"
+            shape = leaf.shape[1:] if axis else leaf.shape
+            raise ValueError(
+                f"{caller}: with a batch_size, {what} a leading axis of examples, got shape {shape} for "
+                f"{batch_size} examples."
+            )
