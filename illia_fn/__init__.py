@@ -74,6 +74,7 @@ from illia_fn.posteriors import mean_field as mean_field
 from illia_fn.posteriors import num_params as num_params
 from illia_fn.posteriors import sample as sample
 from illia_fn.posteriors import stddev as stddev
+from illia_fn.predictions import linearise as linearise
 from illia_fn.predictions import metrics as metrics
 from illia_fn.predictions import predict as predict
 from illia_fn.priors import Normal as Normal

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
-from illia_fn.engine._latin_hypercube import Strata, cut, stratified_normals
 from illia_fn.coupling._values import PerExample, Site, Strategy, View, along
+from illia_fn.engine._latin_hypercube import Strata, cut, stratified_normals
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
 

@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec as P
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.sharding import gathered, mesh_of, vary_along, varying_axes
 from illia_fn._base.trees import PyTree
-from illia_fn.engine._latin_hypercube import Strata
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._eager import compiled_once
+from illia_fn.engine._latin_hypercube import Strata
 
 _AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger

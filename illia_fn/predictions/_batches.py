@@ -1,6 +1,7 @@
 """A function of many examples, run on some at a time, with its results on the host."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,15 +9,14 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.checks import describe
+from illia_fn._base.checks import check_count
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._eager import compiled
 
 
 def check_batch_size(caller: str, batch_size: Any, x: PyTree, *others: PyTree) -> None:
     """A batch_size goes with arrays of the same number of examples, known now."""
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"{caller}: batch_size must be an int of at least 1, got {describe(batch_size)}.")
+    check_count(caller, "batch_size", batch_size)
     leaves = jax.tree.leaves(x)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((x, others))):
         raise ValueError(
@@ -43,9 +43,7 @@ def in_batches(
     whole: list[np.ndarray] = []
     run = structure = None
     for start in range(0, count, batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows[0] : rows[-1] + 1]), x)
-        batch = jax.tree.map(lambda leaf: _filled(leaf, batch_size), batch)
+        batch = jax.tree.map(partial(_rows, start=start, size=batch_size), x)
         run = run or compiled(f, params, batch, key)
         leaves, structure = jax.tree.flatten(run(params, batch, key))
         if not whole:
@@ -59,9 +57,11 @@ def in_batches(
     return structure.unflatten(whole)
 
 
-def _filled(x: jax.Array, size: int) -> jax.Array:
-    missing = size - len(x)
-    return x if not missing else jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])
+def _rows(x: Any, *, start: int, size: int) -> jax.Array:
+    """So many rows of x, or of its last one."""
+    rows = jnp.asarray(x[start : start + size])
+    missing = size - len(rows)
+    return jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], (missing, *rows.shape[1:]))]) if missing else rows
 
 
 def _with_size(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.trees import PyTree
@@ -67,6 +66,7 @@ def predict(
             a batch_size, if x is traced or its arrays, or the outputs, do not share the axis of examples.
         TypeError: if `key` is not a PRNG key.
 
+    >>> import jax.numpy as jnp
     >>> from illia_fn import mean_field
     >>> q = mean_field(jnp.ones((3, 2)), scale=0.1)
     >>> predict(lambda w, x: x @ w, q, jnp.ones((5, 3)), jax.random.key(0), 4).shape
@@ -132,15 +132,15 @@ def about_mean(f: Callable[[PyTree], Any], params: PyTree, w: PyTree) -> Any:
     """f(m) + df(m) (w - m), m the mean of a posterior tree; outputs that are no floats are those of m."""
     middle, structure = jax.tree.flatten(mean(params))
     is_bayesian = jax.tree.leaves(
-        jax.tree.map(
-            lambda node: jax.tree.map(lambda _: is_posterior(node), mean(node)), params, is_leaf=is_posterior
-        )
+        jax.tree.map(lambda node: jax.tree.map(lambda _: is_posterior(node), mean(node)), params, is_leaf=is_posterior)
     )
     steps = [a - b for a, b, moves in zip(jax.tree.leaves(w), middle, is_bayesian, strict=True) if moves]
 
     def at(some: list[jax.Array]) -> Any:
         moving = iter(some)
-        return f(structure.unflatten([next(moving) if moves else m for m, moves in zip(middle, is_bayesian, strict=True)]))
+        return f(
+            structure.unflatten([next(moving) if moves else m for m, moves in zip(middle, is_bayesian, strict=True)])
+        )
 
     start = [m for m, moves in zip(middle, is_bayesian, strict=True) if moves]
     value, change = jax.jvp(at, (start,), (steps,))

@@ -16,9 +16,9 @@ from coupling_cases import BATCH, CASES, KEY
 import illia_fn
 from illia_fn import explain_coupling, mean_field
 from illia_fn._base.trees import frozen_pytree
-from illia_fn.engine._latin_hypercube import Strata
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._transform import Coupled
+from illia_fn.engine._latin_hypercube import Strata
 from illia_fn.posteriors.posterior import Posterior
 
 

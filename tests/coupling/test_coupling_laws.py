@@ -10,8 +10,8 @@ from coupling_cases import CASES, array, conv, params
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, mean_field, sample
-from illia_fn.engine._latin_hypercube import Strata
 from illia_fn.coupling._transform import Coupled
+from illia_fn.engine._latin_hypercube import Strata
 
 pytestmark = pytest.mark.promotes
 

@@ -8,9 +8,9 @@ from coupling_cases import KEY, array, conv
 
 from illia_fn import Gaussian
 from illia_fn._base.numerics import softplus_inverse
-from illia_fn.engine._latin_hypercube import Strata
 from illia_fn.coupling._moments import root
 from illia_fn.coupling._transform import Coupled
+from illia_fn.engine._latin_hypercube import Strata
 
 pytestmark = pytest.mark.promotes
 

@@ -1,0 +1,159 @@
+"""The law of the outputs of the linearised network, against draws, dense algebra and integrals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import illia_fn
+from illia_fn import Posterior, frozen_pytree, linearise, mean_field, predict
+from illia_fn.predictions import softmax_by_probit, softmax_of_gaussian
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (6, 3))
+Q = mean_field({"w": jnp.array([[1.0, -1.0], [0.5, 2.0], [0.0, 1.0]]), "b": jnp.ones(2)}, scale=0.3)
+
+
+def apply_fn(w, x):
+    return {"logits": jnp.tanh(x @ w["w"] + w["b"][None]), "size": x[:, 0] * w["b"][0]}
+
+
+@frozen_pytree
+class FullRank(Posterior):
+    """N(loc, factor factor') over a subtree of two leaves."""
+
+    loc: dict
+    factor: jax.Array
+
+    def reparameterise(self):
+        return lambda noise: jax.tree.map(jnp.add, self.loc, self._unflat(self.factor @ noise))
+
+    def _unflat(self, flat):
+        return {"b": flat[:2], "w": flat[2:].reshape(3, 2)}
+
+    def log_prob(self, w):
+        raise NotImplementedError
+
+    def entropy(self):
+        raise NotImplementedError
+
+    @property
+    def mean(self):
+        return self.loc
+
+    @property
+    def stddev(self):
+        return self._unflat(jnp.sqrt(jnp.sum(jnp.square(self.factor), axis=1)))
+
+
+def dense(q, covariance):
+    """f(x, m) and J S J', by the whole Jacobian."""
+    at = illia_fn.mean(q)
+
+    def outputs(flat, x):
+        w = {"b": flat[:2], "w": flat[2:].reshape(3, 2)}
+        values = apply_fn(w, x[None])
+        return jnp.concatenate([values["logits"][0], values["size"]])
+
+    flat = jnp.concatenate([at["b"], at["w"].ravel()])
+    jacobian = jax.vmap(jax.jacfwd(outputs), (None, 0))(flat, X)
+    return jnp.einsum("bkp,pq,blq->bkl", jacobian, covariance, jacobian)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_a_mean_field(chunk_size):
+    law = linearise(apply_fn, Q, X, chunk_size=chunk_size)
+    np.testing.assert_allclose(law.mean["logits"], apply_fn(illia_fn.mean(Q), X)["logits"], rtol=1e-6)
+    np.testing.assert_allclose(law.covariance, dense(Q, 0.09 * jnp.eye(8)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(law.variance["size"], law.covariance[:, 2, 2])
+    np.testing.assert_allclose(law.variance["logits"][:, 1], law.covariance[:, 1, 1])
+
+
+def test_a_family_over_a_subtree():
+    factor = jnp.tril(jax.random.normal(jax.random.key(1), (8, 8)))
+    q = FullRank(illia_fn.mean(Q), factor)
+    np.testing.assert_allclose(linearise(apply_fn, q, X).covariance, dense(q, factor @ factor.T), rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_is_bayesian_varies():
+    q = mean_field(illia_fn.mean(Q), scale=0.3, mask={"w": False, "b": True})
+    covariance = jnp.diag(jnp.array([0.09] * 2 + [0.0] * 6))
+    np.testing.assert_allclose(linearise(apply_fn, q, X).covariance, dense(q, covariance), rtol=1e-4, atol=1e-6)
+
+
+def test_draws_have_that_law():
+    law = linearise(apply_fn, Q, X)
+    draws = predict(apply_fn, Q, X, KEY, 4000, linearised=True, chunk_size=None)
+    flat = np.concatenate([draws["logits"], draws["size"][..., None]], axis=2)
+    errors = np.einsum("sbk,sbl->bkl", *[flat - flat.mean(axis=0)] * 2) / len(flat) - law.covariance
+    stddev = np.sqrt(np.diagonal(law.covariance, axis1=1, axis2=2))
+    limit = 5 * np.sqrt(2 / len(flat)) * stddev[:, :, None] * stddev[:, None, :]
+    assert np.all(np.abs(errors) < limit + 1e-6)
+
+
+def test_the_softmax_of_a_gaussian():
+    """Against means over draws: .03 where the logits are as uncertain as they are large."""
+    mean = jnp.array([[2.0, 0.0, -1.0], [0.3, 0.1, 0.0], [4.0, -4.0, 0.0]])
+    factor = jax.random.normal(jax.random.key(3), (3, 3, 3))
+    covariance = factor @ factor.mT
+    noise = jax.random.normal(KEY, (200_000, 3))
+    exact = jax.nn.softmax(mean[None] + jnp.einsum("bij,sj->sbi", factor, noise)).mean(axis=0)
+    np.testing.assert_allclose(softmax_of_gaussian(mean, covariance), exact, atol=0.03)
+    np.testing.assert_allclose(softmax_by_probit(mean, covariance), exact, atol=0.15)
+
+
+def test_two_classes_are_a_sigmoid():
+    """Both are MacKay's sigmoid(m / sqrt(1 + pi v / 8)) of the difference."""
+    gap, variance = jnp.linspace(-6.0, 6.0, 13), 3.0
+    mean = jnp.stack([gap, jnp.zeros(13)], axis=1)
+    covariance = jnp.broadcast_to(jnp.diag(jnp.array([variance, 0.0])), (13, 2, 2))
+    expected = jax.nn.sigmoid(gap / jnp.sqrt(1.0 + jnp.pi / 8.0 * variance))
+    np.testing.assert_allclose(softmax_of_gaussian(mean, covariance)[:, 0], expected, rtol=1e-5)
+
+
+def test_certain_logits_are_their_softmax():
+    mean = jnp.array([3.0, -2.0, 100.0])
+    for f in (softmax_of_gaussian, softmax_by_probit):
+        np.testing.assert_allclose(f(mean, jnp.zeros((3, 3))), jax.nn.softmax(mean), rtol=1e-6)
+        with pytest.raises(ValueError, match=f"{f.__name__}: mean must have shape"):
+            f(mean, jnp.ones(3))
+
+
+def test_it_is_exact_for_a_last_layer():
+    """A Gaussian on linear weights: the same mean and variance as the outputs themselves."""
+    q = mean_field(
+        {"hidden": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}, scale=0.5, mask={"hidden": False, "out": True}
+    )
+
+    def model(w, x):
+        return jnp.tanh(x @ w["hidden"]) @ w["out"]
+
+    features = jnp.tanh(X @ q["hidden"])
+    law = linearise(model, q, X)
+    expected = 0.25 * jnp.sum(jnp.square(features), axis=1)
+    np.testing.assert_allclose(law.variance, jnp.stack([expected] * 2, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(law.covariance[:, 0, 1], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linearise(apply_fn, illia_fn.mean(Q), X), "no posterior node"),
+        (
+            lambda: linearise(apply_fn, Q, (X, X[:2])),
+            r"share a leading axis of examples, got shapes \[\(6, 3\), \(2, 3\)",
+        ),
+        (lambda: linearise(lambda w, x: w["b"], Q, X), r"leading axis of examples, got shape \(2,\)"),
+        (lambda: linearise(apply_fn, Q, X, chunk_size=0), "chunk_size must be an int of at least 1"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=f"linearise: .*{message}"):
+        call()
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), Q)
+        law = linearise(apply_fn, wide, np.asarray(X, np.float64))
+    assert law.covariance.dtype == jnp.float64
