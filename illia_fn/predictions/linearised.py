@@ -110,7 +110,8 @@ def softmax_of_gaussian(mean: ArrayLike, covariance: ArrayLike) -> jax.Array:
 
     Every pair of logits is averaged by the probit approximation of a sigmoid; the result is normalised. Lu, Ie & Sha
     2020, Mean-field approximation to Gaussian-softmax integral, https://arxiv.org/abs/2006.07584. Two classes are those
-    of MacKay 1992, within .02 of the integral.
+    of MacKay 1992, within .02 of the integral; more are so for variances of a few tenths, and may be off by .1 for
+    variances of 3 that differ between the classes. Draws of the logits are exact.
 
     Args:
         mean: (..., C) logits.
