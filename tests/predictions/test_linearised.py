@@ -91,7 +91,7 @@ def test_draws_have_that_law():
     assert np.all(np.abs(errors) < limit + 1e-6)
 
 
-@pytest.mark.parametrize(("size", "atol"), [(0.1, 0.02), (1.0, 0.12)])
+@pytest.mark.parametrize(("size", "atol"), [(0.1, 0.03), (1.0, 0.12)])
 def test_the_softmax_of_a_gaussian(size, atol):
     """Against means over draws, at what the docstring says of the error, for variances of 0.3 and of 3."""
     mean = jnp.array([[2.0, 0.0, -1.0], [0.3, 0.1, 0.0], [4.0, -4.0, 0.0]])
