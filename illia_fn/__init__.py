@@ -32,6 +32,10 @@ from illia_fn.coupling import check_separable as check_separable
 from illia_fn.coupling import decorrelate as decorrelate
 from illia_fn.coupling import explain_coupling as explain_coupling
 from illia_fn.diagnostics import check_setup as check_setup
+from illia_fn.diagnostics import diagnose as diagnose
+from illia_fn.diagnostics import prune as prune
+from illia_fn.diagnostics import pruning_curve as pruning_curve
+from illia_fn.diagnostics import simulation_based_calibration as simulation_based_calibration
 from illia_fn.diagnostics import summary as summary
 from illia_fn.engine import average_state as average_state
 from illia_fn.engine import expectation as expectation

@@ -1,6 +1,7 @@
 """What a posterior holds, leaf by leaf, as a table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,13 +65,8 @@ class Summary(NamedTuple):
         body = [(*row[:-1], _share(leaf.at_prior)) for row, leaf in zip(body, self.leaves, strict=True)]
         each = self.kl / max(1, self.num_params)
         rows = [head, *body, ("total", str(self.num_params), "", "", "", _cell(self.kl), _cell(each), "", "")]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = []
-        for row in rows:
-            cells = list(zip(row, widths, strict=True))
-            lines.append("  ".join([cell.ljust(n) for cell, n in cells[:3]] + [cell.rjust(n) for cell, n in cells[3:]]))
         note = "The scales are alike: they come from the initial scale and the schedule. Train longer to rely on them."
-        return "\n".join([*(line.rstrip() for line in lines), *[note] * self.scales_are_alike])
+        return "\n".join([aligned(rows, left=3), *[note] * self.scales_are_alike])
 
 
 def summary(
@@ -112,6 +108,17 @@ def summary(
     return Summary(rows, math.fsum(row.kl for row in nodes), count, _are_alike(params))
 
 
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """Rows of cells as columns, the first few of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = list(zip(row, widths, strict=True))
+        line = [cell.ljust(n) for cell, n in cells[:left]] + [cell.rjust(n) for cell, n in cells[left:]]
+        lines.append("  ".join(line).rstrip())
+    return "\n".join(lines)
+
+
 def _are_alike(params: PyTree) -> bool:
     scales = [_flat(node.stddev) for node in jax.tree.leaves(params, is_leaf=is_posterior) if is_posterior(node)]
     flat = np.concatenate(scales or [np.zeros(0)])
@@ -131,12 +138,8 @@ def _of_pair(pair: Pair, num_samples: int) -> LeafSummary:
 
 def _share_at_prior(pair: Pair) -> float:
     """Of an element-wise pair: the KL of each weight by itself."""
-    if not (pair.is_exact and getattr(pair.q, "elementwise", False) and getattr(pair.p, "elementwise", False)):
-        return math.nan
-    shape = np.shape(pair.q.mean)
-    q, p = jax.tree.map(lambda field: jnp.broadcast_to(jnp.asarray(field), shape).ravel(), (pair.q, pair.p))
-    each = jax.vmap(lambda q, p: pair._replace(q=q, p=p).kl(1))(q, p)
-    return float(jnp.mean(each < AT_PRIOR))
+    each = pair.kl_of_each()
+    return math.nan if each is None else float(jnp.mean(each < AT_PRIOR))
 
 
 def _flat(tree: Any) -> np.ndarray:

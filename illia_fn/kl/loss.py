@@ -114,6 +114,14 @@ class Pair(NamedTuple):
         """Whether there is a closed form."""
         return closed_form(self.q, self.p) is not None
 
+    def kl_of_each(self) -> jax.Array | None:
+        """KL(q_i || p_i) of each number; None if it is sampled, or the node or its prior is not element-wise."""
+        if not (self.is_exact and getattr(self.q, "elementwise", False) and getattr(self.p, "elementwise", False)):
+            return None
+        shape = np.shape(self.q.mean)
+        q, p = jax.tree.map(lambda field: jnp.broadcast_to(jnp.asarray(field), shape).ravel(), (self.q, self.p))
+        return jax.vmap(lambda q, p: self._replace(q=q, p=p).kl(1))(q, p).reshape(shape)
+
     @property
     def partner(self) -> Hashable:
         """Joined nodes with equal partners have one prior, or posteriors for priors that can be joined likewise."""

@@ -1,0 +1,176 @@
+"""Diagnoses of posteriors that are known: exact ones, wrong ones, and gradients of a known signal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arviz_stats.base import array_stats
+
+import illia_fn
+from illia_fn import Gaussian, Normal, diagnose, elbo_loss, iwae_loss, mean_field, simulation_based_calibration
+
+KEY = jax.random.key(0)
+X, Y = jnp.linspace(-1.0, 1.0, 8), jnp.array([0.1, -1.0, 0.3, 0.8, 0.2, 1.0, 1.4, 1.6])
+
+
+def linear(w, x):
+    return w["slope"] * x
+
+
+def posterior(widen=1.0):
+    """That of a slope under N(0, 1) and unit noise, with its standard deviation times a factor."""
+    precision = 1.0 + jnp.sum(jnp.square(X))
+    scale = widen / jnp.sqrt(precision)
+    return {"slope": Gaussian(jnp.sum(X * Y) / precision, jnp.log(jnp.expm1(scale)))}
+
+
+def test_at_the_posterior_all_weights_are_the_evidence():
+    found = diagnose(linear, posterior(), X, Y, KEY, num_data=8)
+    covariance = jnp.eye(8) + X[:, None] * X[None]
+    evidence = jax.scipy.stats.multivariate_normal.logpdf(Y, jnp.zeros(8), covariance)
+    np.testing.assert_allclose(found.log_weights, evidence, rtol=1e-5)
+    np.testing.assert_allclose(found.effective_sample_size, 32, rtol=1e-4)
+    assert abs(found.gap) < 1e-4
+
+
+def test_a_wide_posterior_has_a_gap():
+    """In expectation the gap of many draws is KL(q || posterior) = log(1 / 2) + 4 / 2 - 1 / 2."""
+    q = posterior(2.0)
+    found = diagnose(linear, q, X, Y, KEY, 4000, num_data=8)
+    kl = -np.log(2.0) + 1.5
+    error = 5 * np.std(found.log_weights) / np.sqrt(4000)
+    assert abs(found.gap - kl) < error
+    assert 1000 < found.effective_sample_size < 4000
+
+
+def test_terms_are_those_of_the_losses():
+    found = diagnose(linear, posterior(3.0), X, Y, KEY, 16, num_data=8, prior=Normal(0.0, 2.0))
+    of_weights, of_terms, _, _ = jax.random.split(KEY, 4)
+    _, terms = elbo_loss(
+        linear, posterior(3.0), X, Y, of_terms, 16, num_data=8, prior=Normal(0.0, 2.0), return_terms=True
+    )
+    bound, weights = iwae_loss(*args, of_weights, 16, num_data=8, prior=Normal(0.0, 2.0), return_log_weights=True)
+    np.testing.assert_allclose([found.nll, found.kl], [terms.nll, terms.kl / 8], rtol=1e-6)
+    np.testing.assert_allclose(found.negative_elbo, found.nll + found.kl)
+    np.testing.assert_allclose(found.log_weights, weights, rtol=1e-5)
+    np.testing.assert_allclose(found.gap, -8 * bound - np.mean(weights), rtol=1e-4)
+
+
+def test_the_signal_of_a_gradient():
+    """The gradient by loc of mean (w x - y)^2 / 2 is a c w - b: normal, with a known mean and deviation."""
+    q = {"slope": Gaussian(jnp.array(3.0), jnp.array(0.0)), "fixed": jnp.ones(2)}
+    found = diagnose(lambda w, x: w["slope"] * x + w["fixed"][0], q, X, Y, KEY, 2000, num_data=8)
+    a = float(jnp.mean(jnp.square(X)))
+    b = float(jnp.mean(X * (Y - 1.0)))
+    expected = (a * 3.0 - b + 3.0 / 8) / (a * float(q["slope"].stddev))
+    np.testing.assert_allclose(found.gradient_signal["['slope'].loc"], expected, rtol=5 / np.sqrt(2 * 2000))
+    assert set(found.gradient_signal) == {"['slope'].loc", "['slope'].rho", "['fixed']"}
+
+
+def test_the_weights_go_to_arviz_as_they_are():
+    """k-hat: small for a q that is wider than the posterior, beyond 0.7 for one that is far too narrow."""
+    wide, narrow = (diagnose(linear, posterior(factor), X, Y, KEY, 2000, num_data=8) for factor in (1.5, 0.02))
+    k_wide, k_narrow = (array_stats.psislw(-found.log_weights)[1] for found in (wide, narrow))
+    assert k_wide < 0.5
+    assert k_narrow > 0.7
+
+
+def test_it_prints_and_says_how_far_it_goes():
+    text = str(diagnose(linear, posterior(), X, Y, KEY, num_data=8))
+    assert "held-out" in text.lower()
+    assert "cannot tell of a mode" in text
+    far = mean_field({"slope": jnp.array(9.0)}, scale=0.5)
+    assert "A few draws have all of the weight" in str(diagnose(linear, far, X, Y, KEY, num_data=8))
+
+
+def test_keys_and_aux_of_the_model():
+    def with_aux(w, x, key):
+        return w["slope"] * x + 0.01 * jax.random.normal(key), jnp.ones(3)
+
+    found = diagnose(with_aux, posterior(), X, Y, KEY, 8, num_data=8, needs_key=True, has_aux=True)
+    assert np.isfinite(found.gap)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: diagnose(linear, posterior(), X, Y, KEY, 1, num_data=8), "num_samples must be at least 2"),
+        (lambda: diagnose(linear, illia_fn.mean(posterior()), X, Y, KEY, num_data=8), "no posterior node"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=f"diagnose: .*{message}"):
+        call()
+
+
+# --- simulation-based calibration -----------------------------------------------------------------------------------
+
+
+def draw_prior(key):
+    return {"slope": jax.random.normal(key), "level": jax.random.normal(jax.random.fold_in(key, 1), (2,))}
+
+
+def simulate(w, key):
+    return w["slope"] * X + w["level"][0] + jax.random.normal(key, X.shape), w["level"]
+
+
+def infer_with(shift=0.0, widen=1.0, *, level=True):
+    """The exact posterior of slope and the first level; the second has no data; all with mistakes on demand."""
+    design = jnp.stack([X, jnp.ones(8)], axis=1)
+    covariance = jnp.linalg.inv(design.T @ design + jnp.eye(2))  # diagonal: X is centred
+
+    def infer(data, _):
+        y, _ = data
+        middle = covariance @ design.T @ y + shift * jnp.sqrt(jnp.diagonal(covariance))
+        scale = widen * jnp.sqrt(jnp.diagonal(covariance))
+        loc = jnp.array([0.0, 0.0]).at[0].set(middle[1])
+        stddev = jnp.array([1.0, 1.0]).at[0].set(scale[1])
+        level_node = Gaussian(loc, jnp.log(jnp.expm1(stddev)))
+        slope = Gaussian(middle[0], jnp.log(jnp.expm1(scale[0])))
+        return {"slope": slope, "level": level_node} if level else {"slope": slope}
+
+    return infer
+
+
+def test_an_exact_posterior_is_calibrated():
+    found = simulation_based_calibration(draw_prior, simulate, infer_with(), KEY, num_simulations=4000)
+    assert found.ranks["level"].shape == (4000, 2)
+    assert found.smallest > 0.05
+    assert "no sign against it" in str(found)
+
+
+@pytest.mark.parametrize("mistake", [{"widen": 0.5}, {"widen": 2.0}, {"shift": 0.7}])
+def test_a_wrong_posterior_is_not(mistake):
+    found = simulation_based_calibration(draw_prior, simulate, infer_with(**mistake), KEY, num_simulations=400)
+    assert found.smallest < 1e-4
+    assert found.p_values["level"][1] > 1e-3  # which was left right
+    assert "not calibrated" in str(found)
+
+
+def test_ranks_and_their_test_by_hand():
+    """One draw, two bins: the rank is whether the draw lies below the truth, and chi^2 has one degree of freedom."""
+    found = simulation_based_calibration(
+        lambda key: jnp.float32(0.0) * jax.random.normal(key),
+        lambda w, key: w,
+        lambda data, key: Gaussian(jnp.array(10.0), jnp.array(0.0)),
+        KEY,
+        num_simulations=10,
+        num_draws=1,
+        num_bins=2,
+    )
+    np.testing.assert_array_equal(found.ranks, 0)
+    np.testing.assert_allclose(found.p_values, 0.0015654, rtol=1e-4)  # P(chi^2_1 > 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_draws": 10}, r"num_draws \+ 1 must be a multiple of num_bins"),
+        ({"num_simulations": 20}, "need at least 80 simulations"),
+        ({"infer": infer_with(level=False)}, "infer must return a posterior over the parameters"),
+    ],
+)
+def test_refusals_of_a_simulation(options, message):
+    args = {"draw_prior": draw_prior, "simulate": simulate, "infer": infer_with(), "key": KEY} | options
+    with pytest.raises(ValueError, match=f"simulation_based_calibration: .*{message}"):
+        simulation_based_calibration(**args)

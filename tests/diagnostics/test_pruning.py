@@ -1,0 +1,84 @@
+"""Pruning by signal-to-noise: which weights go, and what the ELBO says of it, against sums by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import illia_fn
+from illia_fn import Gaussian, Normal, elbo_loss, mean_field, prune, pruning_curve
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (20, 3))
+Q = {
+    "a": Gaussian(jnp.array([[2.0, -0.1, 0.0]]), jnp.array([[-1.0, 0.0, 1.0]])),
+    "b": Gaussian(jnp.array([0.3]), jnp.array([-4.0])),
+    "c": jnp.array(7.0),
+}
+Y = X @ jnp.array([2.0, 0.0, 0.0]) + 0.3
+
+
+def apply_fn(w, x):
+    return x @ w["a"][0] + w["b"] + 0.0 * w["c"]
+
+
+def test_the_smallest_ratios_go_first_over_all_leaves():
+    ratios = {name: np.abs(Q[name].loc) / np.asarray(Q[name].stddev) for name in "ab"}
+    order = np.argsort(np.concatenate([ratios["a"].ravel(), ratios["b"]]))
+    for count in range(5):
+        pruned = prune(Q, count / 4)
+        flat = np.concatenate([pruned["a"].ravel(), pruned["b"]])
+        expected = np.concatenate([Q["a"].loc.ravel(), Q["b"].loc])
+        expected[order[:count]] = 0.0
+        np.testing.assert_array_equal(flat, expected)
+        assert pruned["c"] == 7.0
+        assert pruned["a"].dtype == Q["a"].loc.dtype
+
+
+def test_equal_ratios_are_cut_at_the_count():
+    assert int(jnp.sum(prune(mean_field(jnp.ones(10), scale=0.1), 0.3) == 0)) == 3
+
+
+def test_the_curve():
+    curve = pruning_curve(apply_fn, Q, X, Y, KEY, 4, num_data=20, shares=[0.0, 0.5, 1.0], prior=Normal(0.0, 2.0))
+    whole = elbo_loss(apply_fn, Q, X, Y, KEY, 4, num_data=20, prior=Normal(0.0, 2.0), return_terms=True)[1]
+    np.testing.assert_allclose(curve.kl[0], whole.kl / 20, rtol=1e-6)
+    # of an additive model in closed form: the squares of what is left, and of the noise
+    for share, nll, kl in zip(curve.shares, curve.nll, curve.kl, strict=True):
+        gone = prune(Q, share)
+        keep = {"a": gone["a"] != 0.0, "b": gone["b"] != 0.0}
+        if share == 0.0:
+            keep["a"] = jnp.ones((1, 3), bool)
+        variance = jnp.sum(jnp.where(keep["a"], Q["a"].stddev, 0.0) ** 2 * X**2, axis=1)
+        variance += jnp.where(keep["b"], Q["b"].stddev, 0.0) ** 2
+        error = jnp.square(apply_fn(gone, X) - Y)
+        exact = 0.5 * jnp.mean(error + variance) + 0.5 * jnp.log(2 * jnp.pi)
+        spread = float(jnp.mean(variance) + jnp.sqrt(jnp.mean(error * variance)))
+        assert abs(nll - exact) < 5 * spread / np.sqrt(4) + 1e-6
+        left = [Gaussian(Q[name].loc[keep[name]], Q[name].rho[keep[name]]) for name in "ab" if jnp.any(keep[name])]
+        expected = sum(float(illia_fn.kl_divergence(node, Normal(0.0, 2.0))) for node in left)
+        np.testing.assert_allclose(kl, expected / 20, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(curve.negative_elbo, curve.nll + curve.kl)
+    assert curve.kl[-1] == 0.0
+    np.testing.assert_allclose(curve.nll[-1], 0.5 * jnp.mean(jnp.square(Y)) + 0.5 * jnp.log(2 * jnp.pi), rtol=1e-5)
+
+
+class Joint:
+    """A prior that is not element-wise."""
+
+    def log_prob(self, w):
+        return -0.5 * jnp.sum(jnp.square(w))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: prune(Q, 1.5), r"prune: a share must be a number in \[0, 1\], got 1.5"),
+        (lambda: prune({"w": jnp.ones(3)}, 0.5), "prune: params has no posterior node"),
+        (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, shares=[-0.1]), "pruning_curve: a share must be"),
+        (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=Joint()), "has no KL for each weight"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
