@@ -32,7 +32,7 @@ def _arrivals(key: jax.Array, rate: jax.Array) -> jax.Array:
         key, count, time = state
         key, subkey = jax.random.split(key)
         time = time + exponential(subkey, rate.shape, rate.dtype)
-        return key, count + (time < rate), time
+        return key, count + (time < rate).astype(count.dtype), time
 
     zeros = jnp.zeros_like(rate)
     return jax.lax.while_loop(lambda state: jnp.any(state[2] < rate), arrive, (key, zeros, zeros))[1]
