@@ -101,6 +101,11 @@ def class_summary(probs: ArrayLike) -> ClassSummary:
             "probs[None]."
         )
     _check_probs("class_summary", probs, given)
+    return _summarise(probs)
+
+
+@jax.jit
+def _summarise(probs: jax.Array) -> ClassSummary:
     mean = jnp.mean(probs, axis=0)
     epistemic = jnp.mean(jnp.sum(_divergence(probs, mean[None]), axis=-1), axis=0)
     votes = jax.nn.one_hot(jnp.argmax(probs, axis=-1), probs.shape[-1], dtype=probs.dtype)
