@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import illia_fn as fn
 
@@ -17,9 +17,7 @@ LOC, Y = RNG.normal(size=(S, B)), RNG.normal(size=B)
 LOGITS, LABELS = 3 * RNG.normal(size=(S, B, 4)), RNG.integers(4, size=B)
 RHO = np.linspace(-3.0, 2.0, S)
 SCALE = np.log1p(np.exp(RHO))[:, None]
-CATEGORICAL = np.take_along_axis(LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True)), LABELS[:, None][None], 2)[
-    ..., 0
-]
+CATEGORICAL = special.log_softmax(LOGITS, axis=-1)[:, np.arange(B), LABELS]
 CASES = {  # loss, outputs, y, exact log p
     "default of numbers": (None, LOC, Y, stats.norm.logpdf(Y, LOC)),
     "default of labels": (None, LOGITS, LABELS, CATEGORICAL),
@@ -150,7 +148,7 @@ ERRORS = {
     "other examples": (fn.gaussian_nll, (jnp.zeros((3, B)), jnp.zeros((3, 2))), jnp.zeros(B), r"\(3, 6\), \(3, 2\)"),
     "other targets": (None, jnp.zeros((3, B)), jnp.zeros(B - 1), "of the B = 6 examples"),
     "no targets": (None, jnp.zeros((3, B)), 0.0, "of the B = 6 examples"),
-    "a last axis": (None, jnp.zeros((3, B, 1)), jnp.zeros(B), "floating-point targets"),
+    "a last axis": (None, jnp.zeros((3, B, 1)), jnp.zeros(B), "would broadcast against each other"),
     "no class": (None, jnp.zeros((3, B, 2)), jnp.full(B, 2), "classes from 0 to 1, got 2 to 2"),
     "a mean": (lambda f, y: jnp.mean(f - y), jnp.zeros((3, B)), jnp.zeros(B), "it returned a scalar. Drop its mean"),
     "an outer": (lambda f, y: f[:, None] - y[None], jnp.zeros((3, B)), jnp.zeros(B), "Did it broadcast them"),
