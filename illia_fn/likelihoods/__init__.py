@@ -3,7 +3,7 @@
 .. include:: README.md
 """
 
-from illia_fn.likelihoods import _laws as _laws  # which it adds to the table
+import illia_fn.likelihoods._laws  # noqa: F401  it fills the table
 from illia_fn.likelihoods.classes import bernoulli_nll as bernoulli_nll
 from illia_fn.likelihoods.classes import categorical_nll as categorical_nll
 from illia_fn.likelihoods.classes import ordinal_nll as ordinal_nll

@@ -144,7 +144,7 @@ def _log_mean_exp(log_probs: jax.Array) -> jax.Array:
 
 
 def _indices(caller: str, groups: int | ArrayLike, num_examples: int) -> jax.Array:
-    if np.ndim(groups) == 0:
+    if isinstance(groups, (int, np.integer)):
         check_count(caller, "groups", groups)
         if num_examples % groups:
             raise ValueError(
