@@ -14,6 +14,7 @@ def exponential(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax
     return jnp.exp(-jax.random.gumbel(key, shape, dtype, mode="high"))
 
 
+@jax.jit
 def poisson(key: jax.Array, log_rate: jax.Array) -> jax.Array:
     """Draws from Poisson(exp(log_rate)), floating-point numbers.
 
@@ -21,7 +22,7 @@ def poisson(key: jax.Array, log_rate: jax.Array) -> jax.Array:
     """
     rate = jnp.exp(log_rate)
     few = _arrivals(key, jnp.where(rate < 10.0, rate, 0.0))
-    many = _transformed_rejection(key, jnp.where((rate >= 10.0) & (rate < jnp.inf), log_rate, math.log(10.0)))
+    many = _transformed_rejection(key, log_rate, (rate >= 10.0) & (rate < jnp.inf))
     return jnp.where(rate < 10.0, few, jnp.where(rate < jnp.inf, many, rate))
 
 
@@ -38,8 +39,9 @@ def _arrivals(key: jax.Array, rate: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda state: jnp.any(state[2] < rate), arrive, (key, zeros, zeros))[1]
 
 
-def _transformed_rejection(key: jax.Array, log_rate: jax.Array) -> jax.Array:
-    """Hormann 1993, https://doi.org/10.1016/0167-6687(93)90997-4, for rates of at least 10."""
+def _transformed_rejection(key: jax.Array, log_rate: jax.Array, is_open: jax.Array) -> jax.Array:
+    """Hormann 1993, https://doi.org/10.1016/0167-6687(93)90997-4, for rates of at least 10; 0 where it is not open."""
+    log_rate = jnp.where(is_open, log_rate, math.log(10.0))
     rate = jnp.exp(log_rate)
     b = 0.931 + 2.53 * jnp.sqrt(rate)
     a = -0.059 + 0.02483 * b
@@ -55,9 +57,10 @@ def _transformed_rejection(key: jax.Array, log_rate: jax.Array) -> jax.Array:
         accepted = jnp.log(v) + log_inverse_alpha - jnp.log(a / us / us + b) <= log_mass
         return count, (count >= 0.0) & accepted
 
-    return _until_accepted(key, propose, jnp.zeros_like(rate), jnp.isfinite(rate))
+    return _until_accepted(key, propose, jnp.zeros_like(rate), is_open)
 
 
+@jax.jit
 def von_mises(key: jax.Array, kappa: jax.Array) -> jax.Array:
     """Angles about 0 with density exp(kappa cos(x)) / (2 pi I_0(kappa)), by rejection; at least 3 in 5 are accepted.
 

@@ -139,10 +139,6 @@ def _entropy(probs: jax.Array) -> jax.Array:
 def _divergence(p: jax.Array, q: jax.Array) -> jax.Array:
     """p log(p / q) - p + q >= 0, whose sum is KL(p || q), of numbers with q >= p / S."""
     # Each term alone has the sign of p - q, and their sum would cancel; the mean of -p + q over the networks is 0.
-    some = jnp.where(p > 0, p, 1.0)
-    q_of_some = jnp.where(p > 0, q, 1.0)
-    log_ratio = jnp.log(q_of_some) - jnp.log(some)
-    near = q_of_some < 2.0 * some
-    x = jnp.where(near, (q_of_some - some) / some, 0.0)
-    of_near = some * minus_log(x, log_ratio)
-    return jnp.where(p > 0, jnp.where(near, of_near, q - p - p * log_ratio), q)
+    some = p >= jnp.finfo(p.dtype).tiny
+    own, mean = jnp.where(some, p, 1.0), jnp.where(some, q, 1.0)
+    return jnp.where(some, own * minus_log((mean - own) / own, jnp.log(mean) - jnp.log(own)), q)

@@ -55,6 +55,13 @@ def test_probabilities_that_are_tiny():
     np.testing.assert_allclose(summary.epistemic, exact, rtol=1e-5)
 
 
+def test_probabilities_at_the_ends_of_float32():
+    for least in (0.0, 1e-40, 1e-38):
+        summary = fn.class_summary(jnp.array([[[least, 1.0]], [[1.0, least]]]))
+        np.testing.assert_allclose(summary.epistemic, np.log(2), rtol=1e-6)
+        np.testing.assert_allclose(summary.aleatoric, 0.0, atol=1e-35)
+
+
 def test_one_network_trailing_axes_and_dtypes():
     one = fn.class_summary(KEEN[:1].astype(np.float32))
     np.testing.assert_array_equal(one.epistemic, 0.0)
