@@ -64,8 +64,8 @@ def law_of(caller: str, loss_fn: Any) -> Callable[[Any], Law]:
         )
     check_callable(caller, "loss_fn", loss_fn)
     likelihood, keywords = loss_fn, {}
-    while isinstance(likelihood, partial) and not likelihood.args:
-        likelihood, keywords = likelihood.func, likelihood.keywords | keywords
+    if isinstance(loss_fn, partial) and not loss_fn.args:
+        likelihood, keywords = loss_fn.func, loss_fn.keywords
     law = _LAWS.get(likelihood) if isinstance(likelihood, Hashable) else None
     if law is None:
         raise ValueError(

@@ -84,7 +84,7 @@ def highest_density_interval(draws: ArrayLike, level: float) -> Interval:
     inside = math.ceil(round(level * len(draws), 6))
     low, high = draws[: len(draws) - inside + 1], draws[inside - 1 :]
     width = jnp.where(low == high, 0.0, high - low)  # of two that are infinite it would be NaN
-    shortest = jnp.argmin(jnp.where(jnp.isnan(width), jnp.inf, width), axis=0)[None]
+    shortest = jnp.argmin(width, axis=0)[None]
     ends = (jnp.take_along_axis(x, shortest, axis=0)[0] for x in (low, high))
     missing = jnp.isnan(draws[-1])  # where sorting puts them
     return Interval(*(jnp.where(missing, jnp.nan, end) for end in ends))
