@@ -1,6 +1,6 @@
 """Mean, variance and draws of every likelihood: against quadrature of exp(-nll), and the laws of scipy.stats."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +128,15 @@ NB_RHO = NEGATIVE[1] + np.log(-np.expm1(-NEGATIVE[1]))
 CUTPOINTS = np.cumsum(np.concatenate([GAPS[:, :1], np.log1p(np.exp(GAPS[:, 1:]))], axis=1), axis=1)
 BELOW = special.expit(np.concatenate([CUTPOINTS, np.full((3, 1), np.inf)], axis=1) - F[:, None])
 SKEW = 3.0  # sqrt(q / (1 - q)) of q = 0.9
+LARGE = np.log([30.0, 1e9, 1e11]).astype(np.float32)
+ENDS = {"von mises": 4, "bernoulli": 2, "categorical": 1, "poisson": 6, "negative binomial": 3}
+
+
+def more(x, *ends):
+    """x, and then numbers at the ends of the range, whose draws have no cdf here."""
+    return np.concatenate([x, np.asarray(ends, float)])
+
+
 SAMPLERS = {  # loss, outputs, cdf, whether y are whole numbers
     "gaussian": (fn.gaussian_nll, (F, RHO), frozen(stats.norm, F, SCALE), False),
     "laplace": (partial(fn.laplace_nll, scale=0.3), F, frozen(stats.laplace, F, 0.3), False),
@@ -140,28 +149,50 @@ SAMPLERS = {  # loss, outputs, cdf, whether y are whole numbers
         frozen(stats.laplace_asymmetric, SKEW, F, SCALE / 0.3),
         False,
     ),
-    "von mises": (fn.von_mises_nll, (0.0 * KAPPAS, KAPPA_RHO), frozen(stats.vonmises, KAPPAS), False),
+    "von mises": (
+        fn.von_mises_nll,
+        (more(0.0 * KAPPAS, 7, 1, 3.14159, 0), more(KAPPA_RHO, 1e30, np.nan, 5, -1e4)),
+        frozen(stats.vonmises, KAPPAS),
+        False,
+    ),
     "mixture": (fn.mixture_density_nll, (LOGITS, LOCS, RHOS), mixture_cdf, False),
-    "bernoulli": (fn.bernoulli_nll, F, frozen(stats.bernoulli, special.expit(F)), True),
-    "categorical": (fn.categorical_nll, LOGITS, of_classes(special.softmax(LOGITS, axis=1)), True),
+    "bernoulli": (fn.bernoulli_nll, more(F, 60, -60), frozen(stats.bernoulli, special.expit(F)), True),
+    "categorical": (
+        fn.categorical_nll,
+        more(LOGITS, [0, -np.inf, -100]),
+        of_classes(special.softmax(LOGITS, axis=1)),
+        True,
+    ),
     "ordinal": (fn.ordinal_nll, (F, GAPS), of_classes(np.diff(BELOW, prepend=0.0, axis=1)), True),
-    "poisson": (fn.poisson_nll, LOG_RATES, frozen(stats.poisson, np.exp(LOG_RATES)), True),
+    "poisson": (
+        fn.poisson_nll,
+        more(LOG_RATES, *LARGE, np.nan, -np.inf, 100),
+        frozen(stats.poisson, np.exp(LOG_RATES)),
+        True,
+    ),
     "negative binomial": (
         fn.negative_binomial_nll,
-        (np.log(NEGATIVE[0]), NB_RHO),
+        (more(np.log(NEGATIVE[0]), 0, 2, -200), more(NB_RHO, -100, -1e4, 0)),
         frozen(stats.nbinom, NEGATIVE[1], NEGATIVE[1] / NEGATIVE.sum(axis=0)),
         True,
     ),
 }
 
 
-@pytest.mark.parametrize(("loss", "outputs", "cdf", "whole"), SAMPLERS.values(), ids=SAMPLERS)
-def test_draws_have_the_law(loss, outputs, cdf, whole):
+@cache
+def draws_of(name):
+    loss, outputs, *_ = SAMPLERS[name]
+    outputs = of_one_network(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), outputs))
+    draw = jax.jit(partial(fn.predictive_draws, loss, num_draws=100_000 if name == "poisson" else 20_000))
+    return np.asarray(draw(outputs, jax.random.key(1)), float)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_draws_have_the_law(name):
     """Their cdf at them is uniform; of whole numbers, at a uniform point of the step. Kolmogorov and Smirnov's test."""
-    outputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), outputs)
-    draw = jax.jit(partial(fn.predictive_draws, loss, num_draws=20_000))
-    draws = np.asarray(draw(of_one_network(outputs), jax.random.key(1)), float)
-    for b in range(draws.shape[1]):
+    _, _, cdf, whole = SAMPLERS[name]
+    draws = draws_of(name)
+    for b in range(draws.shape[1] - ENDS.get(name, 0)):
         y = draws[:, b]
         below, at = cdf(y - 1, b) if whole else 0.0, cdf(y, b)
         u = below + np.random.default_rng(b).uniform(size=len(y)) * (at - below) if whole else at
@@ -170,35 +201,26 @@ def test_draws_have_the_law(loss, outputs, cdf, whole):
 
 def test_poisson_counts():
     """Chi-square's test at 30; above, mean and variance, which is 60 % off in jax.random."""
-    rates = np.array([30.0, 1e9, 1e11])
-    log_rates = jnp.asarray(np.log(rates), jnp.float32)
-    rates, num = np.exp(np.asarray(log_rates, float)), 300_000
-    draws = np.asarray(fn.predictive_draws(fn.poisson_nll, log_rates[None], jax.random.key(0), num), float)
-    assert (np.abs(draws.mean(axis=0) - rates) < 5 * np.sqrt(rates / num)).all()
-    np.testing.assert_allclose(draws.var(axis=0) / rates, 1.0, atol=5 * np.sqrt((2 + 1 / 30) / num))
-    expected = num * stats.poisson.pmf(np.arange(100), rates[0])
+    draws, rates = draws_of("poisson")[:, 6:9], np.exp(LARGE.astype(float))
+    assert (np.abs(draws.mean(axis=0) - rates) < 5 * np.sqrt(rates / len(draws))).all()
+    np.testing.assert_allclose(draws.var(axis=0) / rates, 1.0, atol=5 * np.sqrt((2 + 1 / 30) / len(draws)))
+    expected = len(draws) * stats.poisson.pmf(np.arange(100), rates[0])
     seen, often = np.bincount(draws[:, 0].astype(int), minlength=100)[:100], expected > 20
-    assert stats.chi2.sf((np.square(seen - expected) / expected)[often].sum(), often.sum()) > 1e-3
+    assert stats.chi2.sf((np.square(seen - expected)[often] / expected[often]).sum(), often.sum()) > 1e-3
 
 
 def test_draws_at_the_ends():
-    def draw(loss, *outputs):
-        outputs = of_one_network(outputs[0] if len(outputs) == 1 else outputs)
-        return np.asarray(fn.predictive_draws(loss, outputs, jax.random.key(0), 1000))
-
-    counts = draw(fn.poisson_nll, jnp.array([jnp.nan, -jnp.inf, 100.0]))
-    np.testing.assert_array_equal(counts, np.broadcast_to([np.nan, 0.0, np.inf], (1000, 3)))
-    counts = draw(fn.negative_binomial_nll, jnp.array([0.0, 2.0, -200.0]), jnp.array([-100.0, -1e4, 0.0]))
-    np.testing.assert_array_equal(counts, 0.0)  # P(y > 0) is about r, or the mean
-    angles = draw(fn.von_mises_nll, jnp.array([7.0, 1.0, 3.14159]), jnp.array([1e30, jnp.nan, 5.0]))
-    np.testing.assert_allclose(angles[:, 0], 7.0 - 2 * np.pi, rtol=1e-5)
-    assert np.isnan(angles[:, 1]).all()
-    assert (np.abs(angles[:, 2]) <= np.float32(np.pi)).all()
-    assert (angles[:, 2] < -2.0).any()  # they wind
-    flat = draw(fn.von_mises_nll, jnp.zeros(3), jnp.full(3, -1e4))  # a concentration of 0
-    assert stats.kstest(np.ravel(flat), stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-3
-    np.testing.assert_array_equal(draw(fn.bernoulli_nll, jnp.array([60.0, -60.0])), np.tile([1, 0], (1000, 1)))
-    np.testing.assert_array_equal(draw(fn.categorical_nll, jnp.array([[0.0, -jnp.inf, -100.0]])), 0)
+    counts = draws_of("poisson")[:, 9:]
+    np.testing.assert_array_equal(counts, np.broadcast_to([np.nan, 0.0, np.inf], counts.shape))
+    np.testing.assert_array_equal(draws_of("negative binomial")[:, 4:], 0.0)  # P(y > 0) is about r, or the mean
+    tight, missing, winding, flat = draws_of("von mises")[:, 5:].T
+    np.testing.assert_allclose(tight, 7.0 - 2 * np.pi, rtol=1e-5)
+    assert np.isnan(missing).all()
+    assert (np.abs(winding) <= np.float32(np.pi)).all()
+    assert (winding < -2.0).any()
+    assert stats.kstest(flat, stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-3  # a concentration of 0
+    np.testing.assert_array_equal(draws_of("bernoulli")[:, 3:], np.tile([1, 0], (20_000, 1)))
+    np.testing.assert_array_equal(draws_of("categorical")[:, 3:], 0)
 
 
 FIXED = {  # loss, the keyword of the parameter that rho is in a pair
