@@ -10,6 +10,7 @@ import pytest
 from scipy import special, stats
 
 import illia_fn as fn
+from illia_fn.likelihoods._samplers import exponential
 
 F = np.array([-1.2, 0.0, 2.3])
 RHO = np.array([-1.5, 0.2, 2.0])
@@ -183,7 +184,7 @@ SAMPLERS = {  # loss, outputs, cdf, whether y are whole numbers
 def draws_of(name):
     loss, outputs, *_ = SAMPLERS[name]
     outputs = of_one_network(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), outputs))
-    draw = jax.jit(partial(fn.predictive_draws, loss, num_draws=100_000 if name == "poisson" else 20_000))
+    draw = jax.jit(partial(fn.predictive_draws, loss, num_draws=50_000 if name == "poisson" else 20_000))
     return np.asarray(draw(outputs, jax.random.key(1)), float)
 
 
@@ -197,6 +198,14 @@ def test_draws_have_the_law(name):
         below, at = cdf(y - 1, b) if whole else 0.0, cdf(y, b)
         u = below + np.random.default_rng(b).uniform(size=len(y)) * (at - below) if whole else at
         assert stats.kstest(u, "uniform").pvalue > 1e-3, b
+
+
+def test_waiting_times_near_zero_are_no_multiples_of_the_spacing_of_uniform_numbers():
+    """Of 400 below 1e-3, ten pairs would be equal at a spacing of 2^-23; a Poisson rate of 1e-8 needs a finer one."""
+    times = np.asarray(exponential(jax.random.key(0), (400_000,), jnp.float32))
+    small = times[times < 1e-3]
+    assert abs(len(small) - 400) < 5 * 20
+    assert len(np.unique(small)) >= len(small) - 1
 
 
 def test_poisson_counts():
