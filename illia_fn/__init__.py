@@ -43,6 +43,7 @@ from illia_fn.kl import kl_divergence as kl_divergence
 from illia_fn.kl import kl_loss as kl_loss
 from illia_fn.kl import kl_tree as kl_tree
 from illia_fn.kl import register_kl as register_kl
+from illia_fn.likelihoods import Law as Law
 from illia_fn.likelihoods import asymmetric_laplace_nll as asymmetric_laplace_nll
 from illia_fn.likelihoods import bernoulli_nll as bernoulli_nll
 from illia_fn.likelihoods import categorical_nll as categorical_nll
@@ -52,6 +53,7 @@ from illia_fn.likelihoods import mixture_density_nll as mixture_density_nll
 from illia_fn.likelihoods import negative_binomial_nll as negative_binomial_nll
 from illia_fn.likelihoods import ordinal_nll as ordinal_nll
 from illia_fn.likelihoods import poisson_nll as poisson_nll
+from illia_fn.likelihoods import register_law as register_law
 from illia_fn.likelihoods import student_t_nll as student_t_nll
 from illia_fn.likelihoods import von_mises_nll as von_mises_nll
 from illia_fn.objectives import ELBOTerms as ELBOTerms
@@ -78,9 +80,23 @@ from illia_fn.posteriors import mean_field as mean_field
 from illia_fn.posteriors import num_params as num_params
 from illia_fn.posteriors import sample as sample
 from illia_fn.posteriors import stddev as stddev
+from illia_fn.predictions import ClassSummary as ClassSummary
+from illia_fn.predictions import Interval as Interval
+from illia_fn.predictions import PredictiveMoments as PredictiveMoments
+from illia_fn.predictions import central_interval as central_interval
+from illia_fn.predictions import class_probs as class_probs
+from illia_fn.predictions import class_summary as class_summary
+from illia_fn.predictions import dyadic_groups as dyadic_groups
+from illia_fn.predictions import highest_density_interval as highest_density_interval
+from illia_fn.predictions import joint_predictive_log_prob as joint_predictive_log_prob
 from illia_fn.predictions import linearise as linearise
 from illia_fn.predictions import metrics as metrics
+from illia_fn.predictions import pointwise_log_prob as pointwise_log_prob
 from illia_fn.predictions import predict as predict
+from illia_fn.predictions import predictive_draws as predictive_draws
+from illia_fn.predictions import predictive_log_prob as predictive_log_prob
+from illia_fn.predictions import predictive_moments as predictive_moments
+from illia_fn.predictions import quantiles as quantiles
 from illia_fn.priors import Normal as Normal
 
 if TYPE_CHECKING:

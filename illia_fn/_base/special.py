@@ -100,6 +100,11 @@ def log_i0e(kappa: jax.Array) -> jax.Array:
     return _log_i0e(kappa)[0]
 
 
+def mean_bend(kappa: jax.Array) -> jax.Array:
+    """1 - I_1(kappa) / I_0(kappa), the mean of 1 - cos(angle), for kappa >= 0; 1 / (2 kappa) for large kappa."""
+    return -_log_i0e(kappa)[1]
+
+
 @log_i0e.defjvp
 def _log_i0e_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     value, slope = _log_i0e(*primals)

@@ -25,10 +25,10 @@ def as_numbers(targets: ArrayLike, outputs: jax.Array) -> jax.Array:
     return jnp.asarray(targets).astype(outputs.dtype) if integers else at_least_float32(targets)
 
 
-def with_positive(
-    caller: str, outputs: Any, targets: ArrayLike, given: ArrayLike | None, names: tuple[str, str] = ("loc", "scale")
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(first output, positive parameter, its logarithm, targets); the parameter is fixed, learned or predicted."""
+def positive(
+    caller: str, outputs: Any, given: ArrayLike | None, names: tuple[str, str] = ("loc", "scale")
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(first output, positive parameter, its logarithm); the parameter is fixed, learned or predicted."""
     first, positive = names
     if isinstance(outputs, (tuple, list)):
         if given is not None:
@@ -46,13 +46,21 @@ def with_positive(
         check_scale(caller, given, "scale, a standard deviation," if positive == "scale" else positive)
         value = jnp.asarray(given, first_value.dtype) if isinstance(given, (int, float)) else at_least_float32(given)
         log_value = jnp.log(value)
-    targets = as_numbers(targets, first_value)
-    check_shapes(caller, first, first_value, targets)
     if value.shape not in ((), first_value.shape):
         raise ValueError(
             f"{caller}: {positive} must have the shape of {first}, {first_value.shape}, or (), got "
             f"{value.shape}. Nothing is broadcast: reshape one of them."
         )
+    return first_value, value, log_value
+
+
+def with_positive(
+    caller: str, outputs: Any, targets: ArrayLike, given: ArrayLike | None, names: tuple[str, str] = ("loc", "scale")
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What `positive` returns, and the targets, in the shape of the first output."""
+    first_value, value, log_value = positive(caller, outputs, given, names)
+    targets = as_numbers(targets, first_value)
+    check_shapes(caller, names[0], first_value, targets)
     return first_value, value, log_value, targets
 
 

@@ -89,17 +89,25 @@ def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax
     >>> [f"{nll:.4f}" for nll in ordinal_nll((jnp.zeros(3), gaps), jnp.array([0, 1, 2]))]
     ['1.3133', '0.7209', '1.4076']
     """
+    log_prob = ordinal_log_probs(outputs)
+    labels = jnp.asarray(targets)
+    check_labels("ordinal_nll", labels, log_prob.shape[-1])
+    check_shapes("ordinal_nll", "f", log_prob[..., 0], labels)
+    inside = (labels >= 0) & (labels < log_prob.shape[-1])
+    nll = -jnp.take_along_axis(log_prob, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
+    return per_example(nll * _nan_unless(inside, nll.dtype))
+
+
+def ordinal_log_probs(outputs: tuple[ArrayLike, ArrayLike]) -> jax.Array:
+    """The log probabilities of the K classes of `ordinal_nll`, (B, ..., K)."""
     if not isinstance(outputs, (tuple, list)) or len(outputs) != 2:
         raise ValueError(f"ordinal_nll: outputs must be a pair (f, gaps), got {describe(outputs)}.")
     f, gaps = map(at_least_float32, outputs)
-    labels = jnp.asarray(targets)
     if gaps.shape[:-1] != f.shape or gaps.ndim != f.ndim + 1:
         raise ValueError(
             f"ordinal_nll: gaps must have the shape of f, {f.shape}, and one more axis, K - 1, got {gaps.shape}. "
             "Broadcast cutpoints that all examples share with jnp.broadcast_to."
         )
-    check_labels("ordinal_nll", labels, gaps.shape[-1] + 1)
-    check_shapes("ordinal_nll", "f", f, labels)
     widths = softplus(gaps[..., 1:])
     cutpoints = jnp.cumsum(jnp.concatenate([gaps[..., :1], widths], axis=-1), axis=-1)
     # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) does not cancel in the tails.
@@ -108,10 +116,7 @@ def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax
     log_above = jnp.concatenate([open_end, -softplus(cutpoints - f[..., None])], axis=-1)
     # 1 - exp(-softplus(gap)) = sigmoid(gap), so that a narrow width loses nothing
     log_width = -softplus(-gaps[..., 1:])
-    log_prob = log_below + log_above + jnp.concatenate([open_end, log_width, open_end], axis=-1)
-    inside = (labels >= 0) & (labels <= gaps.shape[-1])
-    nll = -jnp.take_along_axis(log_prob, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
-    return per_example(nll * _nan_unless(inside, nll.dtype))
+    return log_below + log_above + jnp.concatenate([open_end, log_width, open_end], axis=-1)
 
 
 def _nan_unless(inside: jax.Array, dtype: Any) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def student_t_nll(
     >>> [f"{nll:.3f}" for nll in student_t_nll(jnp.zeros(2), jnp.array([0.0, 1e30]), df=1.0)]  # Cauchy
     ['1.145', '139.300']
     """
-    _check_positive("student_t_nll", "df", df)
+    check_df(df)
     loc, scale, log_scale, targets = with_positive("student_t_nll", outputs, targets, scale)
     df = jnp.asarray(df, loc.dtype)
     # log B(df / 2, 1 / 2) + log(df) / 2 is log(2 pi) / 2 and a step of log Gamma that vanishes for large df
@@ -114,8 +115,7 @@ def asymmetric_laplace_nll(
     >>> [f"{nll:.4f}" for nll in asymmetric_laplace_nll(jnp.zeros(2), jnp.array([-1.0, 1.0]), quantile=0.9)]
     ['2.5079', '3.3079']
     """
-    if not (isinstance(quantile, (int, float)) and 0.0 < quantile < 1.0):
-        raise ValueError(f"asymmetric_laplace_nll: quantile must be a number in (0, 1), got {describe(quantile)}.")
+    check_quantile(quantile)
     loc, scale, log_scale, targets = with_positive("asymmetric_laplace_nll", outputs, targets, scale)
     z = standardise(targets, loc, scale, log_scale)
     return per_example(
@@ -166,17 +166,8 @@ def mixture_density_nll(outputs: tuple[ArrayLike, ArrayLike, ArrayLike], targets
     >>> print(mixture_density_nll((logits, loc, rho), jnp.array([5.0])).round(4))  # 0.9189 + log(2)
     [1.6121]
     """
-    if not isinstance(outputs, (tuple, list)) or len(outputs) != 3:
-        raise ValueError(
-            f"mixture_density_nll: outputs must be (logits, loc, rho), got {describe(outputs)}. apply_fn returns three."
-        )
-    logits, loc, rho = map(at_least_float32, outputs)
+    logits, loc, rho = mixture_parts(outputs)
     targets = as_numbers(targets, loc)
-    if not logits.ndim or not logits.shape == loc.shape == rho.shape:
-        raise ValueError(
-            f"mixture_density_nll: logits, loc and rho must have one shape (B, ..., K), got {logits.shape}, "
-            f"{loc.shape} and {rho.shape}."
-        )
     check_shapes("mixture_density_nll", "outputs without their last axis", logits[..., 0], targets)
     z = standardise(targets[..., None], loc, softplus(rho), log_softplus(rho))
     # A density that underflows so far that its square overflows would have no gradient; it is held where it is finite.
@@ -186,6 +177,21 @@ def mixture_density_nll(outputs: tuple[ArrayLike, ArrayLike, ArrayLike], targets
     best = jnp.argmax(joint, axis=-1)
     log_best = jnp.take_along_axis(log_prob, best[..., None], axis=-1)[..., 0]
     return per_example(surprise(logits, best) - log_best - surprise(joint, best))
+
+
+def mixture_parts(outputs: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The outputs that `mixture_density_nll` takes: (logits, loc, rho), of one shape."""
+    if not isinstance(outputs, (tuple, list)) or len(outputs) != 3:
+        raise ValueError(
+            f"mixture_density_nll: outputs must be (logits, loc, rho), got {describe(outputs)}. apply_fn returns three."
+        )
+    logits, loc, rho = map(at_least_float32, outputs)
+    if not logits.ndim or not logits.shape == loc.shape == rho.shape:
+        raise ValueError(
+            f"mixture_density_nll: logits, loc and rho must have one shape (B, ..., K), got {logits.shape}, "
+            f"{loc.shape} and {rho.shape}."
+        )
+    return logits, loc, rho
 
 
 def _gaussian(z: jax.Array, log_scale: jax.Array) -> jax.Array:
@@ -221,7 +227,14 @@ def _inner(root: jax.Array) -> tuple[jax.Array, jax.Array]:
     return far, jnp.where(far, 1.0 / jnp.where(far, root, 1.0), root)
 
 
-def _check_positive(caller: str, name: str, value: ArrayLike) -> None:
-    number = concrete(value)
-    if np.shape(value) != () or (number is not None and not 0 < number < np.inf):
-        raise ValueError(f"{caller}: {name} must be a positive number, got {describe(value)}.")
+def check_df(df: ArrayLike) -> None:
+    """Degrees of freedom are a positive number, as far as that can be known before tracing."""
+    number = concrete(df)
+    if np.shape(df) != () or (number is not None and not 0 < number < np.inf):
+        raise ValueError(f"student_t_nll: df must be a positive number, got {describe(df)}.")
+
+
+def check_quantile(quantile: float) -> None:
+    """The level of a quantile is a Python number in (0, 1)."""
+    if not (isinstance(quantile, (int, float)) and 0.0 < quantile < 1.0):
+        raise ValueError(f"asymmetric_laplace_nll: quantile must be a number in (0, 1), got {describe(quantile)}.")

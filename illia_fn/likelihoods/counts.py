@@ -72,6 +72,11 @@ def negative_binomial_nll(
     return per_example(_negative_binomial(log_mean, r, log_r, counts))
 
 
+def poisson_log_mass(log_rate: jax.Array, counts: jax.Array) -> jax.Array:
+    """log p(y) of each count, exact where rate and count are large."""
+    return -_poisson(log_rate, counts)
+
+
 @jax.custom_jvp
 def _poisson(f: jax.Array, y: jax.Array) -> jax.Array:
     # Loader 2000, Fast and accurate computation of binomial probabilities: the deviance, and Stirling's formula for

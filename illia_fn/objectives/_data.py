@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import check_callable, concrete, describe, split_aux
-from illia_fn._base.numerics import at_least_float32
+from illia_fn._base.checks import check_callable, concrete, split_aux
 from illia_fn._base.trees import PyTree
-from illia_fn.likelihoods import categorical_nll, gaussian_nll
-
-LossFn = Callable[[Any, Any], jax.Array]
+from illia_fn.likelihoods._example_losses import LossFn as LossFn
+from illia_fn.likelihoods._example_losses import example_losses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,110 +88,3 @@ def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
         return jnp.mean(values)
     weights = jnp.asarray(weights).astype(values.dtype)
     return jnp.sum(weights * values) / jnp.sum(weights)
-
-
-def example_losses(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, weights: ArrayLike | None) -> jax.Array:
-    """One loss per example, (B,), in float32 or wider; or the scalar that loss_fn returns."""
-    batch_size = _batch_size(caller, outputs, y)
-    outputs, y = jax.tree.map(_widen, (outputs, y))
-    if weights is not None:
-        if jnp.shape(weights) != (batch_size,):
-            raise ValueError(
-                f"{caller}: weights must have shape ({batch_size},), one per example, got {jnp.shape(weights)}."
-            )
-        outputs, y = jax.tree.map(partial(_fill_padding, jnp.asarray(weights)), (outputs, y))
-    values = (loss_fn or _default_loss(caller, outputs, y))(outputs, y)
-    if jax.tree.structure(values) != jax.tree.structure(0):
-        raise TypeError(f"{caller}: loss_fn must return one array, got a {type(values).__name__}.")
-    values = jnp.asarray(values)
-    if values.ndim == 0:
-        if weights is not None:
-            raise ValueError(
-                f"{caller}: weights need a loss_fn with one value per example, but it returned a scalar. Drop its mean."
-            )
-        return at_least_float32(values)
-    _check_values(caller, values, outputs, y)
-    return jnp.sum(at_least_float32(values), axis=tuple(range(1, values.ndim)))
-
-
-def _widen(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return at_least_float32(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def _fill_padding(weights: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Put a row that counts in the place of each that does not: 0 times the NaN of a missing target would be NaN."""
-    if leaf.ndim == 0:
-        return leaf
-    counts = weights.astype(bool).reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(counts, leaf, leaf[jnp.argmax(weights)][None])
-
-
-def _batch_size(caller: str, outputs: Any, y: Any) -> int:
-    output_shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(outputs)]
-    target_shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(y)]
-    if not target_shapes or not all(target_shapes):
-        raise ValueError(f"{caller}: targets y must be arrays with a leading batch axis, got {describe(y)}.")
-    batch_sizes = {shape[0] for shape in output_shapes + target_shapes if shape}
-    if not output_shapes or len(batch_sizes) != 1 or batch_sizes == {0}:
-        raise ValueError(
-            f"{caller}: outputs and targets must have the same batch size, at least 1, got outputs of shape "
-            f"{_join(output_shapes)} and targets of shape {_join(target_shapes)}. The batch axis comes first."
-            + (" If apply_fn returns (outputs, aux), pass has_aux=True." if isinstance(outputs, tuple) else "")
-        )
-    if len(output_shapes) == len(target_shapes) == 1:
-        (output,), (target,) = output_shapes, target_shapes
-        stretched = len(output) == len(target) and any(
-            a != b and 1 in (a, b) for a, b in zip(output, target, strict=True)
-        )
-        if stretched or output == (*target, 1) or target == (*output, 1):
-            of_outputs = "outputs[..., 0] in apply_fn"
-            raise ValueError(
-                f"{caller}: outputs of shape {output} and targets of shape {target} would broadcast against each "
-                f"other. Drop the axis of size 1, for example with {'y[..., 0]' if target[-1] == 1 else of_outputs}."
-            )
-    return batch_sizes.pop()
-
-
-def _check_values(caller: str, values: jax.Array, outputs: Any, y: Any) -> None:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((outputs, y))]
-    if not any(values.shape == shape[: values.ndim] for shape in shapes):
-        raise ValueError(
-            f"{caller}: loss_fn must return a scalar, one value per example, or values with trailing axes that outputs "
-            f"or targets also have, got shape {values.shape} from {_join(shapes)}. Did it broadcast them?"
-        )
-
-
-def _default_loss(caller: str, outputs: Any, y: Any) -> LossFn:
-    """Integer targets are class labels, floating-point targets have a Gaussian likelihood of unit scale."""
-    dtype = getattr(y, "dtype", np.dtype(object))
-    if jnp.issubdtype(dtype, jnp.integer):
-        if getattr(outputs, "shape", ())[:-1] != y.shape:
-            raise ValueError(
-                f"{caller}: integer targets of shape {y.shape} are class labels and need logits with one more axis, "
-                f"got {_kinds(outputs)}. {_meant_by_labels(outputs, y)}"
-                + (" If apply_fn returns (outputs, aux), pass has_aux=True." if isinstance(outputs, tuple) else "")
-            )
-        return categorical_nll
-    if jnp.issubdtype(dtype, jnp.floating):
-        if getattr(outputs, "shape", y.shape)[:-1] == y.shape:
-            raise ValueError(
-                f"{caller}: floating-point targets of shape {y.shape} have a Gaussian likelihood and need outputs of "
-                f"that shape, got {_kinds(outputs)}. If the targets are class labels, pass integers: y.astype(int)."
-            )
-        return gaussian_nll
-    raise ValueError(f"{caller}: there is no default loss for targets {describe(y)}. Pass loss_fn(outputs, y).")
-
-
-def _meant_by_labels(outputs: Any, y: Any) -> str:
-    if getattr(outputs, "shape", ()) == y.shape and y.ndim > 1:
-        return "Of one-hot labels pass y.argmax(axis=-1); pass loss_fn for another likelihood."
-    return "Pass loss_fn for another likelihood."
-
-
-def _kinds(tree: Any) -> str:
-    return "outputs " + ", ".join(f"of shape {jnp.shape(leaf)}" for leaf in jax.tree.leaves(tree))
-
-
-def _join(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(map(str, shapes)) or "none"
