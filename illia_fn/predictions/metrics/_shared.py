@@ -1,6 +1,7 @@
 """What the scores share: arguments of one shape and dtype, the examples that count, and a mean over them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from illia_fn._base.checks import concrete, describe
 from illia_fn._base.numerics import at_least_float32, widest_dtype
 
 
+@jax.jit
 def mean_over_examples(values: jax.Array, weights: jax.Array | None) -> jax.Array:
     """sum_i weights_i values_i / sum_i weights_i of values (B,)."""
     if weights is None:
@@ -72,8 +74,11 @@ def counted(x: ArrayLike, weights: jax.Array | None, axis: int = 0) -> np.ndarra
 
 def fill_masked(x: jax.Array, weights: jax.Array | None, fill: float, axis: int = 0) -> jax.Array:
     """`x` with `fill` in examples of weight zero: 0 times their NaN would be NaN, in the value or its gradient."""
-    if weights is None:
-        return x
+    return x if weights is None else _fill(x, weights, fill, axis)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _fill(x: jax.Array, weights: jax.Array, fill: float, axis: int) -> jax.Array:
     shape = [1] * x.ndim
     shape[axis] = -1
     return jnp.where((weights > 0).reshape(shape), x, jnp.asarray(fill, x.dtype))
@@ -115,7 +120,7 @@ def check_probabilities(caller: str, value: np.ndarray | None, dtype: Any) -> No
 
 
 def as_labels(caller: str, labels: ArrayLike, weights: jax.Array | None, num_classes: int) -> jax.Array:
-    """Labels that are integers, and classes where they are known; 0 in examples of weight zero."""
+    """Labels that are integers, and classes where they are known."""
     array = jnp.asarray(labels)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{caller}: labels must be integers, the classes, got {describe(labels)}.")
@@ -125,7 +130,7 @@ def as_labels(caller: str, labels: ArrayLike, weights: jax.Array | None, num_cla
         raise ValueError(
             f"{caller}: labels must be classes from 0 to {num_classes - 1}, got {value.min()} to {value.max()}."
         )
-    return fill_masked(array.astype(jnp.result_type(int)), weights, 0)
+    return array.astype(jnp.result_type(int))
 
 
 def as_predicted_classes(
@@ -145,9 +150,16 @@ def as_predicted_classes(
     checked = as_weights(caller, weights, num_examples, floats.dtype)
     check_probabilities(caller, counted(floats, checked), jnp.asarray(probs).dtype)
     classes = as_labels(caller, labels, checked, num_classes)
-    valid = (classes >= 0) & (classes < num_classes)
-    floats = jnp.where(valid[:, None], fill_masked(floats, checked, 1.0 / num_classes), jnp.nan)
-    return floats, jnp.where(valid, classes, 0), checked
+    return *_clean_classes(floats, classes, checked), checked
+
+
+@jax.jit
+def _clean_classes(probs: jax.Array, labels: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    num_classes = probs.shape[1]
+    labels = fill_masked(labels, weights, 0)
+    valid = (labels >= 0) & (labels < num_classes)
+    probs = jnp.where(valid[:, None], fill_masked(probs, weights, 1.0 / num_classes), jnp.nan)
+    return probs, jnp.where(valid, labels, 0)
 
 
 def as_draws(
@@ -163,5 +175,5 @@ def as_draws(
     checked = as_weights(caller, weights, len(arrays[1]), arrays[1].dtype)
     for label, values in zip((name, "targets"), arrays, strict=True):
         check_values(caller, label, counted(values, checked, axis=-1), np.isfinite, "finite")
-    draws, targets = [fill_masked(x, checked, 0.0, axis=-1) for x in arrays]
+    draws, targets = (fill_masked(x, checked, 0.0, axis=-1) for x in arrays)
     return draws, targets, checked

@@ -109,17 +109,7 @@ def calibration_error(
     """
     _check_norm(norm, debiased=debiased)
     bins = _bins("calibration_error", probs, labels, num_bins, binning, weights)
-    gap = bins.accuracy - bins.confidence
-    if norm == 1:
-        return jnp.sum(bins.fraction * jnp.abs(gap))
-    squared = jnp.square(gap)
-    if debiased:
-        known = bins.inverse_count < 1
-        variance_of_one = bins.accuracy * (1.0 - bins.accuracy) / jnp.where(known, 1.0 - bins.inverse_count, 1.0)
-        squared = jnp.where(known, squared - bins.inverse_count * variance_of_one, 0.0)
-    total = jnp.sum(bins.fraction * squared)
-    # the root of 0 has no slope; that of what is not positive is 0
-    return jnp.where(total <= 0, 0.0, jnp.sqrt(jnp.where(total <= 0, 1.0, total)))
+    return _error(bins, norm=norm, debiased=debiased)
 
 
 class _Bins(NamedTuple):
@@ -138,17 +128,33 @@ def _bins(
     check_count(caller, "num_bins", num_bins)
     if binning not in BINNINGS:
         raise ValueError(f"{caller}: binning must be one of {', '.join(BINNINGS)}, got {describe(binning)}.")
-    weights = jnp.ones(len(labels), probs.dtype) if weights is None else weights
-    return _into_bins(probs.max(axis=1), is_right(probs, labels), weights, num_bins=int(num_bins), binning=binning)
+    return _into_bins(probs, labels, weights, num_bins=int(num_bins), binning=binning)
 
 
 @partial(jax.jit, static_argnames=("num_bins", "binning"))
-def _into_bins(confidence: jax.Array, right: jax.Array, weights: jax.Array, *, num_bins: int, binning: str) -> _Bins:
+def _into_bins(probs: jax.Array, labels: jax.Array, weights: jax.Array | None, *, num_bins: int, binning: str) -> _Bins:
+    confidence, right = probs.max(axis=1), is_right(probs, labels)
+    weights = jnp.ones_like(confidence) if weights is None else weights
     bins = BINNINGS[binning](confidence, weights, num_bins)
     columns = jnp.stack([jnp.ones_like(weights), weights, confidence, right], axis=1) * weights[:, None]
     mass, squares, confidence, right = _sum_by_bin(columns, bins, num_bins).T
     occupied = jnp.where(mass == 0, 1.0, mass)  # an empty bin must not poison the gradient of the others
     return _Bins(confidence / occupied, right / occupied, mass / jnp.sum(mass), squares / jnp.square(occupied))
+
+
+@partial(jax.jit, static_argnames=("norm", "debiased"))
+def _error(bins: _Bins, *, norm: int, debiased: bool) -> jax.Array:
+    gap = bins.accuracy - bins.confidence
+    if norm == 1:
+        return jnp.sum(bins.fraction * jnp.abs(gap))
+    squared = jnp.square(gap)
+    if debiased:
+        several = bins.inverse_count < 1
+        variance_of_one = bins.accuracy * (1.0 - bins.accuracy) / jnp.where(several, 1.0 - bins.inverse_count, 1.0)
+        squared = jnp.where(several, squared - bins.inverse_count * variance_of_one, 0.0 * squared)  # NaN stays
+    total = jnp.sum(bins.fraction * squared)
+    # of what is not positive 0, without a slope
+    return jnp.where(total <= 0, 0.0, jnp.sqrt(jnp.where(total <= 0, 1.0, total)))
 
 
 def _equal_width(confidence: jax.Array, _: jax.Array, num_bins: int) -> jax.Array:
@@ -171,7 +177,7 @@ def _sum_by_bin(columns: jax.Array, bins: jax.Array, num_bins: int) -> jax.Array
     """The sums of the rows (B, K) of each bin, (num_bins, K)."""
     # A running float32 sum of a million terms is off in its fourth digit, a sum of the sums of blocks in its seventh.
     # No matrix product with one-hot rows either: accelerators round its factors to fewer digits.
-    size = max(256, num_bins)
+    size = max(32, num_bins)
     num_blocks = -(-len(bins) // size)
     block = jnp.arange(len(bins)) // size
     sums = jax.ops.segment_sum(columns, bins + num_bins * block.astype(bins.dtype), num_bins * num_blocks)

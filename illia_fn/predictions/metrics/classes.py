@@ -41,6 +41,7 @@ def accuracy(probs: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None =
     return mean_over_examples(is_right(probs, labels), weights)
 
 
+@jax.jit
 def is_right(probs: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where the most probable class is the label, 0 where not, (B,)."""
     return indicator(probs.argmax(axis=1) == labels, probs.max(axis=1))
@@ -58,7 +59,12 @@ def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike, *, weights: Arr
     0.3993
     """
     probs, labels, weights = as_predicted_classes("negative_log_likelihood", probs, labels, weights)
-    return mean_over_examples(-jnp.log(jnp.take_along_axis(probs, labels[:, None], axis=1)[:, 0]), weights)
+    return mean_over_examples(_surprise(probs, labels), weights)
+
+
+@jax.jit
+def _surprise(probs: jax.Array, labels: jax.Array) -> jax.Array:
+    return -jnp.log(jnp.take_along_axis(probs, labels[:, None], axis=1)[:, 0])
 
 
 def brier_score(probs: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None) -> jax.Array:
@@ -75,8 +81,13 @@ def brier_score(probs: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | Non
     0.3125
     """
     probs, labels, weights = as_predicted_classes("brier_score", probs, labels, weights)
+    return mean_over_examples(_squared_distance(probs, labels), weights)
+
+
+@jax.jit
+def _squared_distance(probs: jax.Array, labels: jax.Array) -> jax.Array:
     is_label = jnp.arange(probs.shape[1], dtype=labels.dtype)[None] == labels[:, None]
-    return mean_over_examples(jnp.sum(jnp.square(probs - is_label.astype(probs.dtype)), axis=1), weights)
+    return jnp.sum(jnp.square(probs - is_label.astype(probs.dtype)), axis=1)
 
 
 def predictive_entropy(probs: ArrayLike) -> jax.Array:
@@ -99,4 +110,9 @@ def predictive_entropy(probs: ArrayLike) -> jax.Array:
     if floats.ndim == 0 or floats.shape[-1] == 0:
         raise ValueError(f"predictive_entropy: probs must have shape (..., C), got {floats.shape}.")
     check_probabilities("predictive_entropy", counted(floats, None), jnp.asarray(probs).dtype)
-    return jnp.sum(jax.scipy.special.entr(floats), axis=-1)
+    return _entropy(floats)
+
+
+@jax.jit
+def _entropy(probs: jax.Array) -> jax.Array:
+    return jnp.sum(jax.scipy.special.entr(probs), axis=-1)

@@ -4,8 +4,6 @@ Each score is a mean over the examples, sum_i weights_i score_i / sum_i weights_
 refused, a NaN makes it NaN. The score of each example is that of a batch of one, by `jax.vmap`.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,18 +146,24 @@ def _is_inside(low: jax.Array, high: jax.Array, targets: jax.Array) -> jax.Array
     return indicator((low <= targets) & (targets <= high), low, high, targets)
 
 
-@partial(jax.jit, static_argnames="level")
-def _central_interval(draws: jax.Array, level: float) -> tuple[jax.Array, jax.Array]:
-    """Its ends, (B,) each."""
+def _central_interval(draws: jax.Array, level: float) -> jax.Array:
+    """Its ends, (2, B)."""
+    position = (len(draws) - 1) * np.array([0.5 - level / 2, 0.5 + level / 2])
+    below = np.floor(position).astype(int)
+    share = (position - below)[:, None]
+    return _interpolate(
+        draws,
+        below,
+        np.minimum(below + 1, len(draws) - 1),
+        *(np.asarray(part, draws.dtype) for part in (share, 1.0 - share)),
+    )
+
+
+@jax.jit
+def _interpolate(draws: jax.Array, below: jax.Array, above: jax.Array, share: jax.Array, rest: jax.Array) -> jax.Array:
+    """Between the draws of ranks `below` and `above`, a `share` of the way."""
     x = jnp.sort(draws, axis=0)
     x = jnp.where(jnp.isnan(x[-1:]), jnp.nan, x)  # it is sorted to the end, where the quantiles may not see it
-
-    def quantile(q: float) -> jax.Array:
-        position = q * (len(x) - 1)
-        below = min(int(position), len(x) - 1)
-        above = min(below + 1, len(x) - 1)
-        share = position - below
-        step = x[above] - x[below]  # from the nearer end, so that equal draws and whole positions are exact
-        return x[below] + share * step if share < 0.5 else x[above] - (1.0 - share) * step
-
-    return quantile(0.5 - level / 2), quantile(0.5 + level / 2)
+    # from the nearer end, so that the ranks of draws and equal draws are exact
+    step = x[above] - x[below]
+    return jnp.where(share < 0.5, x[below] + share * step, x[above] - rest * step)
