@@ -65,7 +65,7 @@ def test_equal_mass_as_scikit_learn(num_bins):
     diagram = reliability(PROBS, LABELS, num_bins=num_bins, binning="equal_mass")
     np.testing.assert_allclose(diagram.confidence, confidence, rtol=1e-6)
     np.testing.assert_allclose(diagram.accuracy, accuracy, rtol=1e-6)
-    np.testing.assert_array_equal(diagram.fraction, np.full(num_bins, 1 / num_bins, np.float32))
+    np.testing.assert_allclose(diagram.fraction, np.full(num_bins, 1 / num_bins), rtol=1e-6)
 
 
 @settings(max_examples=40)

@@ -54,9 +54,7 @@ def test_probabilities_need_to_sum_to_one_as_well_as_their_dtype_can():
     rounded = jnp.asarray(PROBS, jnp.bfloat16)
     assert np.abs(np.asarray(rounded, float).sum(axis=1) - 1).max() > 1e-3
     predictive_entropy(rounded)
-    with pytest.raises(
-        ValueError, match="predictive_entropy: probs must be probabilities.*within 0.0003, got a row of"
-    ):
+    with pytest.raises(ValueError, match=r"predictive_entropy: probs must be .* within 0.0003, got a row"):
         predictive_entropy(rounded.astype(jnp.float32))
     predictive_entropy(PROBS.astype(np.float32) * np.float32(1.0003))
     with pytest.raises(ValueError, match=r"a row of sum 1\.[01]"):

@@ -166,8 +166,9 @@ def _equal_mass(confidence: jax.Array, weights: jax.Array, num_bins: int) -> jax
     order = jnp.argsort(confidence)
     mass = jnp.concatenate([jnp.zeros(1, weights.dtype), jnp.cumsum(weights[order])])
     below = mass[jnp.searchsorted(confidence[order], confidence)]
-    # the product comes first: with whole weights the quotient is exact where it is whole
-    return jnp.clip(jnp.floor(num_bins * below / mass[-1]).astype(int), 0, num_bins - 1)
+    # b of share in [b / num_bins, ...), by products, as they are exact for whole weights; XLA's quotients are not
+    edges = mass[-1] * jnp.arange(1, num_bins, dtype=mass.dtype)
+    return jnp.searchsorted(edges, num_bins * below, side="right")
 
 
 BINNINGS: dict[str, Any] = {"equal_width": _equal_width, "equal_mass": _equal_mass}

@@ -120,7 +120,7 @@ def _crps_gaussian_mixture(locs: jax.Array, scales: jax.Array, targets: jax.Arra
     @jax.checkpoint  # the backward pass would keep all pairs
     def mean_distance(component):
         loc, scale = component
-        return jnp.mean(_mean_abs(locs - loc[None], jnp.hypot(scales, scale[None])), axis=0)
+        return jnp.mean(_mean_abs(locs - loc[None], _hypot(scales, scale[None])), axis=0)
 
     spread = jnp.mean(jax.lax.map(mean_distance, (locs, scales)), axis=0)
     return jnp.mean(_mean_abs(targets[None] - locs, scales), axis=0) - 0.5 * spread
@@ -140,8 +140,15 @@ def _density(mean: jax.Array, scale: jax.Array) -> jax.Array:
     return math.sqrt(2.0 / math.pi) * jnp.exp(-0.5 * jnp.square(mean / scale))
 
 
-# The slopes in closed form: those of mean / scale leave the range where scale^2 does, and they cancel.
+@jax.custom_jvp
+def _hypot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """sqrt(a^2 + b^2), for positive a and b."""
+    return jnp.hypot(a, b)
+
+
+# The slopes in closed form: those of quotients leave the range where the square of the scale does, and they cancel.
 _mean_abs.defjvps(
     lambda tangent, _, mean, scale: _sign(mean, scale) * tangent,
     lambda tangent, _, mean, scale: _density(mean, scale) * tangent,
 )
+_hypot.defjvps(lambda tangent, out, a, _: a / out * tangent, lambda tangent, out, _, b: b / out * tangent)
