@@ -68,7 +68,7 @@ def test_equal_mass_as_scikit_learn(num_bins):
     np.testing.assert_allclose(diagram.fraction, np.full(num_bins, 1 / num_bins), rtol=1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.lists(st.tuples(st.integers(4, 12), st.integers(1, 4)), min_size=N, max_size=N),
     st.sampled_from([3, 8, 15]),
@@ -185,20 +185,18 @@ def test_empty_bins_do_not_poison_the_gradient():
 
 
 def test_sums_of_a_million_examples_keep_their_digits():
-    """A running sum of a constant drifts by 6e-4; in equal mass, every bin has the same number of examples."""
-    n = 1_000_000
-    confidence = RNG.uniform(0.5, 1.0, size=n).astype(np.float32)
-    probs, labels = np.stack([confidence, 1 - confidence], axis=1), RNG.integers(2, size=n)
-    constant = np.tile(np.array([[0.9, 0.1]], np.float32), (n, 1))
-    diagram = reliability(constant, labels)
-    np.testing.assert_allclose(diagram.confidence[13], 0.9, rtol=5e-7)
-    np.testing.assert_allclose(diagram.accuracy[13], np.mean(labels == 0), rtol=5e-7)
-    diagram = reliability(probs, labels, num_bins=10, binning="equal_mass")
-    expected = [(c.mean(), (y == 0).mean(), 0.1) for c, y in sorted_parts(confidence, labels, 10)]
-    np.testing.assert_allclose(np.array(diagram).T, expected, rtol=1e-4)
+    """A running sum of a constant drifts by 6e-4."""
+    probs, labels = np.tile(np.array([[0.9, 0.1]], np.float32), (1_000_000, 1)), RNG.integers(2, size=1_000_000)
+    diagram = reliability(probs, labels)
+    assert diagram.fraction[13] == 1.0
+    np.testing.assert_allclose(diagram.confidence[13], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(diagram.accuracy[13], np.mean(labels == 0), rtol=1e-6)
 
 
-def sorted_parts(confidence, labels, num_parts):
-    order = np.argsort(confidence, kind="stable")
-    parts = zip(np.split(confidence[order], num_parts), np.split(labels[order], num_parts), strict=True)
-    return [(c.astype(float), y) for c, y in parts]
+def test_equal_mass_of_a_million_examples():
+    """Their confidence is uniform: so are the means of the bins."""
+    confidence = (0.5 + RNG.permutation(1_000_000) / 2e6).astype(np.float32)
+    probs = np.stack([confidence, 1 - confidence], axis=1)
+    diagram = reliability(probs, np.zeros(1_000_000, int), num_bins=10, binning="equal_mass")
+    np.testing.assert_allclose(diagram.fraction, np.full(10, 0.1), atol=2e-6)
+    np.testing.assert_allclose(diagram.confidence, 0.525 + 0.05 * np.arange(10), rtol=2e-6)

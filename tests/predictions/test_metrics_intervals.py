@@ -15,7 +15,7 @@ WEIGHTS = RNG.uniform(size=B)
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_coverage_of_the_true_distribution_is_the_level(level):
-    draws, targets = RNG.normal(size=(2001, 2000)).astype(np.float32), RNG.normal(size=2000).astype(np.float32)
+    draws, targets = RNG.normal(size=(401, 1000)).astype(np.float32), RNG.normal(size=1000).astype(np.float32)
     standard_error = np.sqrt(level * (1 - level) / len(targets))
     assert abs(coverage(draws, targets, level) - level) < 5 * standard_error
 
