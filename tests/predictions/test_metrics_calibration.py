@@ -12,7 +12,7 @@ from sklearn.calibration import calibration_curve
 from illia_fn.predictions.metrics import calibration_error, reliability
 
 RNG = np.random.default_rng(0)
-N, C = 40, 4
+N, C = 24, 3
 PROBS = RNG.dirichlet(np.ones(C), size=N).astype(np.float32)
 LABELS = RNG.integers(C, size=N)
 EIGHTHS = RNG.multinomial(8, np.ones(C) / C, size=N).astype(np.float32) / 8  # many are tied, and lie on edges
@@ -71,7 +71,7 @@ def test_equal_mass_as_scikit_learn(num_bins):
 @settings(max_examples=20)
 @given(
     st.lists(st.tuples(st.integers(4, 12), st.integers(1, 4)), min_size=N, max_size=N),
-    st.sampled_from([3, 8, 15]),
+    st.sampled_from([4, 15]),
 )
 def test_equal_mass_with_ties_and_weights(rows, num_bins):
     """Against quantiles in exact arithmetic; where mass and num_bins do not divide each other, and bins are empty."""
@@ -97,7 +97,7 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below(num_bins):
 
 
 @pytest.mark.parametrize("weights", [None, RNG.uniform(size=N).astype(np.float32)], ids=["plain", "weighted"])
-@pytest.mark.parametrize("num_bins", [1, 10, 15])
+@pytest.mark.parametrize("num_bins", [1, 8, 15])
 def test_calibration_errors_by_hand(num_bins, weights):
     confidence, accuracy, fraction, count = by_hand(PROBS, LABELS, equal_width(PROBS, num_bins), num_bins, weights)
     used = fraction > 0
@@ -153,7 +153,7 @@ def test_a_negative_debiased_square_is_zero_with_a_zero_gradient():
     def error(p):
         return calibration_error(jnp.stack([p, 1 - p], axis=1), labels, norm=2, debiased=True)
 
-    value, slope = jax.value_and_grad(error)(jnp.full(4, 0.5))
+    value, slope = jax.jit(jax.value_and_grad(error))(jnp.full(4, 0.5))
     assert value == 0.0
     np.testing.assert_array_equal(slope, 0.0)
 
@@ -181,7 +181,7 @@ def test_empty_bins_do_not_poison_the_gradient():
     def error(p):
         return calibration_error(jnp.stack([p, 1 - p], axis=1), labels)
 
-    np.testing.assert_allclose(jax.grad(error)(jnp.array([0.9, 0.7])), [-0.5, 0.5])
+    np.testing.assert_allclose(jax.jit(jax.grad(error))(jnp.array([0.9, 0.7])), [-0.5, 0.5])
 
 
 def test_sums_of_a_million_examples_keep_their_digits():

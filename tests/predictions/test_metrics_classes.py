@@ -6,10 +6,10 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from illia_fn.predictions.metrics import accuracy, brier_score, negative_log_likelihood, predictive_entropy
 
 RNG = np.random.default_rng(0)
-PROBS = RNG.dirichlet(np.ones(4), size=40)
-LABELS = RNG.integers(4, size=40)
-WEIGHTS = RNG.uniform(size=40)
-CLASSES = range(4)
+PROBS = RNG.dirichlet(np.ones(3), size=24)
+LABELS = RNG.integers(3, size=24)
+WEIGHTS = RNG.uniform(size=24)
+CLASSES = range(3)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])

@@ -4,7 +4,7 @@ import pytest
 from illia_fn.predictions.metrics import risk_coverage
 
 RNG = np.random.default_rng(0)
-B = 40
+B = 24
 CONFIDENCE = RNG.uniform(size=B).astype(np.float32)
 TIED = RNG.integers(-3, 4, size=B).astype(np.float32)
 LOSSES = RNG.gamma(1.0, size=B).astype(np.float32)
@@ -42,20 +42,20 @@ def test_without_an_order_the_area_is_the_mean_loss_and_zeros_are_tied():
 
 
 def test_a_perfect_order_is_the_best_and_its_reverse_the_worst():
-    """With 8 of 40 wrong: sum_k max(0, k - 32) / k / 40 against sum_k min(1, 8 / k) / 40."""
-    wrong, k = np.arange(B) % 5 == 0, np.arange(1, B + 1)
+    """With 6 of 24 wrong: sum_k max(0, k - 18) / k / 24 against sum_k min(1, 6 / k) / 24."""
+    wrong, k = np.arange(B) % 4 == 0, np.arange(1, B + 1)
     best = risk_coverage(RNG.uniform(size=B).astype(np.float32) - wrong, wrong)
-    np.testing.assert_allclose(best.area, np.mean(np.maximum(0, k - 32) / k), rtol=1e-6)
+    np.testing.assert_allclose(best.area, np.mean(np.maximum(0, k - 18) / k), rtol=1e-6)
     worst = risk_coverage(RNG.uniform(size=B).astype(np.float32) + wrong, wrong)
-    np.testing.assert_allclose(worst.area, np.mean(np.minimum(1, 8 / k)), rtol=1e-6)
+    np.testing.assert_allclose(worst.area, np.mean(np.minimum(1, 6 / k)), rtol=1e-6)
 
 
 def test_infinite_confidence_and_losses():
-    confidence = np.where(np.arange(B) < 20, -np.inf, np.inf).astype(np.float32)
+    confidence = np.where(np.arange(B) < 12, -np.inf, np.inf).astype(np.float32)
     losses = np.where(np.arange(B) == 0, np.inf, 1.0).astype(np.float32)
     curve = risk_coverage(confidence, losses)
-    np.testing.assert_allclose(curve.coverage, np.repeat([0.5, 1.0], 20), rtol=1e-6)
-    np.testing.assert_allclose(curve.risk, np.repeat([1.0, np.inf], 20), rtol=1e-6)
+    np.testing.assert_allclose(curve.coverage, np.repeat([0.5, 1.0], 12), rtol=1e-6)
+    np.testing.assert_allclose(curve.risk, np.repeat([1.0, np.inf], 12), rtol=1e-6)
 
 
 def test_examples_of_weight_zero_repeat_the_last_point():
