@@ -158,6 +158,14 @@ def test_a_negative_debiased_square_is_zero_with_a_zero_gradient():
     np.testing.assert_array_equal(slope, 0.0)
 
 
+def test_a_nan_that_is_alone_in_its_bin_is_not_left_out():
+    probs = np.tile(np.float32([0.4, 0.3, 0.3]), (N, 1))
+    probs[0, 0] = np.nan
+    for debiased in (False, True):
+        error = partial(calibration_error, num_bins=15, norm=2, debiased=debiased)
+        assert np.isnan(jax.jit(error)(probs, LABELS))
+
+
 def test_a_calibrated_and_an_overconfident_classifier():
     confidence = RNG.uniform(0.5, 1.0, size=200_000).astype(np.float32)
     labels = (RNG.uniform(size=confidence.size) > confidence).astype(int)

@@ -19,6 +19,7 @@ CLASSES, ENSEMBLE = (PROBS, LABELS), (DRAWS, TARGETS)
 NAN_TARGETS = np.where(np.arange(B) == 3, np.nan, TARGETS)
 REFUSED = {
     "logits": (metrics.accuracy, (np.log(PROBS), LABELS), ValueError, "accuracy: probs must be probabilities.*got -.*Apply jax.nn.softmax"),
+    "negative probabilities that sum to one": (metrics.accuracy, (2 * PROBS - np.float32(1 / C), LABELS), ValueError, r"accuracy: probs must be probabilities.*got -0\.[0-9]+\. "),
     "positive logits": (metrics.brier_score, (3 * PROBS, LABELS), ValueError, "brier_score: probs must .* a row of sum 3.*Apply jax.nn.softmax"),
     "one probability of two": (metrics.accuracy, (PROBS[:, :1], 0 * LABELS), ValueError, "accuracy: probs .* of two classes pass both"),
     "entropy of logits": (metrics.predictive_entropy, (np.log(PROBS),), ValueError, "predictive_entropy: probs must be probabilities"),
