@@ -39,7 +39,7 @@ SCORES = {
     "crps": (metrics.crps, ENSEMBLE),
     "crps, fair": (partial(metrics.crps, fair=True), ENSEMBLE),
     "crps_gaussian_mixture": (metrics.crps_gaussian_mixture, (DRAWS, SCALES, TARGETS)),
-    "coverage": (partial(metrics.coverage, level=0.6), ENSEMBLE),
+    "coverage": (partial(metrics.coverage, level=0.4), ENSEMBLE),
     "interval_coverage": (metrics.interval_coverage, INTERVALS),
     "interval_width": (metrics.interval_width, (LOW, HIGH)),
     "interval_score": (partial(metrics.interval_score, level=0.8), INTERVALS),

@@ -34,11 +34,12 @@ def test_coverage_by_quantiles_of_numpy(num_draws, level):
 
 @pytest.mark.parametrize("level", [0.02, 0.1, 0.3, 0.58, 0.7, 0.9, 0.94, 0.98])
 def test_quantiles_that_are_draws_are_exact(level):
-    """As they are of counts: in float32 the rank of the quantile 0.95 of 101 draws is not 95."""
-    draws = np.tile(np.arange(101, dtype=np.float32)[:, None], (1, 4)) / 7
-    end = round(50 * level)
-    targets = (50 + np.array([-end, end, -end - 0.01, end + 0.01], np.float32)) / 7
-    assert coverage(draws, targets, level) == 0.5
+    """Or a target that is a draw is outside of an interval that ends with it. In float32 the ranks would be inexact."""
+    draws = RNG.normal(size=(101, B)).astype(np.float32)
+    ranked, end = np.sort(draws, axis=0), round(50 * level)
+    for targets, outward in ((ranked[50 - end], -np.inf), (ranked[50 + end], np.inf)):
+        assert coverage(draws, targets, level) == 1.0
+        assert coverage(draws, np.nextafter(targets, np.float32(outward)), level) == 0.0
 
 
 def test_equal_draws_cover_themselves():

@@ -37,6 +37,7 @@ REFUSED = {
     "a class too many in a byte": (metrics.accuracy, (PROBS, (LABELS + 253).astype(np.uint8)), ValueError, "accuracy: labels must be classes"),
     "labels in floats": (metrics.accuracy, (PROBS, LABELS.astype(np.float32)), TypeError, "accuracy: labels must be integers"),
     "labels of True and False": (metrics.accuracy, (PROBS, LABELS > 0), TypeError, "accuracy: labels must be integers"),
+    "labels in words": (metrics.accuracy, (PROBS, ["cat"] * B), TypeError, "accuracy: labels must be an array of real numbers"),
     "complex probabilities": (metrics.accuracy, (PROBS * 1j, LABELS), TypeError, "accuracy: probs must be an array of real numbers"),
     "text": (metrics.crps, ("draws", TARGETS), TypeError, "crps: draws must be an array of real numbers, got 'draws'"),
     "no bins": (partial(metrics.reliability, num_bins=0), CLASSES, ValueError, "reliability: num_bins must be an int of at least 1, got 0"),

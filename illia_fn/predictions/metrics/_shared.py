@@ -121,7 +121,7 @@ def check_probabilities(caller: str, value: np.ndarray | None, dtype: Any) -> No
 
 def as_labels(caller: str, labels: ArrayLike, weights: jax.Array | None, num_classes: int) -> jax.Array:
     """Labels that are integers, and classes where they are known."""
-    array = jnp.asarray(labels)
+    array = _real(caller, "labels", labels)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{caller}: labels must be integers, the classes, got {describe(labels)}.")
     # as they came: of an int64 without x64, JAX keeps the lower half

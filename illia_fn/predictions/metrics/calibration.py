@@ -166,7 +166,7 @@ def _equal_mass(confidence: jax.Array, weights: jax.Array, num_bins: int) -> jax
     order = jnp.argsort(confidence)
     mass = jnp.concatenate([jnp.zeros(1, weights.dtype), jnp.cumsum(weights[order])])
     below = mass[jnp.searchsorted(confidence[order], confidence)]
-    # b of share in [b / num_bins, ...), by products, as they are exact for whole weights; XLA's quotients are not
+    # share >= b / num_bins by products, which are exact for whole weights; XLA's quotients are not
     edges = mass[-1] * jnp.arange(1, num_bins, dtype=mass.dtype)
     return jnp.searchsorted(edges, num_bins * below, side="right")
 
