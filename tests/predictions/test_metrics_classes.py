@@ -32,6 +32,10 @@ def test_certain_predictions():
     assert (brier_score(certain, jnp.array([1])), brier_score(certain, jnp.array([0]))) == (0.0, 2.0)
 
 
+def test_lists_are_arrays():
+    assert accuracy([[0.25, 0.75]], [1], weights=[2]) == 1.0
+
+
 def test_of_equal_probabilities_the_first_class_counts():
     tied = jnp.array([[0.25, 0.375, 0.375]] * 3)
     assert [float(accuracy(tied, jnp.full(3, label))) for label in range(3)] == [0.0, 1.0, 0.0]

@@ -141,9 +141,10 @@ def as_predicted_classes(
     Examples of weight zero have equal probabilities and label 0.
     """
     (floats,) = as_floats(caller, probs=probs)
-    if floats.ndim != 2 or jnp.shape(labels) != floats.shape[:1] or floats.size == 0:
+    shape = _real(caller, "labels", labels).shape
+    if floats.ndim != 2 or shape != floats.shape[:1] or floats.size == 0:
         raise ValueError(
-            f"{caller}: probs must have shape (B, C) and labels (B,), got {floats.shape} and {jnp.shape(labels)}. "
+            f"{caller}: probs must have shape (B, C) and labels (B,), got {floats.shape} and {shape}. "
             "Average the probabilities over Monte Carlo samples first."
         )
     num_examples, num_classes = floats.shape
