@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
     message = f"illia_fn.plots needs {error.name}: pip install 'illia_fn[plots]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from illia_fn.predictions.metrics import coverage, expected_calibration_error, predictive_entropy, reliability
+from illia_fn.predictions.metrics import calibration_error, coverage, predictive_entropy, reliability
 
 COLORS = {"Bayesian": "#1f6fb4", "Bayesian last layer": "#1f6fb4", "deterministic": "#d1602a"}
 INPUT_COLORS = ("#2b8a3e", "#e8890c", "#8a8f98")
@@ -66,7 +66,7 @@ def plot_reliability(
     'Bayesian (ECE 0.25)'
     """
     diagram = reliability(probs, labels, num_bins=num_bins)
-    error = float(expected_calibration_error(probs, labels))
+    error = float(calibration_error(probs, labels))
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
     axes.plot(diagram.confidence, diagram.accuracy, label=f"{label} (ECE {error:.2f})", **style)
     sizes = 12 + 250 * np.asarray(diagram.fraction)

@@ -13,7 +13,7 @@ import illia_fn
 from illia_fn import plots
 from illia_fn._demo.data import Dataset
 from illia_fn._demo.recipes import Ensemble
-from illia_fn.predictions.metrics import coverage, expected_calibration_error, predictive_entropy
+from illia_fn.predictions.metrics import calibration_error, coverage, predictive_entropy
 
 NUM_NETWORKS = 32  # draws from the posterior
 Networks = dict[str, Any]  # name -> parameters, variational or not
@@ -60,7 +60,7 @@ def class_metrics(probs: np.ndarray, labels: np.ndarray | None) -> dict[str, flo
         log_probs = np.log(np.maximum(probs[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
         metrics["accuracy"] = float(np.mean(probs.argmax(axis=1) == labels))
         metrics["negative log-likelihood (nats)"] = -float(np.mean(log_probs))
-        metrics["expected calibration error"] = float(expected_calibration_error(probs, labels))
+        metrics["expected calibration error"] = float(calibration_error(probs, labels))
     metrics["predictive entropy (nats)"] = float(np.mean(predictive_entropy(probs)))
     return metrics
 
