@@ -18,6 +18,7 @@ NAMES = (
     "coupling",
     "coupling_time",
     "memory",
+    "prediction_memory",
     "kl_bandwidth",
     "compile_time",
     "gradient_quality",
