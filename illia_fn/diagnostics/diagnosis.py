@@ -134,8 +134,6 @@ def diagnose(
         return result[0] if has_aux else result  # without aux
 
     log_weights, terms, signal = numbers(params, x, y)
-    log_weights = np.asarray(log_weights, np.float64)
-    share = np.exp(log_weights - log_weights.max())
     nll, kl = float(terms.nll), float(terms.kl) / num_data
     return Diagnosis(
         nll,
@@ -143,10 +141,16 @@ def diagnose(
         nll + kl,
         summary(params, prior, key=of_kl, num_samples=num_samples),
         {path: float(value) for path, value in leaves_with_path(signal, lambda _: False) if not np.isnan(value)},
-        log_weights,
-        float(np.log(np.mean(share)) + log_weights.max() - np.mean(log_weights)),
-        float(np.sum(share) ** 2 / np.sum(share**2)),
+        np.asarray(log_weights, np.float64),
+        *_gap_and_size(np.asarray(log_weights, np.float64)),
     )
+
+
+def _gap_and_size(log_weights: np.ndarray) -> tuple[float, float]:
+    """log mean_s w_s - mean_s log w_s, and (sum w)^2 / sum w^2."""
+    share = np.exp(log_weights - log_weights.max())
+    gap = np.log(np.mean(share)) + log_weights.max() - np.mean(log_weights)
+    return float(gap), float(np.sum(share) ** 2 / np.sum(share**2))
 
 
 def _signal(gradient: Callable[[jax.Array], PyTree], keys: jax.Array) -> PyTree:
