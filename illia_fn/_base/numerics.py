@@ -95,3 +95,11 @@ def _spread_jvp(count: int, primals: tuple[jax.Array], tangents: tuple[jax.Array
     while len(copies) < count:
         copies = jnp.concatenate([copies, copies[: count - len(copies)]])
     return spread(*primals, count), copies
+
+
+def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
+    """sum_i weights_i values_i / sum_i weights_i of values (B,); a scalar stays."""
+    if weights is None:
+        return jnp.mean(values)
+    weights = jnp.asarray(weights).astype(values.dtype)
+    return jnp.sum(weights * values) / jnp.sum(weights)

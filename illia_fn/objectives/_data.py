@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_callable, concrete, split_aux
+from illia_fn._base.numerics import weighted_mean
 from illia_fn._base.trees import PyTree
 from illia_fn.likelihoods._example_losses import LossFn as LossFn
 from illia_fn.likelihoods._example_losses import example_losses
@@ -80,11 +80,3 @@ def _check_weights(caller: str, weights: ArrayLike | None) -> None:
         raise ValueError(
             f"{caller}: weights must be finite, not negative and not all zero, got {weights}. Skip empty batches."
         )
-
-
-def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
-    """sum_i weights_i values_i / sum_i weights_i of values (B,); a scalar stays."""
-    if weights is None:
-        return jnp.mean(values)
-    weights = jnp.asarray(weights).astype(values.dtype)
-    return jnp.sum(weights * values) / jnp.sum(weights)

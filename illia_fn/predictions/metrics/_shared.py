@@ -10,15 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
-from illia_fn._base.numerics import at_least_float32, widest_dtype
+from illia_fn._base.numerics import at_least_float32, weighted_mean, widest_dtype
 
-
-@jax.jit
-def mean_over_examples(values: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """sum_i weights_i values_i / sum_i weights_i of values (B,)."""
-    if weights is None:
-        return jnp.mean(values)
-    return jnp.sum(weights * values) / jnp.sum(weights)
+mean_over_examples = jax.jit(weighted_mean)
 
 
 def indicator(condition: jax.Array, *values: jax.Array) -> jax.Array:
