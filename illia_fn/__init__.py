@@ -86,7 +86,6 @@ from illia_fn.predictions import PredictiveMoments as PredictiveMoments
 from illia_fn.predictions import central_interval as central_interval
 from illia_fn.predictions import class_probs as class_probs
 from illia_fn.predictions import class_summary as class_summary
-from illia_fn.predictions import dyadic_groups as dyadic_groups
 from illia_fn.predictions import highest_density_interval as highest_density_interval
 from illia_fn.predictions import joint_predictive_log_prob as joint_predictive_log_prob
 from illia_fn.predictions import linearise as linearise

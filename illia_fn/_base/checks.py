@@ -126,6 +126,13 @@ def check_num_data(caller: str, num_data: Any) -> None:
         )
 
 
+def check_required_num_data(caller: str, num_data: Any) -> None:
+    """The size of the training set, which must be given."""
+    if num_data is None:
+        raise ValueError(f"{caller}: num_data must be given, as the result is per training example, got None.")
+    check_num_data(caller, num_data)
+
+
 def split_aux(caller: str, name: str, result: Any, *, has_aux: bool) -> tuple[Any, Any]:
     """What a function returned, as a pair (value, aux)."""
     if not has_aux:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import check_draws, describe
+from illia_fn._base.checks import check_draws, check_required_num_data, describe
 from illia_fn._base.trees import PyTree
 from illia_fn.engine.monte_carlo import expectation
 from illia_fn.kl.loss import kl_pairs
@@ -22,7 +22,8 @@ def prune(params: PyTree, share: float) -> PyTree:
 
     Graves 2011, Practical variational inference for neural networks; Blundell et al. 2015,
     https://arxiv.org/abs/1505.05424. The ratio is compared over all Bayesian weights together; deterministic leaves
-    stay. What a share costs: `pruning_curve`.
+    stay. It is for weights whose prior is around zero: others (factors around 1, a prior around a trained network) are
+    not noise because they are small. What a share costs: `pruning_curve`.
 
     Args:
         params: a posterior tree, whose arrays are known now.
@@ -102,6 +103,7 @@ def pruning_curve(
     """
     caller = "pruning_curve"
     check_draws(caller, key, num_samples, 1, antithetic=False)
+    check_required_num_data(caller, num_data)
     data = DataTerm(caller, apply_fn, x, y, loss_fn=loss_fn, weights=weights)
     masks = _flat_mask(caller, params, shares)
     of_each = _kl_of_each(caller, params, prior)

@@ -35,11 +35,13 @@ class SBC(NamedTuple):
         return float(min(1.0, values.size * values.min()))
 
     def __str__(self) -> str:
-        rows = [("parameter", "smallest p", "mean rank", "spread")]
+        rows = [("worst of each", "p", "mean rank", "spread")]
         for (path, ranks), p in zip(leaves_with_path(self.ranks), jax.tree.leaves(self.p_values), strict=True):
-            unit = (np.asarray(ranks, np.float64) + 0.5) / (self.num_draws + 1)
+            worst = int(np.argmin(p))  # of the numbers of an array, which may be wrong in ways that cancel
+            unit = (ranks.reshape(len(ranks), -1)[:, worst] + 0.5) / (self.num_draws + 1)
             spread = float(np.std(unit)) * np.sqrt(12.0)
-            rows.append((path, f"{np.min(p):.2g}", f"{np.mean(unit):.2f}", f"{spread:.2f}"))
+            place = "".join(f"[{i}]" for i in np.unravel_index(worst, np.shape(p)))
+            rows.append((path + place or "w", f"{np.min(p):.2g}", f"{np.mean(unit):.2f}", f"{spread:.2f}"))
         verdict = "not calibrated" if self.smallest < 0.05 else "no sign against it"
         return (
             f"{aligned(rows, left=1)}\n{verdict} (p = {self.smallest:.2g} over all). A spread above 1: posteriors too "
@@ -79,8 +81,8 @@ def simulation_based_calibration(
         An `SBC`.
 
     Raises:
-        ValueError: if the posterior has other parameters than the prior, L + 1 is no multiple of num_bins, or there are
-            fewer than five simulations for each bin.
+        ValueError: if the posterior has other parameters than the prior or draws that are not finite, L + 1 is no
+            multiple of num_bins, or there are fewer than five simulations for each bin.
         TypeError: if `key` is not a PRNG key.
 
     >>> from illia_fn import Gaussian  # one y ~ N(w, 1), w ~ N(0, 1): the posterior is N(y / 2, 1 / 2)
@@ -117,9 +119,16 @@ def simulation_based_calibration(
         q = infer(simulate(truth, of_data), of_inference)
         draws = jax.vmap(sample, (0, None))(jax.random.split(of_draws, num_draws), q)
         _check_alike(caller, truth, draws)
-        return jax.tree.map(lambda w, star: jnp.sum(w < star[None], axis=0, dtype=jnp.int32), draws, truth)
+        is_finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((truth, draws))])
+        below = jax.tree.map(lambda w, star: jnp.sum(w < star[None], axis=0, dtype=jnp.int32), draws, truth)
+        return below, jnp.all(is_finite)
 
-    found = jax.jit(lambda keys: jax.lax.map(ranks, keys))(jax.random.split(key, num_simulations))
+    found, is_finite = jax.jit(lambda keys: jax.lax.map(ranks, keys))(jax.random.split(key, num_simulations))
+    if not np.all(is_finite):
+        raise ValueError(
+            f"{caller}: in {np.sum(~np.asarray(is_finite))} of {num_simulations} simulations the truth or a draw of "
+            "the posterior is not finite. Look at infer on such data."
+        )
     found = jax.tree.map(np.asarray, found)
     p_values = jax.tree.map(lambda leaf: _p_values(leaf * num_bins // (num_draws + 1), num_bins), found)
     return SBC(found, num_draws, p_values)

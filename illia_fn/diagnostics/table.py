@@ -42,6 +42,13 @@ class LeafSummary(NamedTuple):
     signal_to_noise: float
     at_prior: float
 
+    def cells(self) -> tuple[str, ...]:
+        """A row of text; blank is what there is none of."""
+        numbers = self[3:4] if self.family == "deterministic" else self[3:-1]
+        cells = [f"{number:.3g}" for number in numbers] + [""] * (5 - len(numbers))
+        share = "" if math.isnan(self.at_prior) else f"{100 * self.at_prior:.0f} %"
+        return (self.path, "x".join(map(str, self.shape)), self.family, *cells, share)
+
 
 class Summary(NamedTuple):
     """Rows by path, and their sum; prints as a table.
@@ -50,8 +57,8 @@ class Summary(NamedTuple):
         leaves: in the order of the tree.
         kl: the sum, in nats.
         num_params: the number of variational parameters.
-        scales_are_alike: whether nine in ten of at least 20 standard deviations differ by less than 1.5 times: they are
-            what the initial scale and the schedule made them, and not yet what the data say.
+        scales_are_alike: whether nine in ten of at least 20 standard deviations differ by less than 1.5 times, as where
+            they are what the initial scale and the schedule made them, and not yet what the data say.
     """
 
     leaves: list[LeafSummary]
@@ -61,12 +68,20 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         head = ("path", "shape", "family", "mean |w|", "scale", "KL (nats)", "KL/weight", "|w|/scale", "at prior")
-        body = [(row.path, "x".join(map(str, row.shape)), row.family, *map(_cell, row[3:])) for row in self.leaves]
-        body = [(*row[:-1], _share(leaf.at_prior)) for row, leaf in zip(body, self.leaves, strict=True)]
+        body = [row.cells() for row in self.leaves]
         each = self.kl / max(1, self.num_params)
-        rows = [head, *body, ("total", str(self.num_params), "", "", "", _cell(self.kl), _cell(each), "", "")]
-        note = "The scales are alike: they come from the initial scale and the schedule. Train longer to rely on them."
-        return "\n".join([aligned(rows, left=3), *[note] * self.scales_are_alike])
+        rows = [head, *body, ("total", str(self.num_params), "", "", "", f"{self.kl:.3g}", f"{each:.3g}", "", "")]
+        return "\n".join([aligned(rows, left=3), *self._note()])
+
+    def _note(self) -> list[str]:
+        known = sum(math.prod(row.shape) * row.at_prior for row in self.leaves if not math.isnan(row.at_prior))
+        if known > 0.9 * max(1, self.num_params):
+            return [
+                "Nearly all weights are at the prior. Do predictions depend on the inputs? See the page of diagnostics."
+            ]
+        if self.scales_are_alike:
+            return ["The scales are alike, as those are that still come from the initial scale and the schedule."]
+        return []
 
 
 def summary(
@@ -144,11 +159,3 @@ def _share_at_prior(pair: Pair) -> float:
 
 def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3g}"
-
-
-def _share(value: float) -> str:
-    return "" if math.isnan(value) else f"{100 * value:.0f} %"

@@ -93,7 +93,7 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata
     return noise.reshape(len(shifts), batch_size, -1)[..., :size]
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=8)  # 33 kB for each sample
 def _points(count: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: FBT001
     """For each sample and order: the shift 2 j / h, at most 1, and the sign, in all combinations over the samples."""
     rng = np.random.default_rng(0)

@@ -97,7 +97,8 @@ def _mixture(outputs: tuple[ArrayLike, ArrayLike, ArrayLike]) -> Law:
         key_component, key_normal = jax.random.split(key)
         component = jax.random.categorical(key_component, logits, mode="high")[..., None]
         own_loc, own_scale = (jnp.take_along_axis(x, component, axis=-1)[..., 0] for x in (loc, scale))
-        return own_loc + own_scale * jax.random.normal(key_normal, mean.shape, mean.dtype)
+        draws = own_loc + own_scale * jax.random.normal(key_normal, mean.shape, mean.dtype)
+        return jnp.where(jnp.isnan(mean), jnp.nan, draws)  # no component of it may be drawn
 
     return Law(mean, variance, sample)
 

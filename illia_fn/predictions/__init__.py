@@ -15,7 +15,6 @@ from illia_fn.predictions.linearised import OutputLaw as OutputLaw
 from illia_fn.predictions.linearised import linearise as linearise
 from illia_fn.predictions.linearised import softmax_by_probit as softmax_by_probit
 from illia_fn.predictions.linearised import softmax_of_gaussian as softmax_of_gaussian
-from illia_fn.predictions.log_probs import dyadic_groups as dyadic_groups
 from illia_fn.predictions.log_probs import joint_predictive_log_prob as joint_predictive_log_prob
 from illia_fn.predictions.log_probs import pointwise_log_prob as pointwise_log_prob
 from illia_fn.predictions.log_probs import predictive_log_prob as predictive_log_prob

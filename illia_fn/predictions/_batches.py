@@ -47,7 +47,7 @@ def in_batches(
         run = run or compiled(f, params, batch, key)
         leaves, structure = jax.tree.flatten(run(params, batch, key))
         if not whole:
-            _check_examples(caller, leaves, batch_size, axis)
+            check_examples(caller, leaves, batch_size, axis)
             whole = [np.empty(_with_size(leaf.shape, axis, count), leaf.dtype) for leaf in leaves]
         stop = min(start + batch_size, count)
         for result, leaf in zip(whole, leaves, strict=True):
@@ -68,11 +68,12 @@ def _with_size(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
     return (*shape[:axis], size, *shape[axis + 1 :])
 
 
-def _check_examples(caller: str, leaves: list[jax.Array], batch_size: int, axis: int) -> None:
+def check_examples(caller: str, leaves: list[Any], batch_size: int, axis: int) -> None:
+    """Results for so many examples have them along an axis."""
     for leaf in leaves:
-        if leaf.ndim <= axis or leaf.shape[axis] != batch_size:
+        if jnp.ndim(leaf) <= axis or leaf.shape[axis] != batch_size:
             what = "apply_fn must return outputs with" if axis else "reduce must return arrays with"
-            shape = leaf.shape[1:] if axis else leaf.shape
+            shape = jnp.shape(leaf)[1:] if axis else jnp.shape(leaf)
             raise ValueError(
                 f"{caller}: with a batch_size, {what} a leading axis of examples, got shape {shape} for "
                 f"{batch_size} examples."

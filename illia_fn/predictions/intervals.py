@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
 from illia_fn._base.numerics import at_least_float32
+from illia_fn.predictions.metrics.intervals import between_draws
 
 
 class Interval(NamedTuple):
@@ -40,7 +41,7 @@ def quantiles(draws: ArrayLike, levels: ArrayLike) -> jax.Array:
     value = concrete(levels)
     if np.ndim(levels) != 1 or (value is not None and not np.all((value >= 0) & (value <= 1))):
         raise ValueError(f"quantiles: levels must be numbers in [0, 1], of shape (L,), got {describe(levels)}.")
-    return jnp.quantile(draws, jnp.asarray(levels).astype(draws.dtype), axis=0)
+    return _quantiles(draws, jnp.asarray(levels) if value is None else value)
 
 
 def central_interval(draws: ArrayLike, level: float) -> Interval:
@@ -61,8 +62,7 @@ def central_interval(draws: ArrayLike, level: float) -> Interval:
     """
     check_level("central_interval", level)
     draws = _draws("central_interval", draws)
-    ends = jnp.asarray([0.5 - level / 2, 0.5 + level / 2], draws.dtype)
-    return Interval(*jnp.quantile(draws, ends, axis=0))
+    return Interval(*_quantiles(draws, np.array([0.5 - level / 2, 0.5 + level / 2])))
 
 
 def highest_density_interval(draws: ArrayLike, level: float) -> Interval:
@@ -81,13 +81,18 @@ def highest_density_interval(draws: ArrayLike, level: float) -> Interval:
     check_level("highest_density_interval", level)
     draws = jnp.sort(_draws("highest_density_interval", draws), axis=0)
     # the product of the level and N rounds: 0.55 * 100 > 55
-    inside = math.ceil(round(level * len(draws), 6))
+    inside = max(1, math.ceil(round(level * len(draws), 6)))
     low, high = draws[: len(draws) - inside + 1], draws[inside - 1 :]
     width = jnp.where(low == high, 0.0, high - low)  # of two that are infinite it would be NaN
     shortest = jnp.argmin(width, axis=0)[None]
     ends = (jnp.take_along_axis(x, shortest, axis=0)[0] for x in (low, high))
     missing = jnp.isnan(draws[-1])  # where sorting puts them
     return Interval(*(jnp.where(missing, jnp.nan, end) for end in ends))
+
+
+def _quantiles(draws: jax.Array, levels: np.ndarray | jax.Array) -> jax.Array:
+    values = between_draws(draws.reshape(len(draws), -1), levels)
+    return values.reshape(-1, *draws.shape[1:])
 
 
 def check_level(caller: str, level: float) -> None:

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import check_callable, check_count
-from illia_fn._base.numerics import at_least_float32
-from illia_fn._base.trees import PyTree
+from illia_fn._base.checks import check_callable, check_count, concrete
+from illia_fn._base.numerics import at_least_float32, widest_dtype
+from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.posteriors._join import Joined
 from illia_fn.posteriors.posterior import Sampler, check_nodes, is_posterior, num_params
 
@@ -44,7 +45,8 @@ def linearise(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, chunk_
     `predict(..., linearised=True)`.
 
     It takes K reverse passes for each example, and the memory of K trees of parameters. J S^(1/2) is differentiated
-    along the reparameterisation of q at noise 0, so that every family that is Gaussian is served as it is.
+    along the reparameterisation of q at noise 0, so that every family that is Gaussian is served as it is; others are
+    refused where their parameters are known.
 
     Args:
         apply_fn: the model, apply_fn(params, x) -> outputs, a pytree of floating-point arrays (B, ...).
@@ -56,8 +58,8 @@ def linearise(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, chunk_
         An `OutputLaw`, in float32 or wider.
 
     Raises:
-        ValueError: if params has no posterior node, the arrays of x do not share a leading axis, or an output of one
-            example has no leading axis of size 1.
+        ValueError: if params has no posterior node, or one that is not Gaussian; if the arrays of x do not share a
+            leading axis, or an output of one example has no leading axis of size 1.
 
     >>> from illia_fn import mean_field
     >>> law = linearise(lambda w, x: x @ w, mean_field(jnp.ones((2, 1)), scale=0.5), jnp.array([[1.0, 2.0]]))
@@ -73,6 +75,7 @@ def linearise(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, chunk_
     if len(sizes) != 1 or () in sizes:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
         raise ValueError(f"linearise: the arrays of x must share a leading axis of examples, got shapes {shapes}.")
+    _check_affine(params)
     joined = Joined.of(params, is_posterior)
     sampler = Sampler.of(joined.nodes)
     zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), _noise_shapes(sampler))
@@ -92,6 +95,29 @@ def linearise(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, chunk_
 
 def _noise_shapes(sampler: Sampler) -> list[jax.ShapeDtypeStruct]:
     return jax.eval_shape(sampler.noise, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _check_affine(params: PyTree) -> None:
+    """Every node's draw is its mean and a linear function of the noise, as far as that can be known before tracing."""
+    for path, node in leaves_with_path(params, is_posterior):
+        if not is_posterior(node):
+            continue
+        draw = node.reparameterise()
+        noise = jax.random.normal(jax.random.key(0), node.noise_shape, widest_dtype(node.mean))
+        trees = [node.mean, draw(0.0 * noise), draw(noise), draw(-noise)]
+        values = [[concrete(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
+        for middle, at_zero, one, other in zip(*values, strict=True):
+            if middle is None or at_zero is None or one is None or other is None:
+                continue
+            middle, at_zero, one, other = (np.asarray(x, np.float64) for x in (middle, at_zero, one, other))
+            spread = np.abs(one - at_zero) + np.abs(middle) + np.finfo(np.float32).tiny
+            if np.any(np.abs(at_zero - middle) > 0.02 * spread) or np.any(
+                np.abs(one + other - 2 * middle) > 0.02 * spread
+            ):
+                raise ValueError(
+                    f"linearise: params{path} is a {type(node).__name__}, whose draws are not its mean and a linear "
+                    "function of the noise, so the outputs are not Gaussian. Use predict(..., linearised=True)."
+                )
 
 
 def _alone(output: jax.Array) -> jax.Array:

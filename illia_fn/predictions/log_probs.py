@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import check_callable, check_count, check_key, concrete, describe
+from illia_fn._base.checks import check_callable, check_count, concrete, describe
 from illia_fn.likelihoods._example_losses import LossFn, example_losses
 from illia_fn.predictions._outputs import check_examples
 
@@ -66,7 +66,7 @@ def joint_predictive_log_prob(loss_fn: LossFn | None, outputs: Any, y: Any, grou
         loss_fn, outputs, y: as in `pointwise_log_prob`. The outputs of a network for all examples go together, as in
             one call of `predict`.
         groups: how many consecutive examples make a group, a divisor of B; or the indices of the examples of each
-            group, integers (G, size), such as those of `dyadic_groups`.
+            group, integers (G, size). An example twice in a group has one label, not two that are drawn.
 
     Returns:
         (G,), in nats, of the whole group; divided by its size it compares with `predictive_log_prob`.
@@ -92,40 +92,6 @@ def joint_predictive_log_prob(loss_fn: LossFn | None, outputs: Any, y: Any, grou
     return jnp.where(inside, joint, jnp.nan)
 
 
-def dyadic_groups(key: jax.Array, num_examples: int, num_groups: int, size: int = 10) -> jax.Array:
-    """Groups for `joint_predictive_log_prob` that repeat two examples, each member one of them by a fair coin.
-
-    Examples drawn at random are far from each other when inputs have many dimensions, and say little of each other;
-    the same example again does. Osband et al. 2022, Evaluating high-order predictive distributions in deep learning,
-    https://arxiv.org/abs/2202.13509, where labels are drawn anew; of data, an example keeps the label that it has.
-
-    Args:
-        key: a PRNG key.
-        num_examples: B, at least 2.
-        num_groups: G.
-        size: how many members a group has.
-
-    Returns:
-        Indices of examples, integers (G, size). The two examples of a group differ.
-
-    Raises:
-        ValueError: if a number is not an int of at least 1, or there are fewer than two examples.
-        TypeError: if `key` is not a PRNG key.
-
-    >>> print(dyadic_groups(jax.random.key(0), 100, 3, size=5).shape)
-    (3, 5)
-    """
-    check_key("dyadic_groups", key)
-    for name, count in (("num_examples", num_examples), ("num_groups", num_groups), ("size", size)):
-        check_count("dyadic_groups", name, count)
-    if num_examples < 2:
-        raise ValueError("dyadic_groups: num_examples must be at least 2, for two examples that differ, got 1.")
-    key_first, key_step, key_coin = jax.random.split(key, 3)
-    first = jax.random.randint(key_first, (num_groups, 1), 0, num_examples)
-    second = (first + jax.random.randint(key_step, (num_groups, 1), 1, num_examples)) % num_examples
-    return jnp.where(jax.random.bernoulli(key_coin, 0.5, (num_groups, size)), first, second)
-
-
 def _pointwise(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any) -> jax.Array:
     if loss_fn is not None:
         check_callable(caller, "loss_fn", loss_fn)
@@ -140,7 +106,9 @@ def _pointwise(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any) -> jax
 
 
 def _log_mean_exp(log_probs: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(jnp.asarray(len(log_probs), log_probs.dtype))
+    value = jax.nn.logsumexp(log_probs, axis=0) - jnp.log(jnp.asarray(len(log_probs), log_probs.dtype))
+    # XLA's maximum on a CPU loses a NaN, and what is then made of it under jit loses the others
+    return jnp.where(jnp.any(jnp.isnan(log_probs), axis=0), jnp.nan, value)
 
 
 def _indices(caller: str, groups: int | ArrayLike, num_examples: int) -> jax.Array:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.trees import PyTree
@@ -12,7 +13,7 @@ from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.engine.monte_carlo import draws
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params
-from illia_fn.predictions._batches import check_batch_size, in_batches
+from illia_fn.predictions._batches import check_batch_size, check_examples, in_batches
 
 Sampling = Literal["independent", "antithetic", "latin_hypercube"]
 
@@ -45,10 +46,12 @@ def predict(
         num_samples: S, a static int of at least 1.
         chunk_size: how many networks run at once, as in `expectation`.
         batch_size: how many examples are predicted at once, by the same networks. What comes back are NumPy arrays: of
-            all else the memory is that of one batch. Not under jit. The networks are drawn anew for each batch, which
-            takes as long as some hundred examples.
+            all else the memory is that of one batch. Not under jit. The networks are drawn anew for each batch, from
+            one key; so are the keys of a model that takes one, whose noise repeats from batch to batch.
         reduce: what to make of the stacked outputs, a pytree with leaves (S, B, ...), where they themselves would not
-            fit: reduce(outputs) has an array with a leading axis of examples for each leaf.
+            fit: reduce(outputs) has an array with a leading axis of examples for each leaf. With a batch_size it is
+            called on the outputs of one example, and then traced: of JAX alone, and for outputs alone. What needs
+            targets or random numbers of its own for each batch is a loop over `predict`.
         sampling: "independent"; "antithetic", in pairs that mirror each other (see `expectation`); or
             "latin_hypercube", networks whose weights are spread evenly over q, each with the right law: means over few
             of them are closer to those over many (McKay, Beckman & Conover 1979,
@@ -83,8 +86,10 @@ def predict(
         return stacked if reduce is None else reduce(stacked)
     check_batch_size("predict", batch_size, x, params, key)
     f = outputs if reduce is None else lambda *args: reduce(outputs(*args))
-    first = jax.tree.map(lambda leaf: leaf[:1], x)
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), x)
     check_fresh_noise("predict", apply_fn, params, first, key if needs_key else None)
+    if reduce is not None:  # once on numbers, which it may refuse, as it may not under jit
+        check_examples("predict", jax.tree.leaves(reduce(outputs(params, first, key))), 1, 0)
     return in_batches("predict", f, params, x, key, batch_size=batch_size, axis=1 if reduce is None else 0)
 
 

@@ -4,11 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from illia_fn._base.checks import check_count, check_key
+from illia_fn._base.checks import check_count, check_key, concrete
 from illia_fn.likelihoods._example_losses import LossFn
 from illia_fn.likelihoods.table import Law, law_of
 from illia_fn.predictions._outputs import check_outputs
+
+_NOT_THAT_OF_PREDICT = 0x79 << 24 | 1  # beyond the numbers of networks
 
 
 class PredictiveMoments(NamedTuple):
@@ -33,7 +36,8 @@ def predictive_moments(loss_fn: LossFn, outputs: Any) -> PredictiveMoments:
         E[y] = mean_s m_s,    Var[y] = mean_s v_s + mean_s (m_s - E[y])^2,
 
     with the mean m_s and the variance v_s of the likelihood under network s. The divisor is S, as the S networks are
-    the mixture that is predicted with; times S / (S - 1) the epistemic part is unbiased for that of q.
+    the mixture that is predicted with. Of independent networks the epistemic part is unbiased for that of q times
+    S / (S - 1); mirrored or evenly spread ones have it about right as it is.
 
     What is meant for each likelihood:
     - `gaussian_nll`, `laplace_nll`, `asymmetric_laplace_nll` (its mean, which is not its quantile),
@@ -101,11 +105,12 @@ def predictive_draws(loss_fn: LossFn, outputs: Any, key: jax.Array, num_draws: i
 
     Args:
         loss_fn, outputs: as in `predictive_moments`.
-        key: a PRNG key, not that of `predict`.
+        key: a PRNG key. That of `predict` does no harm: the noise is from another stream.
         num_draws: draws per network, a static int of at least 1.
 
     Returns:
-        (S * num_draws, B, ...), for `central_interval` and `highest_density_interval`; a NaN among the outputs is one.
+        (S * num_draws, B, ...), for `central_interval` and `highest_density_interval`. A NaN among the outputs is one
+        of numbers; classes have none, and outputs for classes that are NaN are refused where they are known.
 
     Raises:
         ValueError: as `predictive_moments`, and if `num_draws` is not an int of at least 1.
@@ -127,9 +132,20 @@ def predictive_draws(loss_fn: LossFn, outputs: Any, key: jax.Array, num_draws: i
         of_y: Law = law(of_network)
         return jax.vmap(of_y.sample)(jax.random.split(key, num_draws))
 
+    key = jax.random.fold_in(key, _NOT_THAT_OF_PREDICT)
     draws = jax.vmap(draws_of)(jax.tree.map(jnp.asarray, outputs), jax.random.split(key, sizes[0]))
     if draws.ndim < 3 or draws.shape[2] != sizes[1]:
         raise ValueError(
             f"{caller}: loss_fn must have draws of shape ({sizes[1]}, ...), got {draws.shape[2:]} of each network."
         )
+    if jnp.issubdtype(draws.dtype, jnp.integer):
+        _refuse_nan(caller, outputs)
     return draws.reshape(-1, *draws.shape[2:])
+
+
+def _refuse_nan(caller: str, outputs: Any) -> None:
+    values = [concrete(leaf) for leaf in jax.tree.leaves(outputs)]
+    if any(value is not None and np.any(np.isnan(value.astype(np.float64))) for value in values):
+        raise ValueError(
+            f"{caller}: the outputs have a NaN, and there is no class to draw for it. Look at the networks."
+        )

@@ -135,6 +135,41 @@ def test_it_is_exact_for_a_last_layer():
     np.testing.assert_allclose(law.covariance[:, 0, 1], 0.0, atol=1e-6)
 
 
+@frozen_pytree
+class LogNormal(Posterior):
+    """exp(loc + noise), whose draws are no linear function of the noise."""
+
+    loc: jax.Array
+
+    def reparameterise(self):
+        return lambda noise: jnp.exp(self.loc + noise)
+
+    def log_prob(self, w):
+        raise NotImplementedError
+
+    def entropy(self):
+        raise NotImplementedError
+
+    @property
+    def mean(self):
+        return jnp.exp(self.loc + 0.5)
+
+    @property
+    def stddev(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linearise(lambda w, x: x * w, LogNormal(jnp.zeros(3)), X), "is a LogNormal, whose draws are not"),
+    ],
+)
+def test_a_family_that_is_not_gaussian(call, message):
+    with pytest.raises(ValueError, match=f"linearise: .*{message}"):
+        call()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

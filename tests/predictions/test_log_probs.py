@@ -99,25 +99,11 @@ def test_the_joint_evidence_of_a_linear_gaussian_model():
     np.testing.assert_allclose(alone, stats.norm.logpdf(y, scale=np.sqrt(1 + x**2)), atol=0.01)
 
 
-def test_dyadic_groups():
-    groups = np.asarray(fn.dyadic_groups(jax.random.key(0), 3, 6000, size=8))
-    assert groups.shape == (6000, 8)
-    kinds = [np.unique(row) for row in groups]
-    counts = np.bincount([len(kind) for kind in kinds], minlength=4)
-    alike = 6000 * 2.0**-7  # all heads or all tails
-    assert counts[3] == counts[0] == 0
-    assert abs(counts[1] - alike) < 5 * np.sqrt(alike)
-    pairs = np.unique([kind for kind in kinds if len(kind) == 2], axis=0, return_counts=True)
-    np.testing.assert_array_equal(pairs[0], [[0, 1], [0, 2], [1, 2]])
-    assert (np.abs(pairs[1] - 2000) < 5 * np.sqrt(2000)).all()
-    np.testing.assert_allclose(np.bincount(groups.ravel()) / groups.size, 1 / 3, atol=0.02)
-    for args, match in (
-        ((1, 3), "at least 2"),
-        ((5, 0), "num_groups must be an int"),
-        ((5, 3, 0), "size must be an int"),
-    ):
-        with pytest.raises(ValueError, match=f"dyadic_groups: .*{match}"):
-            fn.dyadic_groups(jax.random.key(0), *args)
+def test_a_label_that_is_no_class_is_nan_under_jit():
+    logits = jnp.array([[[1.0, 2.0, 3.0]], [[0.0, 0.0, 0.0]]])
+    for label in (3, -1, 99):
+        value = jax.jit(partial(fn.predictive_log_prob, fn.categorical_nll))(logits, jnp.array([label]))
+        assert np.isnan(value), label
 
 
 def test_an_index_that_is_no_example():

@@ -107,7 +107,7 @@ def test_calibration_errors_by_hand(num_bins, weights):
     np.testing.assert_allclose(error(norm=2), np.sqrt(np.sum(fraction[used] * gap**2)), rtol=1e-5)
     several = count[used] > 1.000001
     variance = np.where(several, (accuracy * (1 - accuracy))[used] / np.where(several, count[used] - 1, 1), 0)
-    squared = np.sum((fraction[used] * (gap**2 - variance))[several])
+    squared = np.sum((fraction[used] * (gap**2 - variance))[several]) / np.sum(fraction[used][several])
     assert squared > 0
     np.testing.assert_allclose(error(norm=2, debiased=True), np.sqrt(squared), rtol=1e-4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illia_fn import mean, mean_field, predict
+from illia_fn import class_summary, mean, mean_field, predict
 
 KEY = jax.random.key(0)
 Q = mean_field({"w": jnp.array([[1.0, -1.0], [0.5, 2.0], [0.0, 1.0]]), "b": jnp.zeros(2)}, scale=0.3)
@@ -106,6 +106,12 @@ def test_the_key_of_a_network_is_its_own(sampling):
     assert len(np.unique(outputs)) == 8
 
 
+def test_a_reduction_refuses_in_batches_what_it_refuses_without():
+    for batch_size in (None, 10):
+        with pytest.raises(ValueError, match="class_summary: "):
+            predict(lambda w, x: 10.0 + apply_fn(w, x), Q, X, KEY, 2, batch_size=batch_size, reduce=class_summary)
+
+
 def test_the_linearised_model():
     q = mean_field({"w": Q["w"].loc, "b": jnp.ones(2)}, scale=0.3, mask={"w": True, "b": False})
     draws = predict(apply_fn, q, X, KEY, 3, linearised=True)
@@ -135,6 +141,10 @@ def test_outputs_that_are_no_numbers_to_differentiate():
         (lambda: predict(apply_fn, Q, X[:0], KEY, 2, batch_size=9), "at least one example"),
         (lambda: predict(lambda w, x: w["b"][:1], Q, X, KEY, 2, batch_size=9), r"apply_fn must .* got shape \(1,\)"),
         (lambda: predict(apply_fn, Q, X, KEY, 2, batch_size=9, reduce=jnp.mean), r"reduce must .* got shape \(\)"),
+        (
+            lambda: predict(apply_fn, Q, X, KEY, 9, batch_size=9, reduce=jnp.exp),
+            r"reduce must .* got shape \(9, 1, 2\)",
+        ),
         (lambda: predict(apply_fn, Q, X, KEY, 2, sampling="sobol"), "sampling must be one of"),
         (lambda: predict(apply_fn, Q, X, KEY, 3, sampling="antithetic"), "num_samples must be even"),
     ],

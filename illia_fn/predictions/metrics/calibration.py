@@ -82,13 +82,13 @@ def calibration_error(
 
         norm 1:            sum_b f_b |a_b - c_b|                                           (the ECE)
         norm 2:            sqrt(sum_b f_b (a_b - c_b)^2)
-        norm 2, debiased:  sqrt(max(0, sum_b f_b [(a_b - c_b)^2 - a_b (1 - a_b) / (n_b - 1)]))
+        norm 2, debiased:  sqrt(max(0, sum_b f_b [(a_b - c_b)^2 - a_b (1 - a_b) / (n_b - 1)] / sum_b f_b)), n_b > 1
 
     By chance alone a_b differs from c_b, so that a calibrated classifier has an error above 0, the more so the fewer
     examples a bin has. The debiased estimate takes off the variance of a_b, where n_b is the number of examples in the
     bin, (sum w)^2 / sum w^2 under weights. Under the root it is without bias where confidence does not vary within a
-    bin. It leaves out bins of one example, as their variance is unknown. Kumar, Liang & Ma 2019,
-    https://arxiv.org/abs/1909.10155.
+    bin. It leaves out bins of one example, whose variance is unknown, and is NaN if there are no others. Kumar, Liang &
+    Ma 2019, https://arxiv.org/abs/1909.10155.
 
     Args:
         norm: 1 or 2.
@@ -152,6 +152,7 @@ def _error(bins: _Bins, *, norm: int, debiased: bool) -> jax.Array:
         several = bins.inverse_count < 1
         variance_of_one = bins.accuracy * (1.0 - bins.accuracy) / jnp.where(several, 1.0 - bins.inverse_count, 1.0)
         squared = jnp.where(several, squared - bins.inverse_count * variance_of_one, 0.0 * squared)  # NaN stays
+        squared = squared / jnp.sum(jnp.where(several, bins.fraction, 0.0))  # of none NaN
     total = jnp.sum(bins.fraction * squared)
     # of what is not positive 0, without a slope
     return jnp.where(total <= 0, 0.0, jnp.sqrt(jnp.where(total <= 0, 1.0, total)))

@@ -47,7 +47,7 @@ def coverage(draws: ArrayLike, targets: ArrayLike, level: float, *, weights: Arr
     """
     draws, targets, weights = as_draws("coverage", draws, targets, weights)
     check_level("coverage", level)
-    low, high = _central_interval(draws, float(level))
+    low, high = between_draws(draws, np.array([0.5 - level / 2, 0.5 + level / 2]))
     return mean_over_examples(_is_inside(low, high, targets), weights)
 
 
@@ -146,16 +146,17 @@ def _is_inside(low: jax.Array, high: jax.Array, targets: jax.Array) -> jax.Array
     return indicator((low <= targets) & (targets <= high), low, high, targets)
 
 
-def _central_interval(draws: jax.Array, level: float) -> jax.Array:
-    """Its ends, (2, B)."""
-    position = (len(draws) - 1) * np.array([0.5 - level / 2, 0.5 + level / 2])
-    below = np.floor(position).astype(int)
-    share = (position - below)[:, None]
+def between_draws(draws: jax.Array, levels: np.ndarray | jax.Array) -> jax.Array:
+    """The quantiles of draws (S, B), linear between order statistics, (L, B); of levels known now by exact ranks."""
+    xp = np if isinstance(levels, np.ndarray) else jnp
+    position = (len(draws) - 1) * (levels.astype(np.float64) if xp is np else levels.astype(draws.dtype))
+    below = xp.floor(position).astype(int)
+    share = (position - below.astype(position.dtype))[:, None]
     return _interpolate(
         draws,
         below,
-        np.minimum(below + 1, len(draws) - 1),
-        *(np.asarray(part, draws.dtype) for part in (share, 1.0 - share)),
+        xp.minimum(below + 1, len(draws) - 1),
+        *(xp.asarray(part, draws.dtype) for part in (share, 1.0 - share)),
     )
 
 
@@ -166,4 +167,5 @@ def _interpolate(draws: jax.Array, below: jax.Array, above: jax.Array, share: ja
     x = jnp.where(jnp.isnan(x[-1:]), jnp.nan, x)  # it is sorted to the end, where the quantiles may not see it
     # from the nearer end, so that the ranks of draws and equal draws are exact
     step = x[above] - x[below]
-    return jnp.where(share < 0.5, x[below] + share * step, x[above] - rest * step)
+    between = jnp.where(share < 0.5, x[below] + share * step, x[above] - rest * step)
+    return jnp.where((share == 0) | (x[below] == x[above]), x[below], between)  # of infinite ones the step is NaN

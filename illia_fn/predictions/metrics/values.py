@@ -36,7 +36,8 @@ def crps(draws: ArrayLike, targets: ArrayLike, *, fair: bool = False, weights: A
     Args:
         draws: S draws from the predictive distribution of each example, noise of the likelihood included, (S, B).
         targets: true values, (B,).
-        fair: whether to score what the draws come from; it takes two draws or more.
+        fair: whether to score what the draws come from; it takes two draws or more, which are independent: one for each
+            of independent networks, not several.
         weights: how much each example counts, (B,); a 0/1 mask, say. What has weight 0 may hold anything.
 
     Returns:
