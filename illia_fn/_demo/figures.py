@@ -45,6 +45,7 @@ def classification_figure(
             if kind != "noise":
                 text = f"{name}, {kind}"
                 plots.reliability(probs, labels, num_bins=10, ax=left, label=text, color=COLORS.get(name))
+    left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     left.set_title("Does it know when it is right?", fontsize=11)
     for ax, (name, inputs) in zip(rest, predictions.items(), strict=True):
         for color, (kind, probs) in zip(INPUT_COLORS, inputs.items(), strict=False):

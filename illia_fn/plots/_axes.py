@@ -1,7 +1,7 @@
 """What the pictures share: where they are drawn, how one line differs from the next, and what they say."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,6 +24,11 @@ class Style(NamedTuple):
     color: Any
     linestyle: Any
     marker: str
+
+    def line(self, marksize: float = 0.0) -> dict[str, Any]:
+        """Keywords of a line, with marks if they have a size."""
+        marks = {"marker": self.marker, "markersize": marksize} if marksize else {}
+        return {"color": self.color, "linestyle": self.linestyle, "gid": self.name, **marks}
 
     @property
     def filled(self) -> bool:
@@ -62,6 +67,11 @@ def legend(ax: Axes, **place: Any) -> None:
         ax.legend(fontsize="small", handlelength=2.4, borderaxespad=0.3, columnspacing=1.2, **place)
 
 
+def named_once(ax: Axes, name: str) -> str | None:
+    """The name, unless the legend has it already."""
+    return None if name in ax.get_legend_handles_labels()[1] else name
+
+
 def short_path(path: str) -> str:
     """A path with slashes, as in `by_path`; of a long one the end."""
     names = ", ".join("/".join(re.findall(r"[^\[\]'.]+", part)) for part in path.split(", ")) or "params"
@@ -74,12 +84,14 @@ def some_marks(length: int) -> int:
 
 
 @contextmanager
-def in_the_name_of(caller: str) -> Iterator[None]:
+def in_the_name_of(caller: str) -> Generator[None]:
     """Errors of a metric, "metric: what is wrong", in the name of the picture that calls it."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{caller}: {str(error).partition(': ')[2]}") from error
+        if type(error) not in (ValueError, TypeError):  # of JAX, made from something else than a message
+            raise
+        raise type(error)(f"{caller}: {re.sub(r'^[a-z_]+: ', '', str(error))}") from error
 
 
 def check_record(caller: str, name: str, record: Any, kind: type, made_by: str) -> None:

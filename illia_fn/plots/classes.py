@@ -60,9 +60,8 @@ def reliability(
     style = next_style(ax, color)
     confidence, accuracy, fraction = (np.asarray(field)[np.asarray(bins.fraction) > 0] for field in bins)
     name = f"{label} (ECE {float(error):.2f})" if label else f"ECE {float(error):.2f}"
-    line = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, "markersize": 3}
     ax.plot([0, 1], [0, 1], **REFERENCE)
-    ax.plot(confidence, accuracy, label=name, gid=style.name, **line)
+    ax.plot(confidence, accuracy, label=name, **style.line(3))
     ax.scatter(
         confidence, accuracy, 10 + 190 * fraction, color=style.color, marker=style.marker, alpha=0.7, linewidth=0
     )
@@ -134,10 +133,14 @@ def entropy_split(
     style, x, y = next_style(ax, color), np.ravel(summary.aleatoric), np.ravel(summary.epistemic)
     most = float(np.log(summary.probs.shape[-1])) or 1.0
     top = max(0.1 * most, 1.1 * float(np.max(y)), ax.get_ylim()[1] if ax.collections else 0.0)
-    look = {"marker": style.marker, "edgecolor": style.color, "facecolor": style.color if style.filled else "none"}
+    look: dict[str, Any] = {
+        "marker": style.marker,
+        "edgecolor": style.color,
+        "facecolor": style.color if style.filled else "none",
+    }
     ax.plot([0, most], [most, 0], **REFERENCE)
     ax.scatter(x, y, 12, alpha=min(0.7, max(0.1, 100.0 / len(x))), linewidth=0.7, gid=style.name, **look)
-    middle = {"marker": style.marker, "color": style.color, "edgecolor": "black", "linewidth": 1.2}
+    middle: dict[str, Any] = {"marker": style.marker, "color": style.color, "edgecolor": "black", "linewidth": 1.2}
     ax.scatter([x.mean()], [y.mean()], 80, label=label, zorder=3, **middle)
     ax.set(xlim=(-0.02 * most, 1.03 * most), ylim=(-0.03 * top, top))
     name_axes(ax, "aleatoric entropy (nats)", "epistemic entropy (nats)")
@@ -173,16 +176,8 @@ def risk_coverage(
         curve = metrics.risk_coverage(confidence, losses, weights=weights)
     ax = axes_of(caller, ax)
     style, area = next_style(ax, color), f"AURC {float(curve.area):.3g}"
-    some = {"marker": style.marker, "markevery": some_marks(len(curve.risk)), "markersize": 4}
-    ax.plot(
-        np.asarray(curve.coverage),
-        np.asarray(curve.risk),
-        color=style.color,
-        linestyle=style.linestyle,
-        label=f"{label} ({area})" if label else area,
-        gid=style.name,
-        **some,
-    )
+    name, every = f"{label} ({area})" if label else area, some_marks(len(curve.risk))
+    ax.plot(np.asarray(curve.coverage), np.asarray(curve.risk), label=name, markevery=every, **style.line(4))
     ax.set_xlim(0, 1.03)
     name_axes(ax, "coverage (share answered)", "risk (their mean loss)")
     legend(ax)

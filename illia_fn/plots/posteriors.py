@@ -53,7 +53,7 @@ def posterior_by_layer(params: PyTree, *, ax: Axes | None = None, label: str | N
         low, middle, high = np.array([np.quantile(values(each), QUANTILES) for each in numbers]).T
         rows = np.arange(len(nodes)) + shift
         ax.hlines(rows, low, high, color=style.color, linestyle=style.linestyle, linewidth=2, gid=style.name)
-        face = {"color": style.color, "markerfacecolor": style.color if shift < 0 else "white"}
+        face: dict[str, Any] = {"color": style.color, "markerfacecolor": style.color if shift < 0 else "white"}
         text = f"{label}, {name}" if label else name
         ax.plot(middle, rows, style.marker, markersize=6, label=text, **face)
     ax.set(xscale="log", ylim=(len(nodes) - 0.4, -0.6 - max(0.6, 0.16 * len(nodes))))  # with room for the legend
@@ -130,9 +130,8 @@ def pruning(curve: PruningCurve, *, ax: Axes | None = None, label: str | None = 
     ax = axes_of(caller, ax)
     for name, values in (("negative ELBO", curve.negative_elbo), ("nll", curve.nll)):
         style = next_style(ax, color)
-        line = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, "markersize": 5}
         text = f"{label}, {name}" if label else name
-        ax.plot(100.0 * np.asarray(curve.shares), values, label=text, gid=style.name, **line)
+        ax.plot(100.0 * np.asarray(curve.shares), values, label=text, **style.line(5))
     name_axes(ax, "weights set to zero (%)", "nats per example")
     legend(ax)
     return ax

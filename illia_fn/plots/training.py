@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.axes import Axes
@@ -13,7 +14,17 @@ from illia_fn._base.checks import check_count, describe
 from illia_fn._base.trees import leaves_with_path
 from illia_fn.diagnostics import SBC
 from illia_fn.objectives.elbo import ELBOTerms
-from illia_fn.plots._axes import REFERENCE, axes_of, check_record, legend, name_axes, next_style, short_path, some_marks
+from illia_fn.plots._axes import (
+    REFERENCE,
+    axes_of,
+    check_record,
+    legend,
+    name_axes,
+    named_once,
+    next_style,
+    short_path,
+    some_marks,
+)
 
 BAND = 0.99
 
@@ -57,9 +68,8 @@ def training_curves(
         style = next_style(ax, color)
         text = name if label is None else label if len(curves) == 1 else f"{label}, {name}"
         smooth = np.convolve(values, np.full(window, 1.0 / window), mode="valid")
-        line = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
-        every = {"markevery": some_marks(len(smooth)), "markersize": 4, "linewidth": 1.2}
-        ax.plot(np.arange(window, size + 1), smooth, label=text, gid=style.name, **line, **every)
+        every = some_marks(len(smooth))
+        ax.plot(np.arange(window, size + 1), smooth, label=text, linewidth=1.2, markevery=every, **style.line(4))
     name_axes(ax, "step", "nats per example" if len(curves) > 1 else "loss (nats per example)")
     legend(ax)
     return ax
@@ -67,11 +77,11 @@ def training_curves(
 
 def _curves(caller: str, history: Any) -> dict[str, np.ndarray]:
     if isinstance(history, ELBOTerms):
-        fields = history
+        fields = list(history)
     elif isinstance(history, (list, tuple)) and len(history) and all(isinstance(one, ELBOTerms) for one in history):
-        fields = ELBOTerms(*(np.asarray(field) for field in zip(*history, strict=True)))
+        fields = list(zip(*history, strict=True))
     else:
-        fields = (history,)
+        fields = [history]
     arrays = [np.asarray(field) for field in fields]
     if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1 or arrays[0].dtype.kind not in "fiuV":
         shapes = ", ".join(f"{describe(array)}" for array in arrays)
@@ -79,11 +89,12 @@ def _curves(caller: str, history: Any) -> dict[str, np.ndarray]:
             f"{caller}: history must be ELBOTerms whose fields are arrays (T,), a list of ELBOTerms, or losses (T,), "
             f"got {shapes}."
         )
-    arrays = [array.astype(np.float64) for array in arrays]
     if len(arrays) == 1:
-        return {"loss": arrays[0]}
-    nll, kl, weight = arrays
-    return {"loss": nll + weight * kl, "nll": nll, "weight * kl": weight * kl}
+        curves = {"loss": arrays[0]}
+    else:
+        terms = ELBOTerms(*map(jnp.asarray, arrays))
+        curves = {"loss": terms.loss, "nll": terms.nll, "weight * kl": terms.weight * terms.kl}
+    return {name: np.asarray(values, np.float64) for name, values in curves.items()}
 
 
 def sbc_ranks(
@@ -125,15 +136,15 @@ def sbc_ranks(
     trials = len(next(iter(columns.values())))
     edges = np.linspace(-0.5, sbc.num_draws + 0.5, num_bins + 1)
     low, high = _binomial_interval(trials, 1.0 / num_bins)
-    ax.axhspan(low, high, color="0.9", zorder=0.3, label=f"{100 * BAND:.0f} % of uniform counts")
+    ax.axhspan(low, high, color="0.9", zorder=0.3, label=named_once(ax, f"{100 * BAND:.0f} % of uniform counts"))
     ax.axhline(trials / num_bins, **REFERENCE)
     for path, ranks in columns.items():
         style = next_style(ax, color)
         counts = np.bincount(ranks * num_bins // (sbc.num_draws + 1), minlength=num_bins)
         name = (label or path) if len(columns) <= 6 or label else None
         shown = name if path == next(iter(columns)) or label is None else None
-        line = {"color": style.color, "linestyle": style.linestyle, "linewidth": 1.5 if len(columns) <= 6 else 0.6}
-        ax.stairs(counts, edges, label=shown, baseline=None, gid=style.name, **line)
+        width = 1.5 if len(columns) <= 6 else 0.6
+        ax.stairs(counts, edges, label=shown, baseline=None, linewidth=width, **style.line())
     ax.set_xlim(edges[0], edges[-1])
     ax.set_ylim(bottom=0)
     name_axes(ax, f"rank of the truth among {sbc.num_draws} draws", "simulations")
@@ -151,6 +162,6 @@ def _columns(sbc: SBC) -> dict[str, np.ndarray]:
 
 
 def _binomial_interval(trials: int, chance: float) -> tuple[int, int]:
-    """Counts n with P(N < n) and P(N > n) above half of what lies outside of the band."""
+    """The smallest and the largest count: less than half of what lies outside of the band is below and above them."""
     cdf = bdtr(np.arange(trials + 1), trials, chance)
     return tuple(int(np.searchsorted(cdf, level)) for level in (0.5 - BAND / 2, 0.5 + BAND / 2))  # ty: ignore

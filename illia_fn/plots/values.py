@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.axes import Axes
 
-from illia_fn.plots._axes import REFERENCE, axes_of, in_the_name_of, legend, name_axes, next_style
+from illia_fn.plots._axes import REFERENCE, axes_of, in_the_name_of, legend, name_axes, named_once, next_style
 from illia_fn.predictions import metrics
-from illia_fn.predictions.intervals import central_interval, quantiles
+from illia_fn.predictions.intervals import check_level, quantiles
 
 LEVELS = tuple(float(level) for level in np.round(np.linspace(0.05, 0.95, 19), 2))
 
@@ -39,7 +38,7 @@ def predictive_intervals(
         The axes.
 
     Raises:
-        ValueError: if the shapes do not agree, `x` is not finite, or as `central_interval` and
+        ValueError: if the shapes do not agree, `x` is not finite, or as `quantiles` and
             `metrics.interval_coverage`.
         TypeError: for an `ax` that is no axes, or arrays that are not of numbers.
 
@@ -64,11 +63,11 @@ def predictive_intervals(
             name = f"{100 * level:.3g} % (holds {100 * float(metrics.interval_coverage(low, high, targets)):.0f} %)"
     ax = axes_of(caller, ax)
     style, order = next_style(ax, color), np.argsort(x, kind="stable")
-    ends = {"edgecolor": style.color, "linestyle": style.linestyle, "linewidth": 0.8}
-    face = {"facecolor": (style.color, 0.2)}
-    ax.fill_between(x[order], low[order], high[order], label=f"{label}, {name}" if label else name, **face, **ends)
-    median = {"color": style.color, "linestyle": style.linestyle, "gid": style.name}
-    ax.plot(x[order], middle[order], label=None if label else "median", **median)
+    band: dict[str, Any] = {"facecolor": (style.color, 0.2), "edgecolor": style.color, "linestyle": style.linestyle}
+    ax.fill_between(
+        x[order], low[order], high[order], label=f"{label}, {name}" if label else name, linewidth=0.8, **band
+    )
+    ax.plot(x[order], middle[order], label=None if label else "median", **style.line())
     if targets is not None:
         _draw_targets(ax, x, arrays["targets"], (low <= arrays["targets"]) & (arrays["targets"] <= high))
     entries = ax.get_legend_handles_labels()[1]
@@ -80,14 +79,13 @@ def predictive_intervals(
 
 
 def _ends(caller: str, draws: Any, level: float) -> list[np.ndarray]:
+    check_level(caller, level)
     if isinstance(draws, tuple):
         if len(draws) != 3:
             raise ValueError(f"{caller}: a tuple in the place of draws must be (low, middle, high), got {len(draws)}.")
         return [np.asarray(end) for end in draws]
     with in_the_name_of(caller):
-        low, high = central_interval(draws, level)
-        (middle,) = quantiles(draws, jnp.array([0.5]))
-    return [np.asarray(end) for end in (low, middle, high)]
+        return list(np.asarray(quantiles(draws, np.array([0.5 - level / 2, 0.5, 0.5 + level / 2]))))
 
 
 def _make_room(ax: Axes, rows: int) -> None:
@@ -98,14 +96,13 @@ def _make_room(ax: Axes, rows: int) -> None:
 
 def _draw_targets(ax: Axes, x: np.ndarray, targets: np.ndarray, inside: np.ndarray) -> None:
     size = 14.0 if len(x) <= 200 else 6.0
-    named = ax.get_legend_handles_labels()[1]  # by the series before this one
-    for chosen, name, look in (
-        (inside, "inside", {"color": "0.3", "marker": "o", "linewidth": 0}),
-        (~inside, "outside", {"color": "black", "marker": "x", "linewidth": 1.2}),
-    ):
+    looks: dict[str, dict[str, Any]] = {
+        "inside": {"s": size, "color": "0.3", "marker": "o", "linewidth": 0},
+        "outside": {"s": 2 * size, "color": "black", "marker": "x", "linewidth": 1.2},
+    }
+    for (name, look), chosen in zip(looks.items(), (inside, ~inside), strict=True):
         if chosen.any():
-            shown = None if name in named else name
-            ax.scatter(x[chosen], targets[chosen], size * (1 + (name == "outside")), label=shown, zorder=3, **look)
+            ax.scatter(x[chosen], targets[chosen], label=named_once(ax, name), zorder=3, **look)
 
 
 def coverage(
@@ -146,8 +143,7 @@ def coverage(
     ax = axes_of(caller, ax)
     style = next_style(ax, color)
     ax.plot([0, 1], [0, 1], **REFERENCE)
-    line = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, "markersize": 4}
-    ax.plot(levels, kept, label=label, gid=style.name, **line)
+    ax.plot(levels, kept, label=label, **style.line(4))
     ax.set(xlim=(0, 1), ylim=(-0.03, 1.03))
     name_axes(ax, "promised coverage", "coverage of the targets")
     legend(ax)
