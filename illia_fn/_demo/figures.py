@@ -39,7 +39,7 @@ def classification_figure(
     if images is not None:
         top, bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1))  # ty: ignore[not-iterable]
         _draw_least_sure(bottom, next(iter(predictions.items())), labels, classes, images)
-    left, *rest = np.ravel(top.subplots(1, 1 + len(predictions), width_ratios=(1.2, *[1] * len(predictions))))
+    left, *rest = np.ravel(top.subplots(1, 1 + len(predictions), width_ratios=(1.8, *[1] * len(predictions))))
     for name, inputs in predictions.items():
         for kind, probs in inputs.items():
             if kind != "noise":
