@@ -19,7 +19,8 @@ def posterior_by_layer(params: PyTree, *, ax: Axes | None = None, label: str | N
     """The sizes of the means and the standard deviations of each posterior node, on a logarithmic axis.
 
     Marks are medians and bars reach from the 5 % to the 95 % quantile. Where the bar of the means lies to the right of
-    that of the scales, weights are known; where it lies to the left, they are noise.
+    that of the scales, weights are known; where it lies to the left, they are noise. Means of 0, as of biases before
+    training, lie beyond the left edge.
 
     Args:
         params: a posterior tree; its deterministic leaves are not drawn.

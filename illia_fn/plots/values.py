@@ -91,7 +91,8 @@ def _ends(caller: str, draws: Any, level: float) -> list[np.ndarray]:
 def _make_room(ax: Axes, rows: int) -> None:
     """Room for a legend of so many rows above all that is drawn."""
     bottom, top = ax.dataLim.intervaly
-    ax.set_ylim(bottom - 0.05 * (top - bottom), top + (0.04 + 0.13 * rows) * (top - bottom))
+    height = (top - bottom) or 1.0
+    ax.set_ylim(bottom - 0.05 * height, top + (0.04 + 0.13 * rows) * height)
 
 
 def _draw_targets(ax: Axes, x: np.ndarray, targets: np.ndarray, inside: np.ndarray) -> None:

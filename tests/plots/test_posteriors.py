@@ -52,6 +52,14 @@ def test_long_paths_are_shown_by_their_end():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["params"]
 
 
+def test_means_of_zero_leave_the_others_where_they_are():
+    ax = plots.posterior_by_layer({"bias": mean_field(jnp.zeros(3)), "kernel": mean_field(jnp.ones(3))})
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    assert 0.02 < low < 0.05
+    assert 1.0 < high < 2.0
+
+
 def test_pruning():
     bound, nll = plots.pruning(CURVE).lines
     np.testing.assert_allclose(bound.get_xydata(), [[0, 1.1], [50, 0.6], [100, 0.9]])

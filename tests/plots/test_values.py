@@ -46,6 +46,12 @@ def test_the_legend_does_not_cover_what_is_drawn():
     assert ax.get_legend().get_window_extent().y0 > top
 
 
+def test_one_value_everywhere():
+    ax = plots.predictive_intervals(np.zeros(2), np.full((3, 2), 7.0), np.full(2, 7.0))
+    low, high = ax.get_ylim()
+    assert low < 7.0 < high
+
+
 def test_coverage():
     levels = (0.2, 0.5, 0.8)
     ax = plots.coverage(DRAWS, TARGETS, levels=levels)
