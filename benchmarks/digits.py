@@ -13,9 +13,9 @@ import sys
 import numpy as np
 
 from benchmarks._report import RESULTS, Claim, report
-from illia_fn import plots
 from illia_fn.__main__ import train
 from illia_fn._demo import data
+from illia_fn._demo.figures import classification_figure
 from illia_fn._demo.recipes import Recipe, last_layer, recipes_of
 from illia_fn._demo.report import class_metrics, predict_classes, shown
 
@@ -38,7 +38,7 @@ def main(num_seeds: int = 4) -> None:
         apply_fn, networks, _ = train(dataset, "elbo", seed, epochs=100, num_samples=1)
         predictions = predict_classes(dataset, apply_fn, networks, seed)
         if seed == 0:
-            figure = plots.classification_figure(shown(predictions), dataset.y_test, dataset.classes, dataset.x_test)
+            figure = classification_figure(shown(predictions), dataset.y_test, dataset.classes, dataset.x_test)
             figure.savefig(RESULTS / "digits.png", dpi=90)
         for name, inputs in predictions.items():
             for kind, probs in inputs.items():

@@ -16,7 +16,8 @@ FLOORS = [
     ["engine"],
     ["kl", "coupling"],
     ["objectives", "predictions", "schedules"],
-    ["diagnostics", "frameworks", "plots", "optim"],
+    ["diagnostics", "frameworks", "optim"],
+    ["plots"],
     ["_demo"],
     ["__main__"],
 ]

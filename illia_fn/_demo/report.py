@@ -4,18 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
 import illia_fn
-from illia_fn import plots
+from illia_fn import metrics
 from illia_fn._demo.data import Dataset
+from illia_fn._demo.figures import classification_figure, regression_figure
 from illia_fn._demo.recipes import Ensemble
-from illia_fn.predictions.metrics import calibration_error, coverage, predictive_entropy
 
 NUM_NETWORKS = 32  # draws from the posterior
+NUM_DRAWS = 4096  # of a predicted value
 Networks = dict[str, Any]  # name -> parameters, variational or not
 
 
@@ -32,9 +32,7 @@ def _predict(apply_fn: Callable, params: Any, x: np.ndarray, seed: int) -> Any:
         members = [_predict(apply_fn, member, x, seed) for member in params.members]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *members)
     num_samples = NUM_NETWORKS if illia_fn.num_params(params) else 1
-    predict = jax.jit(lambda x: illia_fn.predict(apply_fn, params, x, jax.random.key(seed + 1), num_samples))
-    chunks = [predict(jnp.asarray(x[i : i + 1000])) for i in range(0, len(x), 1000)]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *chunks)
+    return illia_fn.predict(apply_fn, params, x, jax.random.key(seed + 1), num_samples, batch_size=1000)
 
 
 def predict_classes(
@@ -44,25 +42,23 @@ def predict_classes(
     inputs = {"held out": data.x_test, **data.shifted}
     if data.noise is not None:
         inputs["noise"] = data.noise
-    return {
-        name: {
-            kind: np.asarray(jax.nn.softmax(_predict(apply_fn, params, x, seed)).mean(axis=0))
-            for kind, x in inputs.items()
-        }
-        for name, params in networks.items()
-    }
+
+    def probs(params: Any, x: np.ndarray) -> np.ndarray:
+        of_networks = illia_fn.class_probs(illia_fn.categorical_nll, _predict(apply_fn, params, x, seed))
+        return np.asarray(illia_fn.class_summary(of_networks).probs)
+
+    return {name: {kind: probs(params, x) for kind, x in inputs.items()} for name, params in networks.items()}
 
 
 def class_metrics(probs: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
     """Score predicted probabilities; without labels there is only their entropy."""
-    metrics = {}
+    scores = {}
     if labels is not None:
-        log_probs = np.log(np.maximum(probs[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
-        metrics["accuracy"] = float(np.mean(probs.argmax(axis=1) == labels))
-        metrics["negative log-likelihood (nats)"] = -float(np.mean(log_probs))
-        metrics["expected calibration error"] = float(calibration_error(probs, labels))
-    metrics["predictive entropy (nats)"] = float(np.mean(predictive_entropy(probs)))
-    return metrics
+        scores["accuracy"] = metrics.accuracy(probs, labels)
+        scores["negative log-likelihood (nats)"] = metrics.negative_log_likelihood(probs, labels)
+        scores["expected calibration error"] = metrics.calibration_error(probs, labels)
+    scores["predictive entropy (nats)"] = metrics.predictive_entropy(probs).mean()
+    return {name: float(score) for name, score in scores.items()}
 
 
 def _report_classes(
@@ -77,7 +73,7 @@ def _report_classes(
             table.add_row(kind, metric, *[f"{column[metric]:.3f}" for column in columns])
         table.add_section()
     images = data.x_test if data.x_test.ndim == 3 else None
-    return table, plots.classification_figure(shown(predictions), data.y_test, classes, images)
+    return table, classification_figure(shown(predictions), data.y_test, classes, images)
 
 
 def shown(networks: dict[str, Any]) -> dict[str, Any]:
@@ -87,29 +83,27 @@ def shown(networks: dict[str, Any]) -> dict[str, Any]:
 
 def _report_values(data: Dataset, apply_fn: Callable, networks: Networks, seed: int) -> tuple[Table, Figure]:
     mean, scale = data.unit
-    targets = mean + scale * data.y_test
-    outputs = {name: _predict(apply_fn, params, data.x_test, seed) for name, params in networks.items()}
-    draws = {name: mean + scale * _draw(*output, seed) for name, output in outputs.items()}
-    columns = []
-    for name, (loc, rho) in outputs.items():
-        nll = jax.vmap(illia_fn.gaussian_nll, (0, None))((loc, rho), jnp.asarray(data.y_test))
-        log_prob = jax.nn.logsumexp(-nll, axis=0) - np.log(len(loc)) - np.log(scale)  # of the mixture, in nats
-        low, high = np.quantile(draws[name], (0.05, 0.95), axis=0)
+    targets, law = mean + scale * data.y_test, illia_fn.gaussian_nll
+    columns, draws = [], {}
+    for name, params in networks.items():
+        outputs = _predict(apply_fn, params, data.x_test, seed)
+        key, num_draws = jax.random.key(seed + 2), NUM_DRAWS // len(outputs[0])
+        draws[name] = mean + scale * np.asarray(illia_fn.predictive_draws(law, outputs, key, num_draws))
+        error = scale * (illia_fn.predictive_moments(law, outputs).mean - data.y_test)
+        log_prob = illia_fn.predictive_log_prob(law, outputs, data.y_test) - np.log(scale)  # a density per unit
         columns.append(
             {
-                "root mean squared error": f"{np.sqrt(np.mean((mean + scale * loc.mean(axis=0) - targets) ** 2)):.4g}",
+                "root mean squared error": f"{np.sqrt(np.mean(error**2)):.4g}",
                 "negative log-likelihood (nats)": f"{-np.mean(log_prob):.3f}",
-                "coverage of 90 % intervals": f"{100 * coverage(draws[name], targets, 0.9):.0f} %",
-                "width of 90 % intervals": f"{np.mean(high - low):.4g}",
+                "coverage of 90 % intervals": f"{100 * metrics.coverage(draws[name], targets, 0.9):.0f} %",
+                "width of 90 % intervals": f"{_width(draws[name]):.4g}",
             }
         )
     table = Table("held out", *networks)
     for metric in columns[0]:
         table.add_row(metric, *[column[metric] for column in columns])
-    return table, plots.regression_figure(shown(draws), targets, data.target)
+    return table, regression_figure(shown(draws), targets, data.target)
 
 
-def _draw(loc: np.ndarray, rho: np.ndarray, seed: int) -> np.ndarray:
-    """Draws from the predictive distribution, (draws, examples)."""
-    noise = np.random.default_rng(seed).normal(size=(4096 // len(loc), *loc.shape))
-    return (loc + np.asarray(jax.nn.softplus(rho)) * noise).reshape(-1, loc.shape[1])
+def _width(draws: np.ndarray) -> float:
+    return float(metrics.interval_width(*illia_fn.central_interval(draws, 0.9)))
