@@ -1,0 +1,210 @@
+"""Natural-gradient steps, against the formulas of the papers and posteriors in closed form."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import illia_fn
+from illia_fn import Gaussian, Normal, elbo_loss, mean_field, natural_gradient
+
+pytestmark = pytest.mark.promotes  # as optax does
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (40, 3))
+Y = X @ jnp.array([1.0, -2.0, 0.5]) + 0.1
+
+
+def linear(w, x):
+    return x @ w["w"] + w["b"]
+
+
+def run(optimizer, loss, q, steps=1, key=KEY):
+    def step(state, key):
+        q, opt_state = state
+        value, grads = jax.value_and_grad(loss)(q, key)
+        updates, opt_state = optimizer.update(grads, opt_state, q)
+        return (optax.apply_updates(q, updates), opt_state), value
+
+    (q, _), values = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))(
+        (q, optimizer.init(q)), jax.random.split(key, steps)
+    )
+    return q, values
+
+
+def exact_loss(q, _):
+    """The negative ELBO per example of one weight under unit noise and prior, in closed form."""
+    x, y = X[:, 0], Y
+    nll = 0.5 * jnp.mean(jnp.square(q.loc * x - y)) + 0.5 * jnp.mean(jnp.square(x)) * jnp.square(q.stddev)
+    return nll + illia_fn.kl_divergence(q, Normal(0.0, 1.0)) / 40
+
+
+def test_one_step_is_exact_on_conjugate_regression():
+    optimizer = natural_gradient(1.0, 1.0, num_data=40, momentum=0.0, max_step=None, retraction=False)
+    q, _ = run(optimizer, exact_loss, mean_field(jnp.array(0.3), scale=0.5))
+    precision = 1.0 + jnp.sum(jnp.square(X[:, 0]))
+    np.testing.assert_allclose(q.loc, jnp.sum(X[:, 0] * Y) / precision, rtol=1e-5)
+    np.testing.assert_allclose(q.stddev, precision**-0.5, rtol=1e-5)
+
+
+def test_small_steps_get_there_too():
+    optimizer = natural_gradient(0.2, 0.2, num_data=40)
+    q, _ = run(optimizer, exact_loss, mean_field(jnp.array(0.3), scale=0.05), 300)
+    precision = 1.0 + jnp.sum(jnp.square(X[:, 0]))
+    np.testing.assert_allclose(q.loc, jnp.sum(X[:, 0] * Y) / precision, rtol=1e-4)
+    np.testing.assert_allclose(q.stddev, precision**-0.5, rtol=1e-4)
+
+
+def ivon(theta, noise, gradient_of, steps, *, n, delta, h0, rate, b1=0.9, b2=0.99999):
+    """Shen et al. 2024, algorithm 1, in float64: the mean, h and the momentum after some steps of one sample each."""
+    m, h, g = theta, np.full_like(theta, h0), np.zeros_like(theta)
+    for t, eps in enumerate(noise[:steps], 1):
+        sigma = 1.0 / np.sqrt(n * (h + delta))
+        ghat = gradient_of(m + sigma * eps)
+        hhat = ghat * eps / sigma
+        g = b1 * g + (1 - b1) * ghat
+        h = b2 * h + (1 - b2) * hhat + 0.5 * (1 - b2) ** 2 * (h - hhat) ** 2 / (h + delta)
+        m = m - rate * (h0 + delta) * (g / (1 - b1**t) + delta * m) / (h + delta)
+    return m, h
+
+
+@pytest.mark.parametrize("b2", [0.99999, 0.9])
+def test_the_steps_of_ivon(b2):
+    n, delta, h0, rate = 40, 1e-2, 1.0, 0.1
+    theta = np.array([0.2, -0.3, 0.1])
+    noise = np.random.default_rng(0).normal(size=(5, 3))
+    x, y = np.asarray(X, np.float64), np.asarray(Y, np.float64)
+    expected, h = ivon(theta, noise, lambda w: x.T @ (x @ w - y) / n, 5, n=n, delta=delta, h0=h0, rate=rate, b2=b2)
+    with jax.enable_x64(True):
+        prior = Normal(0.0, float((n * delta) ** -0.5))
+        scale = (n * (h0 + delta)) ** -0.5
+        q = Gaussian(jnp.asarray(theta), jnp.full(3, np.log(np.expm1(scale))))
+        optimizer = natural_gradient(rate * (h0 + delta), 1 - b2, num_data=n, prior=prior, max_step=None)
+        state = optimizer.init(q)
+        for eps in noise:
+
+            def loss(q, eps=jnp.asarray(eps)):
+                nll = 0.5 * jnp.mean(jnp.square(jnp.asarray(x) @ (q.loc + q.scale * eps) - jnp.asarray(y)))
+                return nll + illia_fn.kl_loss(q, prior, reduction="sum") / n
+
+            updates, state = optimizer.update(jax.grad(loss)(q), state, q)
+            q = optax.apply_updates(q, updates)
+        np.testing.assert_allclose(q.loc, expected, rtol=1e-10)
+        np.testing.assert_allclose(q.scale**-2 / n - delta, h, rtol=1e-7)
+
+
+LOSS = partial(elbo_loss, linear, num_data=40, coupling="decorrelated")
+Q = mean_field({"w": jnp.zeros(3), "b": jnp.zeros(())}, scale=0.1)
+
+
+def loss(q, key):
+    return LOSS(q, X, Y, key, 2)
+
+
+OPTIMIZERS = {
+    "schedules": natural_gradient(optax.cosine_decay_schedule(0.3, 300), optax.constant_schedule(0.1), num_data=40),
+    "chain": optax.chain(natural_gradient(0.1, 0.1, num_data=40), optax.scale(1.0)),
+    "MultiSteps": optax.MultiSteps(natural_gradient(0.3, 0.2, num_data=40), 2),
+    "inject_hyperparams": optax.inject_hyperparams(natural_gradient, static_args=("num_data",))(
+        learning_rate=0.1, precision_rate=0.1, num_data=40
+    ),
+    "clipped": optax.chain(optax.clip_by_global_norm(5.0), natural_gradient(0.1, 0.1, num_data=40)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_composes_and_finds_the_posterior(name):
+    q, _ = run(OPTIMIZERS[name], loss, Q, 300)
+    design = jnp.concatenate([X, jnp.ones((40, 1))], axis=1)
+    precision = design.T @ design + jnp.eye(4)
+    middle = jnp.linalg.solve(precision, design.T @ Y)
+    stddev = jnp.diagonal(precision) ** -0.5  # what a mean field has
+    np.testing.assert_allclose(jnp.append(q["w"].loc, q["b"].loc), middle, atol=0.05)
+    np.testing.assert_allclose(jnp.append(q["w"].stddev, q["b"].stddev), stddev, rtol=0.15)
+
+
+def test_plain_leaves_take_the_inner_optimizer():
+    q = mean_field({"w": jnp.zeros(3), "b": jnp.zeros(())}, scale=0.1, mask={"w": True, "b": False})
+    grads = jax.grad(loss)(q, KEY)
+    for inner in (optax.adam(0.1), optax.set_to_zero()):
+        optimizer = natural_gradient(0.1, 0.1, num_data=40, inner=inner)
+        updates, _ = optimizer.update(grads, optimizer.init(q), q)
+        expected, _ = inner.update(grads["b"], inner.init(q["b"]), q["b"])
+        np.testing.assert_allclose(updates["b"], expected)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, q)
+
+
+def test_multi_transform_by_node():
+    """Two rates for two parts of the tree."""
+    q = {"a": Q["w"], "c": Q["w"]}
+    rates = {"fast": natural_gradient(0.1, 0.1, num_data=40), "still": optax.set_to_zero()}
+    optimizer = optax.multi_transform(rates, {"a": "fast", "c": "still"})
+    grads = jax.tree.map(jnp.ones_like, q)
+    updates, _ = optimizer.update(grads, optimizer.init(q), q)
+    assert np.all(np.asarray(updates["a"].loc) != 0)
+    np.testing.assert_array_equal(updates["c"].loc, 0.0)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e10, 1e30])
+@pytest.mark.parametrize("rho", [-80.0, -5.0, 0.0, 30.0])
+@pytest.mark.parametrize("retraction", [True, False])
+def test_scales_stay_positive_and_finite(size, rho, retraction):
+    q = Gaussian(jnp.zeros(2), jnp.full(2, rho))
+    optimizer = natural_gradient(0.5, 0.5, num_data=1000, retraction=retraction)
+    grads = Gaussian(jnp.full(2, size), jnp.array([size, -size]))
+    updates, _ = optimizer.update(grads, optimizer.init(q), q)
+    after = optax.apply_updates(q, updates)
+    assert np.all(np.isfinite(jnp.stack([after.loc, after.rho])))
+    ratio = np.asarray(after.scale / q.scale, np.float64)
+    assert np.all((ratio > 0.5) & (ratio < 1.5))
+    assert np.all(np.abs(np.asarray(updates.loc)) <= 1.5 * np.asarray(q.scale))
+
+
+def test_half_precision_and_one_trace():
+    q = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), Q)
+    optimizer = natural_gradient(0.1, 0.1, num_data=40)
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def step(q, state):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, q), state, q)
+        return optax.apply_updates(q, updates), state
+
+    state = optimizer.init(q)
+    for _ in range(3):
+        q, state = step(q, state)
+    chex.assert_tree_all_finite(q)
+    assert q["w"].loc.dtype == jnp.bfloat16
+
+
+def test_low_variance_curvature_is_worth_something():
+    """The same steps with noise of its own for each example end nearer to the posterior's scales."""
+    design = jnp.concatenate([X, jnp.ones((40, 1))], axis=1)
+    stddev = (1.0 + jnp.sum(jnp.square(design), axis=0)) ** -0.5
+
+    def error(coupling):
+        optimizer = natural_gradient(0.1, 0.1, num_data=40)
+        loss = partial(elbo_loss, linear, num_data=40, coupling=coupling)
+        q, _ = run(optimizer, lambda q, key: loss(q, X, Y, key), Q, 300)
+        return np.mean(np.abs(np.log(jnp.append(q["w"].stddev, q["b"].stddev) / stddev)))
+
+    assert error("decorrelated") < 0.7 * error("shared")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: natural_gradient(num_data=0), "num_data must be the number of training examples"),
+        (lambda: natural_gradient(num_data=4, max_step=-1.0), "max_step must be positive"),
+        (lambda: natural_gradient(num_data=4).init({"w": jnp.ones(3)}), r"params\['w'\] is deterministic"),
+        (lambda: natural_gradient(num_data=4, inner=optax.adam(1.0)).init({"w": jnp.ones(3)}), "no Gaussian node"),
+        (lambda: natural_gradient(num_data=4).update(Q, natural_gradient(num_data=4).init(Q)), "depends on q"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=f"natural_gradient: .*{message}"):
+        call()
