@@ -71,8 +71,8 @@ def law_of(caller: str, loss_fn: Any) -> Callable[[Any], Law]:
         raise ValueError(
             f"{caller}: loss_fn must be a likelihood whose mean, variance and draws are known: one of illia_fn, such "
             f"as gaussian_nll or partial(student_t_nll, df=3.0), got {_name(likelihood)}. Bind keywords with "
-            "functools.partial, not in a function of your own; for a squared error pass gaussian_nll; add a likelihood "
-            "of your own with illia_fn.register_law."
+            "functools.partial, not in a function of your own; for a squared error pass gaussian_nll, for a softmax "
+            "cross-entropy categorical_nll; add a likelihood of your own with illia_fn.register_law."
         )
     return partial(law, **keywords)
 

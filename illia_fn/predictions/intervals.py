@@ -98,7 +98,9 @@ def _quantiles(draws: jax.Array, levels: np.ndarray | jax.Array) -> jax.Array:
 def check_level(caller: str, level: float) -> None:
     """The level of an interval is a number in (0, 1), known at trace time."""
     if not (isinstance(level, (int, float, np.floating)) and 0.0 < level < 1.0):
-        raise ValueError(f"{caller}: level must be a number in (0, 1), known at trace time, got {describe(level)}.")
+        raise ValueError(
+            f"{caller}: level must be a number in (0, 1), such as 0.9, known at trace time, got {describe(level)}."
+        )
 
 
 def _draws(caller: str, draws: ArrayLike) -> jax.Array:

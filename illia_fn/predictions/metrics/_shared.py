@@ -91,7 +91,7 @@ def check_values(caller: str, name: str, value: np.ndarray | None, inside: Calla
 def check_level(caller: str, level: Any) -> None:
     """A level is a number in (0, 1), known at trace time."""
     if not (isinstance(level, (int, float, np.floating)) and 0.0 < level < 1.0):
-        raise ValueError(f"{caller}: level must be a number in (0, 1), got {describe(level)}.")
+        raise ValueError(f"{caller}: level must be a number in (0, 1), such as 0.9, got {describe(level)}.")
 
 
 def check_probabilities(caller: str, value: np.ndarray | None, dtype: Any) -> None:
