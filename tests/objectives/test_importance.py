@@ -120,12 +120,20 @@ def test_the_gradient_of_cubo_is_that_of_its_limit(estimator, num_samples):
     assert_mean(squares[:, None] * gradients, grads)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def trained(loss, num_samples):
+    """By 500 steps of gradient descent."""
+
+    def step(q, key):
+        grads = jax.grad(partial(scalar, loss, num_samples=num_samples))(q, key)
+        return jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, grads), None
+
+    return jax.lax.scan(step, q_of(0.0, 0.5), jax.random.split(jax.random.key(0), 500))[0]
+
+
 def test_cubo_does_not_run_away_from_the_posterior():
     """The gradient of the value for one sample is that of an ELBO to be minimised; that of the bound is not."""
-    q = q_of(0.0, 0.5)
-    step = jax.jit(jax.grad(partial(scalar, cubo_loss, num_samples=2)))
-    for key in jax.random.split(jax.random.key(0), 500):
-        q = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, step(q, key))
+    q = trained(cubo_loss, 2)
     np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
     np.testing.assert_allclose(jax.nn.softplus(q.rho), 0.5**0.5, atol=0.05)
 
@@ -231,10 +239,7 @@ def test_chunks_weights_aux_and_learned_priors(estimator):
 
 
 def test_it_trains():
-    q = q_of(0.0, 0.5)
-    step = jax.jit(jax.grad(partial(scalar, iwae_loss, num_samples=8)))
-    for key in jax.random.split(jax.random.key(0), 500):
-        q = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, step(q, key))
+    q = trained(iwae_loss, 8)
     np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
     np.testing.assert_allclose(jax.nn.softplus(q.rho), 0.5**0.5, atol=0.05)
 
