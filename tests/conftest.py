@@ -28,23 +28,26 @@ for name, value in CACHE.items():
         jax.config.update(name, value)
 
 
-# XLA spends little on what is run only once. What `optimised` marks looks at what XLA makes of the code for users.
+# XLA spends little on what is run only once, and keeps it in one piece: to split it up for several threads costs a
+# quarter more, and the workers have the cores. What `optimised` marks looks at what XLA makes of the code for users.
 QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 
 
 def pytest_configure(config):
     """The whole suite is compiled quickly, by its worker processes; single files are as XLA makes them for users."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if is_whole and "XLA_FLAGS" not in os.environ and _knows_fusion_emitters():
+    if is_whole and "XLA_FLAGS" not in os.environ and _knows_these_flags():
         os.environ["XLA_FLAGS"] = QUICK
 
 
-def _knows_fusion_emitters():
+def _knows_these_flags():
     """Whether this version of jaxlib does: it would end the process at a flag that it does not know."""
+    options = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
     try:
-        jax.jit(lambda: 0, compiler_options={"xla_cpu_use_fusion_emitters": False})()
+        jax.jit(lambda: 0, compiler_options=options)()
     except jax.errors.JaxRuntimeError:
         return False
     return True

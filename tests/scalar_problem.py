@@ -1,6 +1,6 @@
 """One weight, w ~ N(0, 1), and one observation y = 5 of w with unit noise: everything about it is known."""
 
-from functools import partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,21 @@ def scalar(loss, q, key, num_samples, **options):
     return loss(lambda w, x: x + w, q, *data, key, num_samples, num_data=1, prior=Normal(0.0, 1.0), **options)
 
 
+@cache
+def compiled(loss, num_samples, **options):
+    """Value and gradient for many keys; what tempers the KL is an argument, so that all of its values share this."""
+
+    def run(q, key, tempering):
+        return scalar(loss, q, key, num_samples, chunk_size=None, **options, **tempering)
+
+    return jax.jit(jax.vmap(jax.value_and_grad(run), (None, 0, None)))
+
+
 def many(loss, num_samples, count=20_000, seed=0, q=Q, **options):
     """Values and gradients from many keys: (count,), and (count, 2) for loc and rho."""
-    run = jax.value_and_grad(partial(scalar, loss, num_samples=num_samples, chunk_size=None, **options))
+    tempering = {name: jnp.float32(options.pop(name)) for name in ("temperature", "kl_weight") if name in options}
     keys = jax.random.split(jax.random.key(seed), count)
-    values, grads = jax.jit(jax.vmap(run, (None, 0)))(q_of(*q), keys)
+    values, grads = compiled(loss, num_samples, **options)(q_of(*q), keys, tempering)
     return np.asarray(values), np.stack([grads.loc, grads.rho], axis=1)
 
 

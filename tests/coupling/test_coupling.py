@@ -285,25 +285,30 @@ def linear(w, x):
 def test_antithetic_samples_mirror_each_other(coupling, chunk_size):
     """All that is odd in the noise cancels; in samples that are only spread, it does if it is in one number."""
 
-    @partial(jax.jit, static_argnames=("antithetic", "odd"))
-    def largest(antithetic, odd):
-        def loss(key):
-            options = {"coupling": coupling, "chunk_size": chunk_size, "antithetic": antithetic}
-            options |= {"num_data": 3, "kl_weight": 0.0, "loss_fn": lambda outputs, _: odd(outputs)}
-            q = {"w": mean_field(jnp.zeros((4, 2)), scale=0.5)}
-            return illia_fn.elbo_loss(linear, q, coupling_cases.VECTOR, jnp.zeros((3, 2)), key, 4, **options)
-
-        return jnp.max(jnp.abs(jax.vmap(loss)(jax.random.split(KEY, 8))))
-
     def of_each(outputs):
         return jnp.sum(outputs, axis=1)
 
     def of_both(outputs):
         return outputs[:, 0] ** 2 * outputs[:, 1]
 
-    assert largest(antithetic=True, odd=of_both) < 1e-6 < 1e-3 < largest(antithetic=False, odd=of_both)
-    assert largest(antithetic=True, odd=of_each) < 1e-6
-    assert largest(antithetic=False, odd=of_each) < 1e-6
+    @partial(jax.jit, static_argnames="antithetic")
+    def largest(antithetic):
+        """Of either function of the outputs."""
+
+        def loss(key, chosen):
+            odd = lambda outputs, _: chosen @ jnp.stack([of_each(outputs), of_both(outputs)])  # noqa: E731
+            options = {"coupling": coupling, "chunk_size": chunk_size, "antithetic": antithetic, "loss_fn": odd}
+            q = {"w": mean_field(jnp.zeros((4, 2)), scale=0.5)}
+            args = linear, q, coupling_cases.VECTOR, jnp.zeros((3, 2)), key, 4
+            return illia_fn.elbo_loss(*args, num_data=3, kl_weight=0.0, **options)
+
+        losses = jax.vmap(jax.vmap(loss, (0, None)), (None, 0))(jax.random.split(KEY, 8), jnp.eye(2))
+        return jnp.max(jnp.abs(losses), axis=1)
+
+    (each, both), (each_alone, both_alone) = largest(antithetic=True), largest(antithetic=False)
+    assert both < 1e-6 < 1e-3 < both_alone
+    assert each < 1e-6
+    assert each_alone < 1e-6
 
 
 @pytest.mark.parametrize(("num_samples", "antithetic"), [(4, False), (4, True), (130, False)])

@@ -1,5 +1,7 @@
 """Local reparameterisation squares scales and inputs: it is right wherever its result has a place in the dtype."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +34,16 @@ LINEAR = {
 }
 
 
+def cotangent_of(value):
+    return jnp.cos(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape)
+
+
+@cache
 def linear(name):
-    """The outputs, and the same in float64 from squares as they are, as functions of means, scales and inputs."""
+    """Outputs with their gradients to means, scales and inputs, and noise; and the first two in float64, from squares.
+
+    Compiled once for all scales and inputs.
+    """
     apply_fn, _, _ = LINEAR[name]
 
     def outputs(loc, rho, x):
@@ -49,21 +59,28 @@ def linear(name):
         stddev = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
         return apply_fn(loc, x) + stddev * noise.reshape(stddev.shape)
 
-    return outputs, reference
+    @jax.jit
+    def with_gradients(loc, rho, x):
+        value, pullback, noise = jax.vjp(outputs, loc, rho, x, has_aux=True)
+        return (value, pullback(cotangent_of(value))), noise
+
+    @jax.jit
+    def expected(loc, rho, x, noise, cotangent):
+        value, pullback = jax.vjp(lambda *args: reference(*args, noise), loc, rho, x)
+        return value, pullback(cotangent)
+
+    return with_gradients, expected
 
 
 def check(name, scale, x):
-    outputs, reference = linear(name)
+    with_gradients, reference = linear(name)
     rho = jax.tree.map(softplus_inverse, scale)
     loc = {leaf: scale[leaf] * array(*scale[leaf].shape, seed=3) for leaf in scale}
-    value, pullback, noise = jax.vjp(outputs, loc, rho, x, has_aux=True)
-    cotangent = jnp.cos(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape)
-    grads = pullback(cotangent)
+    found, noise = with_gradients(loc, rho, x)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (loc, rho, x, noise, cotangent))
-        expected, pullback = jax.vjp(lambda *args: reference(*args, wide[3]), *wide[:3])
-        expected_grads = pullback(wide[4])
-    for leaf, other in zip(jax.tree.leaves((value, grads)), jax.tree.leaves((expected, expected_grads)), strict=True):
+        arguments = loc, rho, x, noise, cotangent_of(found[0])
+        expected = reference(*jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), arguments))
+    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-36)
         assert np.any(leaf != 0)
 
@@ -124,13 +141,11 @@ def test_positions_beside_padding():
 
 def test_what_is_too_small_is_zero_not_nan():
     """Units whose product has no place in the dtype are not divided by."""
-    outputs, _ = linear("two sources")
+    with_gradients, _ = linear("two sources")
     rho = jax.tree.map(softplus_inverse, of_scale("two sources", 1e-30))
     x = 1e-30 * array(*LINEAR["two sources"][2])
-    value, pullback, _ = jax.vjp(
-        lambda rho, x: outputs(jax.tree.map(jnp.zeros_like, rho), rho, x), rho, x, has_aux=True
-    )
-    for leaf in jax.tree.leaves((value, pullback(jnp.ones_like(value)))):
+    (value, (_, *grads)), _ = with_gradients(jax.tree.map(jnp.zeros_like, rho), rho, x)
+    for leaf in jax.tree.leaves((value, grads)):
         np.testing.assert_allclose(leaf, 0.0, atol=1e-30)
 
 

@@ -27,17 +27,17 @@ def curved(w, x, labels=LABELS):
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
 
 
-def draws_of(q, antithetic, num_samples=6):
+def draws_of(q, antithetic, num_samples=6, key=KEY):
     """The draws themselves, from an f that returns what it is given."""
     _, w = expectation(
-        lambda w: (jnp.zeros(()), w), q, KEY, num_samples, chunk_size=None, antithetic=antithetic, has_aux=True
+        lambda w: (jnp.zeros(()), w), q, key, num_samples, chunk_size=None, antithetic=antithetic, has_aux=True
     )
     return w
 
 
-def plain(q, x, antithetic, f=curved):
+def plain(q, x, antithetic, f=curved, key=KEY):
     """The mean over the draws, with nothing but a vmap."""
-    w = draws_of(q, antithetic)
+    w = draws_of(q, antithetic, key=key)
     return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.vmap(lambda w: f(w, x))(w))
 
 
@@ -107,17 +107,28 @@ def test_second_derivatives(chunk_size, antithetic):
     assert_close(jax.jit(run)(Q, X), of_the_plain_mean(second_derivatives, antithetic), rtol=1e-4, atol=1e-5)
 
 
+def for_a_batch(f):
+    """Over inputs and keys; and over labels, integers that f closes over."""
+    of_one = jax.value_and_grad(lambda x, key: f(Q, x, key=key))
+    of_labels = jax.grad(lambda x, y: f(Q, x, f=partial(curved, labels=y)))
+    return of_one, of_labels
+
+
+BATCH = jnp.stack([X, X + 1.0]), jax.random.split(KEY, 2), jnp.array([[0, 1, 1], [1, 1, 0]])
+
+
+@cache
+def of_the_plain_mean_one_by_one(antithetic):
+    of_one, of_labels = for_a_batch(partial(plain, antithetic=antithetic))
+    run = jax.jit(lambda x, key, labels: (of_one(x, key), of_labels(x, labels)))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(run(*args) for args in zip(*BATCH, strict=True)))
+
+
 @ways
 def test_under_vmap(chunk_size, antithetic):
-    xs = jnp.stack([X, X + 1.0])
-    keys = jax.random.split(KEY, 2)
-    one = jax.value_and_grad(lambda x, key: engine(Q, x, chunk_size, antithetic, key=key))
-    values = jax.jit(jax.vmap(one))(xs, keys)
-    alone = [jax.jit(one)(*args) for args in zip(xs, keys, strict=True)]
-    assert_close(values, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
-    labels = jnp.array([[0, 1, 1], [1, 1, 0]])  # an integer that f closes over
-    batched = jax.vmap(jax.grad(lambda x, y: engine(Q, x, chunk_size, antithetic, f=partial(curved, labels=y))))
-    np.testing.assert_allclose(jax.jit(batched)(xs, labels)[0], jax.jit(one)(X, KEY)[1], rtol=1e-5)
+    of_one, of_labels = for_a_batch(partial(engine, chunk_size=chunk_size, antithetic=antithetic))
+    run = jax.jit(lambda xs, keys, labels: (jax.vmap(of_one)(xs, keys), jax.vmap(of_labels)(xs, labels)))
+    assert_close(run(*BATCH), of_the_plain_mean_one_by_one(antithetic))
 
 
 def jacobians(f, q, x):
@@ -134,6 +145,18 @@ def test_a_pytree_value_and_aux(chunk_size, antithetic):
     assert_close(jax.jit(run)(Q, X), of_the_plain_mean(jacobians, antithetic, f=in_a_tree))
 
 
+@cache
+def of_the_draws(antithetic):
+    """The draws, and value and gradients of the plain mean and a function of them all."""
+
+    def run(q, x):
+        draws = draws_of(q, antithetic)["w"]
+        return plain(q, x, antithetic) + jnp.sum(jnp.square(jnp.sum(draws, axis=0))), draws
+
+    (value, draws), grads = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(Q, X)
+    return draws, (value, grads)
+
+
 @ways
 def test_aux_is_stacked_and_differentiable(chunk_size, antithetic):
     def run(q, x):
@@ -148,14 +171,12 @@ def test_aux_is_stacked_and_differentiable(chunk_size, antithetic):
         )
         return value + jnp.sum(jnp.square(jnp.sum(aux["draw"], axis=0))), aux
 
-    def reference(q, x):
-        return plain(q, x, antithetic) + jnp.sum(jnp.square(jnp.sum(draws_of(q, antithetic)["w"], axis=0)))
-
     (value, aux), grads = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(Q, X)
-    np.testing.assert_allclose(aux["draw"], draws_of(Q, antithetic)["w"], rtol=1e-6)
+    draws, expected = of_the_draws(antithetic)
+    np.testing.assert_allclose(aux["draw"], draws, rtol=1e-6)
     np.testing.assert_array_equal(aux["constant"], [3] * 6)
     assert aux["labels"].shape == (6, 3)
-    assert_close((value, grads), jax.jit(jax.value_and_grad(reference, (0, 1)))(Q, X), rtol=1e-4)
+    assert_close((value, grads), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, None])

@@ -79,13 +79,14 @@ def run(name):
     def results(q, state, keys):
         (trained, after, _), values = jax.lax.scan(step, (q, state, optimizer.init(q)), keys)
         mean = illia_fn.mean(trained)
+        evaluate = jax.jit(lambda state: model.eval_fn(state)(mean, x))  # traced once
         noisy = jax.lax.map(lambda key: model.train_fn(after)(mean, x, key), keys[:3])
         out = {
             "values": values,
             "trained": trained,
             "after": after,
             "noisy": noisy[0] if model.has_state else noisy,
-            "evaluated": [model.eval_fn(s)(mean, x) for s in (state, after)],
+            "evaluated": [evaluate(state), evaluate(after)],
             "native": native_outputs(name, network, model.to_model(mean, after), x),
         }
         if model.has_state:
