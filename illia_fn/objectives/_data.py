@@ -23,6 +23,7 @@ class DataTerm:
         caller: the public function that errors name.
         apply_fn, x, y, loss_fn, weights, needs_key, has_aux: as in `elbo_loss`.
 
+    >>> import jax.numpy as jnp
     >>> data = DataTerm("my_loss", lambda w, x: x * w, jnp.ones(2), jnp.array([0.0, 1.0]))
     >>> losses, _ = data.losses(jnp.ones(()))
     >>> print(losses, data.mean(losses))
