@@ -22,6 +22,7 @@ from sklearn import datasets
 
 import illia_fn
 from benchmarks._report import Claim, report
+from illia_fn import metrics
 
 STEPS, BATCH, RATE, NETWORKS = 1500, 128, 1e-2, 32
 
@@ -159,16 +160,11 @@ def train(loss: Callable[..., jax.Array], params: Any, data: Data, optimizer: An
 
 def score(outputs: jax.Array, y: jax.Array) -> Score:
     """Of the mixture of all networks: outputs (S, B, classes), or (S, B) with a Gaussian of unit scale."""
+    nll = -float(jnp.mean(illia_fn.predictive_log_prob(None, outputs, y)))
     if outputs.ndim == 3:
-        log_probs = jax.nn.log_softmax(outputs)
-        hits = jnp.exp(log_probs).mean(axis=0).argmax(axis=-1) == y
-        log_prob = log_probs[:, jnp.arange(len(y)), y]
-        accuracy = float(hits.mean())
-    else:
-        log_prob = jax.scipy.stats.norm.logpdf(y, outputs, 1.0)
-        accuracy = -float(jnp.sqrt(jnp.mean(jnp.square(outputs.mean(axis=0) - y))))
-    mixture = jax.nn.logsumexp(log_prob, axis=0) - jnp.log(len(outputs))
-    return Score(accuracy, -float(mixture.mean()))
+        return Score(float(metrics.accuracy(jax.nn.softmax(outputs).mean(axis=0), y)), nll)
+    error = illia_fn.predictive_moments(illia_fn.gaussian_nll, outputs).mean - y
+    return Score(-float(jnp.sqrt(jnp.mean(jnp.square(error)))), nll)
 
 
 def scores(module: nn.Module, data: Data, seed: int) -> Iterator[Score]:
