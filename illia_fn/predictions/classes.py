@@ -14,6 +14,7 @@ from illia_fn.likelihoods._example_losses import LossFn
 from illia_fn.likelihoods.classes import categorical_nll
 from illia_fn.likelihoods.table import law_of
 from illia_fn.predictions._outputs import check_outputs
+from illia_fn.predictions.metrics._shared import only_probabilities
 
 
 class ClassSummary(NamedTuple):
@@ -87,7 +88,8 @@ def class_summary(probs: ArrayLike) -> ClassSummary:
         A `ClassSummary`. Of classes that are equally likely, a network votes for the first in its variation ratio.
 
     Raises:
-        ValueError: if there is no axis of networks, or probabilities are negative or do not sum to one.
+        ValueError: if there is no axis of networks, or probabilities are negative or do not sum to one. Under jit,
+            where they cannot be refused, they make the example NaN.
 
     >>> agree, differ = [[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]
     >>> summary = class_summary(jnp.array([agree, differ]).swapaxes(0, 1))  # (networks, examples, classes)
@@ -101,7 +103,7 @@ def class_summary(probs: ArrayLike) -> ClassSummary:
             "probs[None]."
         )
     _check_probs("class_summary", probs, given)
-    return _summarise(probs)
+    return _summarise(only_probabilities(probs))
 
 
 @jax.jit

@@ -128,3 +128,9 @@ def test_what_has_no_classes():
         fn.class_probs(None, jnp.zeros((5, 3)))
     with pytest.raises(ValueError, match="class_probs: loss_fn must be a likelihood whose"):
         fn.class_probs(lambda f, y: f, jnp.zeros((5, 3, 2)))
+
+
+def test_logits_under_jit_are_nan():
+    logits = jnp.array([[[2.0, -3.0], [0.5, 0.5]]])
+    found = jax.jit(fn.class_summary)(logits)
+    np.testing.assert_array_equal(np.isnan(found.total), [True, False])

@@ -1,9 +1,16 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from illia_fn.predictions.metrics import accuracy, brier_score, negative_log_likelihood, predictive_entropy
+from illia_fn.predictions.metrics import (
+    accuracy,
+    brier_score,
+    calibration_error,
+    negative_log_likelihood,
+    predictive_entropy,
+)
 
 RNG = np.random.default_rng(0)
 PROBS = RNG.dirichlet(np.ones(3), size=24)
@@ -63,3 +70,13 @@ def test_probabilities_need_to_sum_to_one_as_well_as_their_dtype_can():
     predictive_entropy(PROBS.astype(np.float32) * np.float32(1.0003))
     with pytest.raises(ValueError, match=r"a row of sum 1\.[01]"):
         predictive_entropy(jnp.asarray(1.1 * PROBS, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("f", [accuracy, negative_log_likelihood, brier_score, calibration_error])
+def test_logits_under_jit_are_nan(f):
+    """Where they cannot be refused; one such row is enough."""
+    probs = jnp.array([[0.5, 0.5], [0.2, 0.8]])
+    labels = jnp.array([0, 1])
+    assert np.isfinite(jax.jit(f)(probs, labels))
+    for row in ([3.0, -2.0], [2.0, 2.0]):
+        assert np.isnan(jax.jit(f)(probs.at[0].set(jnp.array(row)), labels))

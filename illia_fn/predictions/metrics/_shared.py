@@ -130,7 +130,8 @@ def as_labels(caller: str, labels: ArrayLike, weights: jax.Array | None, num_cla
 def as_predicted_classes(
     caller: str, probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Probabilities (B, C), labels (B,) and weights, checked. Under a trace a label that is no class makes its row NaN.
+    """Probabilities (B, C), labels (B,) and weights, checked. Under a trace a label that is no class makes its row
+    NaN, and so do numbers that are no probabilities.
 
     Examples of weight zero have equal probabilities and label 0.
     """
@@ -153,8 +154,14 @@ def _clean_classes(probs: jax.Array, labels: jax.Array, weights: jax.Array | Non
     num_classes = probs.shape[1]
     labels = fill_masked(labels, weights, 0)
     valid = (labels >= 0) & (labels < num_classes)
-    probs = jnp.where(valid[:, None], fill_masked(probs, weights, 1.0 / num_classes), jnp.nan)
-    return probs, jnp.where(valid, labels, 0)
+    probs = only_probabilities(fill_masked(probs, weights, 1.0 / num_classes))
+    return jnp.where(valid[:, None], probs, jnp.nan), jnp.where(valid, labels, 0)
+
+
+def only_probabilities(probs: jax.Array) -> jax.Array:
+    """Rows that are negative or of another sum than about one are NaN: under a trace nothing can be refused."""
+    is_one = jnp.abs(jnp.sum(probs, axis=-1, keepdims=True) - 1.0) < 0.1
+    return jnp.where(is_one & jnp.all(probs >= 0, axis=-1, keepdims=True), probs, jnp.nan)
 
 
 def as_draws(
