@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import check_factor, check_num_data, check_scale
-from illia_fn._base.numerics import at_least_float32, softplus, softplus_inverse
+from illia_fn._base.checks import check_factor, check_required_num_data, check_scale, concrete, describe
+from illia_fn._base.numerics import at_least_float32, log_softplus, softplus, softplus_inverse
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import is_posterior
@@ -81,8 +82,16 @@ def natural_gradient(
     2.5 +- 0.7
     """
     caller = "natural_gradient"
-    check_num_data(caller, num_data)
+    check_required_num_data(caller, num_data)
     check_factor(caller, "momentum", momentum)
+    value = concrete(momentum)
+    if value is not None and value >= 1:
+        raise ValueError(f"{caller}: momentum must be below 1, got {describe(momentum)}.")
+    for name, rate in (("learning_rate", learning_rate), ("precision_rate", precision_rate)):
+        if not callable(rate):
+            check_factor(caller, name, rate)
+    if prior is not None and not (isinstance(prior, Normal) and np.shape(prior.loc) == np.shape(prior.scale) == ()):
+        raise ValueError(f"{caller}: prior must be one Normal(loc, scale) of two numbers, got {describe(prior)}.")
     if max_step is not None:
         check_scale(caller, max_step, "max_step")
     rest = optax.identity() if inner is None else inner
@@ -123,7 +132,8 @@ class _Rule(NamedTuple):
         dtype = loc.dtype
         scale, n = softplus(rho), jnp.asarray(self.num_data, dtype)
         # b e / P = b N sigma dL/dsigma, in which no 1 / sigma^2 may leave the range
-        change = self._limited(jnp.asarray(self.precision_rate, dtype) * n * scale * by_rho / jax.nn.sigmoid(rho))
+        by_sigma = by_rho * jnp.exp(log_softplus(rho) - jax.nn.log_sigmoid(rho))  # times sigma; the ratio is 1 at -inf
+        change = self._limited(jnp.asarray(self.precision_rate, dtype) * n * by_sigma)
         factor = 1.0 + change + 0.5 * jnp.square(change) if self.retraction else jnp.maximum(1.0 + change, 0.5)
         new_scale = scale / jnp.sqrt(factor)
         kept_out = self._prior_gradient(loc, n)
@@ -131,7 +141,9 @@ class _Rule(NamedTuple):
         mean = decay * mean + (1.0 - decay) * (by_loc - kept_out)
         gradient = mean / (1.0 - decay ** self.count.astype(dtype)) + kept_out
         stride = self._limited(jnp.asarray(self.learning_rate, dtype) * n * gradient * new_scale)
-        update = Gaussian(-stride * new_scale, softplus_inverse(new_scale) - rho)
+        # far below 0 rho is the logarithm of a scale that may underflow
+        by_rho = jnp.where(rho < -15.0, -0.5 * jnp.log(factor), softplus_inverse(new_scale) - rho)
+        update = Gaussian(-stride * new_scale, by_rho)
         return jax.tree.map(lambda u, w: u.astype(w.dtype), update, node), mean
 
     def _prior_gradient(self, loc: jax.Array, n: jax.Array) -> jax.Array:

@@ -106,14 +106,14 @@ def _check_affine(params: PyTree) -> None:
         noise = jax.random.normal(jax.random.key(0), node.noise_shape, widest_dtype(node.mean))
         trees = [node.mean, draw(0.0 * noise), draw(noise), draw(-noise)]
         values = [[concrete(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
-        for middle, at_zero, one, other in zip(*values, strict=True):
+        for leaf, middle, at_zero, one, other in zip(jax.tree.leaves(node.mean), *values, strict=True):
             if middle is None or at_zero is None or one is None or other is None:
                 continue
+            eps = float(jnp.finfo(leaf.dtype).eps)
             middle, at_zero, one, other = (np.asarray(x, np.float64) for x in (middle, at_zero, one, other))
-            spread = np.abs(one - at_zero) + np.abs(middle) + np.finfo(np.float32).tiny
-            if np.any(np.abs(at_zero - middle) > 0.02 * spread) or np.any(
-                np.abs(one + other - 2 * middle) > 0.02 * spread
-            ):
+            # in units of the spread, and of the rounding of a draw
+            most = 0.02 * np.abs(one - other) + 8.0 * eps * np.abs(middle) + np.finfo(np.float32).tiny
+            if np.any(np.abs(at_zero - middle) > most) or np.any(np.abs(one + other - 2 * middle) > most):
                 raise ValueError(
                     f"linearise: params{path} is a {type(node).__name__}, whose draws are not its mean and a linear "
                     "function of the noise, so the outputs are not Gaussian. Use predict(..., linearised=True)."

@@ -11,6 +11,7 @@ import pytest
 
 import illia_fn
 from illia_fn import Gaussian, Normal, elbo_loss, mean_field, natural_gradient
+from illia_fn._base.numerics import log_softplus
 
 pytestmark = pytest.mark.promotes  # as optax does
 
@@ -150,7 +151,7 @@ def test_multi_transform_by_node():
 
 
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e10, 1e30])
-@pytest.mark.parametrize("rho", [-80.0, -5.0, 0.0, 30.0])
+@pytest.mark.parametrize("rho", [-200.0, -80.0, -15.01, -14.99, -5.0, 0.0, 30.0, 1e4])
 @pytest.mark.parametrize("retraction", [True, False])
 def test_scales_stay_positive_and_finite(size, rho, retraction):
     q = Gaussian(jnp.zeros(2), jnp.full(2, rho))
@@ -159,8 +160,10 @@ def test_scales_stay_positive_and_finite(size, rho, retraction):
     updates, _ = optimizer.update(grads, optimizer.init(q), q)
     after = optax.apply_updates(q, updates)
     assert np.all(np.isfinite(jnp.stack([after.loc, after.rho])))
-    ratio = np.asarray(after.scale / q.scale, np.float64)
-    assert np.all((ratio > 0.5) & (ratio < 1.5))
+    log_ratio = np.asarray(log_softplus(after.rho) - log_softplus(q.rho))
+    most = 2.5 if retraction else 2.0  # 1 + 1 + 1 / 2
+    assert np.all((log_ratio > -0.5 * np.log(most) - 1e-2) & (log_ratio < 0.5 * np.log(2.0) + 1e-2))
+    assert log_ratio[1] > 0 or size < 1.0  # towards what has less curvature
     assert np.all(np.abs(np.asarray(updates.loc)) <= 1.5 * np.asarray(q.scale))
 
 
@@ -199,6 +202,10 @@ def test_low_variance_curvature_is_worth_something():
     ("call", "message"),
     [
         (lambda: natural_gradient(num_data=0), "num_data must be the number of training examples"),
+        (lambda: natural_gradient(num_data=None), "num_data must be given"),
+        (lambda: natural_gradient(num_data=4, momentum=1.0), "momentum must be below 1"),
+        (lambda: natural_gradient(-0.1, num_data=4), "learning_rate must be a finite number that is not negative"),
+        (lambda: natural_gradient(num_data=4, prior=Normal(jnp.zeros(3), 1.0)), "prior must be one Normal"),
         (lambda: natural_gradient(num_data=4, max_step=-1.0), "max_step must be positive"),
         (lambda: natural_gradient(num_data=4).init({"w": jnp.ones(3)}), r"params\['w'\] is deterministic"),
         (lambda: natural_gradient(num_data=4, inner=optax.adam(1.0)).init({"w": jnp.ones(3)}), "no Gaussian node"),

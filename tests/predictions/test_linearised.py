@@ -31,11 +31,7 @@ class FullRank(Posterior):
     def _unflat(self, flat):
         return {"b": flat[:2], "w": flat[2:].reshape(3, 2)}
 
-    def log_prob(self, w):
-        raise NotImplementedError
-
-    def entropy(self):
-        raise NotImplementedError
+    log_prob = entropy = None
 
     @property
     def mean(self):
@@ -140,19 +136,16 @@ class LogNormal(Posterior):
     """exp(loc + noise), whose draws are no linear function of the noise."""
 
     loc: jax.Array
+    far: float = 0.0
 
     def reparameterise(self):
-        return lambda noise: jnp.exp(self.loc + noise)
+        return lambda noise: self.far + jnp.exp(self.loc + noise)
 
-    def log_prob(self, w):
-        raise NotImplementedError
-
-    def entropy(self):
-        raise NotImplementedError
+    log_prob = entropy = None
 
     @property
     def mean(self):
-        return jnp.exp(self.loc + 0.5)
+        return self.far + jnp.exp(self.loc + 0.5)
 
     @property
     def stddev(self):
@@ -163,6 +156,7 @@ class LogNormal(Posterior):
     ("call", "message"),
     [
         (lambda: linearise(lambda w, x: x * w, LogNormal(jnp.zeros(3)), X), "is a LogNormal, whose draws are not"),
+        (lambda: linearise(lambda w, x: x * w, LogNormal(jnp.zeros(3), 1e4), X), "is a LogNormal, whose draws are not"),
     ],
 )
 def test_a_family_that_is_not_gaussian(call, message):
@@ -185,6 +179,13 @@ def test_a_family_that_is_not_gaussian(call, message):
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=f"linearise: .*{message}"):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 10.0])
+def test_gaussians_of_any_scale_and_half_precision_are_served(scale):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        q = mean_field(jnp.asarray([1.0, -300.0, 0.0], dtype), scale=scale)
+        assert np.all(np.isfinite(linearise(lambda w, x: x * w[None].astype(x.dtype), q, X).covariance))
 
 
 def test_float64():
