@@ -5,9 +5,12 @@ likelihood sees them through their Gram matrix alone, so the few correlations be
 the rows has the same Gram matrix, and with it the same evidence, ELBO and optima.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from illia_fn import Normal, gaussian_nll
 
 NOISE_VARIANCE = 0.25
 
@@ -87,3 +90,14 @@ def problem(name: str) -> Problem:
         y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(covariance)[1] + n * np.log(2 * np.pi)
     )
     return Problem(x, y, loc, precision, float(log_evidence))
+
+
+def loss_at(loss, num_samples, **options):
+    """An objective of twenty rows and this likelihood, as a function of q, x, y, key and temperature."""
+
+    def run(q, x, y, key, temperature):
+        likelihood = partial(gaussian_nll, scale=NOISE_VARIANCE**0.5)
+        given = {"num_data": 20, "loss_fn": likelihood, "prior": Normal(0.0, 1.0), "temperature": temperature}
+        return loss(lambda w, x: x @ w["w"], q, x, y, key, num_samples, **given, **options)
+
+    return run

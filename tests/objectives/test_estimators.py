@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from linear_regression import loss_at
 from scalar_problem import (
     MASS,
     WIDE,
@@ -21,7 +22,7 @@ from scalar_problem import (
     scalar,
 )
 
-from illia_fn import Normal, cubo_loss, elbo_loss, gaussian_nll, kl_loss, mean_field, predictive_loss, renyi_loss
+from illia_fn import Normal, cubo_loss, elbo_loss, kl_loss, mean_field, predictive_loss, renyi_loss
 
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 KEY = jax.random.key(0)
@@ -55,23 +56,7 @@ def test_elbo_against_the_closed_form(estimator, options):
 def at_the_posterior(estimator, chunk_size, antithetic):
     """For many keys, compiled once for all temperatures."""
 
-    def run(q, x, y, key, temperature):
-        return elbo_loss(
-            lambda w, x: x @ w["w"],
-            q,
-            x,
-            y,
-            key,
-            4,
-            num_data=20,
-            loss_fn=partial(gaussian_nll, scale=0.5),
-            prior=Normal(0.0, 1.0),
-            temperature=temperature,
-            estimator=estimator,
-            chunk_size=chunk_size,
-            antithetic=antithetic,
-        )
-
+    run = loss_at(elbo_loss, 4, estimator=estimator, chunk_size=chunk_size, antithetic=antithetic)
     return jax.jit(jax.vmap(jax.value_and_grad(run), (None, None, None, 0, None)))
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear_regression import loss_at
 from scalar_problem import (
     LOG_Z,
     MASS,
@@ -23,7 +24,7 @@ from scalar_problem import (
 )
 from scipy import special, stats
 
-from illia_fn import Normal, cubo_loss, divergences, elbo_loss, f_divergence_loss, gaussian_nll, iwae_loss, renyi_loss
+from illia_fn import Normal, cubo_loss, divergences, elbo_loss, f_divergence_loss, iwae_loss, renyi_loss
 from illia_fn.objectives._importance import log_power_mean
 
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
@@ -42,22 +43,7 @@ ELSEWHERE = q_of(*Q)
 def at_the_posterior(loss, estimator):
     """Compiled once for all temperatures."""
 
-    def run(q, x, y, key, temperature):
-        return loss(
-            lambda w, x: x @ w["w"],
-            q,
-            x,
-            y,
-            key,
-            5,
-            num_data=20,
-            loss_fn=partial(gaussian_nll, scale=0.5),
-            prior=Normal(0.0, 1.0),
-            temperature=temperature,
-            estimator=estimator,
-            return_log_weights=True,
-        )
-
+    run = loss_at(loss, 5, estimator=estimator, return_log_weights=True)
     return jax.jit(jax.value_and_grad(run, has_aux=True))
 
 
