@@ -65,6 +65,7 @@ REFUSED = {
     "ends swapped": (metrics.interval_coverage, (HIGH, LOW, TARGETS), ValueError, "interval_coverage: low must not be above high, got"),
     "a width of swapped ends": (metrics.interval_width, (HIGH, LOW), ValueError, "interval_width: low must not be above high"),
     "one interval for all": (metrics.interval_score, (LOW[:1], HIGH[:1], TARGETS, 0.9), ValueError, r"interval_score: low and high and targets must have one shape \(B,\), got \(1,\), \(1,\), \(24,\)"),
+    "ends of one column": (metrics.interval_width, (LOW[:, None], HIGH[:, None]), ValueError, r"interval_width: .* got \(24, 1\), \(24, 1\). Drop an axis of size 1, as in x\[..., 0\]"),
     "numbers for ends": (metrics.interval_width, (0.0, 1.0), ValueError, r"interval_width: low and high must have one shape \(B,\), got \(\), \(\)"),
     "no intervals": (metrics.interval_width, (LOW[:0], LOW[:0]), ValueError, r"interval_width: .* got \(0,\)"),
     "a NaN end": (metrics.interval_width, (LOW, NAN_TARGETS), ValueError, "interval_width: high must be no NaN, got nan"),

@@ -12,6 +12,8 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import concrete, describe
 from illia_fn._base.numerics import at_least_float32, weighted_mean, widest_dtype
 
+ONE_VALUE = "Drop an axis of size 1, as in x[..., 0]; of several values for each example score each."
+
 mean_over_examples = jax.jit(weighted_mean)
 
 
@@ -172,7 +174,7 @@ def as_draws(
     if arrays[0].ndim != 2 or arrays[1].shape != arrays[0].shape[1:] or arrays[0].size == 0:
         raise ValueError(
             f"{caller}: {name} must have shape (S, B) and targets (B,), got {arrays[0].shape} and {arrays[1].shape}. "
-            "The samples come first; of several values for each example score each."
+            f"The samples come first. {ONE_VALUE}"
         )
     checked = as_weights(caller, weights, len(arrays[1]), arrays[1].dtype)
     for label, values in zip((name, "targets"), arrays, strict=True):

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn.predictions.metrics._shared import (
+    ONE_VALUE,
     as_draws,
     as_floats,
     as_weights,
@@ -130,7 +131,7 @@ def _as_intervals(
     shapes = [x.shape for x in arrays]
     if len(shapes[0]) != 1 or len(set(shapes)) != 1 or shapes[0] == (0,):
         names = " and ".join(given)
-        raise ValueError(f"{caller}: {names} must have one shape (B,), got {', '.join(map(str, shapes))}.")
+        raise ValueError(f"{caller}: {names} must have one shape (B,), got {', '.join(map(str, shapes))}. {ONE_VALUE}")
     checked = as_weights(caller, weights, len(arrays[0]), arrays[0].dtype)
     known = [counted(x, checked) for x in arrays]
     for name, value in zip(given, known, strict=True):
