@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_required_num_data, check_scale, concrete, describe
-from illia_fn._base.numerics import at_least_float32, log_softplus, softplus, softplus_inverse
+from illia_fn._base.numerics import at_least_float32, log_softplus, softplus, softplus_inverse, total
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import is_posterior
@@ -26,13 +26,15 @@ class NaturalGradientState(NamedTuple):
 
 
 def natural_gradient(
-    learning_rate: optax.ScalarOrSchedule = 0.1,
-    precision_rate: optax.ScalarOrSchedule = 0.01,
+    learning_rate: optax.ScalarOrSchedule = 0.2,
+    precision_rate: optax.ScalarOrSchedule = 0.05,
     *,
     num_data: int,
-    momentum: ArrayLike = 0.9,
+    momentum: ArrayLike = 0.8,
     prior: Normal | None = None,
     max_step: float | None = 1.0,
+    max_kl: float | None = 5.0,
+    max_change: float | None = 0.1,
     retraction: bool = True,
     inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
@@ -48,8 +50,13 @@ def natural_gradient(
     keeps it positive, Lin et al. 2020, https://arxiv.org/abs/2002.10060. The curvature comes with the gradient by sigma
     that every objective has: whatever lowers its variance, such as a coupling or more samples, makes better steps.
 
-    With `prior=Normal(0, (N delta)^(-1/2))`, one sample, `max_step=None`, b = 1e-5 and a = rate * (h0 + delta) its
-    steps are those of IVON, Shen et al. 2024, https://arxiv.org/abs/2402.17641.
+    A step of all means together is shortened to a KL divergence between the q before and after of at most `max_kl`, a
+    trust region as in Ba, Grosse & Martens 2017 (https://openreview.net/forum?id=SkkTMpjex): far from the optimum the
+    rule asks for steps that leave the region where its curvature holds, and deep networks do not come back from them.
+    With it the rates matter little: `benchmarks/natural_gradient.py` tries a tenfold range.
+
+    With `prior=Normal(0, (N delta)^(-1/2))`, one sample, without the three limits, b = 1e-5, momentum 0.9 and
+    a = rate * (h0 + delta) its steps are those of IVON, Shen et al. 2024, https://arxiv.org/abs/2402.17641.
 
     Args:
         learning_rate: a, a number or a schedule. Let it decay to 0.
@@ -58,8 +65,9 @@ def natural_gradient(
         momentum: of the gradient by the mean, in [0, 1), corrected for its start at 0.
         prior: that of the objective's KL, of kl_weight 1. Its gradient is then kept out of the momentum, as IVON does;
             without, all of the gradient is in it.
-        max_step: how far a mean may go in one step, in standard deviations, and how large b e / P may be; None is no
-            limit. Before the precision has settled, steps beyond that are noise.
+        max_step: how far one mean may go in one step, in standard deviations; None is no limit.
+        max_kl: how far all means together may go in one step, sum (change of m)^2 P / 2 in nats; None is no limit.
+        max_change: how large b e / P may be, for every number by itself; None is no limit.
         retraction: whether to add the last term of P. Without, b = 1 takes a Gaussian posterior to its precision in one
             step, which b e / P >= -1/2 then keeps positive.
         inner: for all that is no Gaussian node's; by default such leaves are refused, unless they are no floats.
@@ -92,8 +100,9 @@ def natural_gradient(
             check_factor(caller, name, rate)
     if prior is not None and not (isinstance(prior, Normal) and np.shape(prior.loc) == np.shape(prior.scale) == ()):
         raise ValueError(f"{caller}: prior must be one Normal(loc, scale) of two numbers, got {describe(prior)}.")
-    if max_step is not None:
-        check_scale(caller, max_step, "max_step")
+    for name, limit in (("max_step", max_step), ("max_kl", max_kl), ("max_change", max_change)):
+        if limit is not None:
+            check_scale(caller, limit, name)
     rest = optax.identity() if inner is None else inner
 
     def init(params: PyTree) -> NaturalGradientState:
@@ -105,17 +114,44 @@ def natural_gradient(
         if params is None:
             raise ValueError(f"{caller}: a step depends on q. Call update(grads, opt_state, q).")
         rates = [rate(state.count) if callable(rate) else rate for rate in (learning_rate, precision_rate)]
-        rule = _Rule(*rates, num_data, momentum, state.count + 1, prior, max_step, retraction)
-        nodes = zip(_nodes(params, has_inner=True), _nodes(updates, has_inner=True), state.momentum, strict=True)
-        steps, means = zip(*[rule.step(*node) for node in nodes], strict=True)
+        rule = _Rule(*rates, num_data, momentum, state.count + 1, prior, max_step, max_change, retraction)
+        nodes = _nodes(params, has_inner=True)
+        moves = [rule.move(*node) for node in zip(nodes, _nodes(updates, has_inner=True), state.momentum, strict=True)]
+        share = _trusted_share(moves, max_kl)
+        steps = [move.update(node, share) for move, node in zip(moves, nodes, strict=True)]
+        means = [move.momentum for move in moves]
         others, inner_state = rest.update(_without_nodes(updates), state.inner, _without_nodes(params))
-        return _with_nodes(updates, steps, others), NaturalGradientState(state.count + 1, list(means), inner_state)
+        return _with_nodes(updates, steps, others), NaturalGradientState(state.count + 1, means, inner_state)
 
     return optax.GradientTransformation(init, update)  # ty: ignore[invalid-argument-type]
 
 
+class _Move(NamedTuple):
+    """The step of one node: of the mean in units of the new scale, the new scale, the change of rho, the momentum."""
+
+    stride: jax.Array
+    scale: jax.Array
+    by_rho: jax.Array
+    momentum: jax.Array
+
+    def update(self, node: Gaussian, share: jax.Array | float) -> Gaussian:
+        step = Gaussian(-(jnp.asarray(share, self.stride.dtype) * self.stride) * self.scale, self.by_rho)
+        return jax.tree.map(lambda u, w: u.astype(w.dtype), step, node)
+
+
+def _trusted_share(moves: list[_Move], max_kl: float | None) -> jax.Array | float:
+    """The share of the step of all means at which its KL is max_kl, at most 1."""
+    if max_kl is None:
+        return 1.0
+    # in units of the largest, whose square may leave the range; a step that is not finite stays so
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(move.stride), initial=0.0) for move in moves]))
+    unit = jnp.maximum(largest, 1.0)
+    kl = 0.5 * total([jnp.sum(jnp.square(move.stride / unit)) for move in moves])
+    return jnp.minimum(1.0, jnp.sqrt(max_kl / jnp.maximum(kl, jnp.finfo(kl.dtype).tiny)) / unit)
+
+
 class _Rule(NamedTuple):
-    """The step of one node."""
+    """What a step of one node takes."""
 
     learning_rate: Any
     precision_rate: Any
@@ -124,27 +160,26 @@ class _Rule(NamedTuple):
     count: jax.Array
     prior: Normal | None
     max_step: float | None
+    max_change: float | None
     retraction: bool
 
-    def step(self, node: Gaussian, grad: Gaussian, mean: jax.Array) -> tuple[Gaussian, jax.Array]:
-        """The update of a node, and the momentum of its gradient."""
+    def move(self, node: Gaussian, grad: Gaussian, mean: jax.Array) -> _Move:
         loc, rho, by_loc, by_rho = map(at_least_float32, (node.loc, node.rho, grad.loc, grad.rho))
         dtype = loc.dtype
         scale, n = softplus(rho), jnp.asarray(self.num_data, dtype)
         # b e / P = b N sigma dL/dsigma, in which no 1 / sigma^2 may leave the range
         by_sigma = by_rho * jnp.exp(log_softplus(rho) - jax.nn.log_sigmoid(rho))  # times sigma; the ratio is 1 at -inf
-        change = self._limited(jnp.asarray(self.precision_rate, dtype) * n * by_sigma)
+        change = _limited(jnp.asarray(self.precision_rate, dtype) * n * by_sigma, self.max_change)
         factor = 1.0 + change + 0.5 * jnp.square(change) if self.retraction else jnp.maximum(1.0 + change, 0.5)
         new_scale = scale / jnp.sqrt(factor)
         kept_out = self._prior_gradient(loc, n)
         decay = jnp.asarray(self.momentum, dtype)
         mean = decay * mean + (1.0 - decay) * (by_loc - kept_out)
         gradient = mean / (1.0 - decay ** self.count.astype(dtype)) + kept_out
-        stride = self._limited(jnp.asarray(self.learning_rate, dtype) * n * gradient * new_scale)
+        stride = _limited(jnp.asarray(self.learning_rate, dtype) * n * gradient * new_scale, self.max_step)
         # far below 0 rho is the logarithm of a scale that may underflow
         by_rho = jnp.where(rho < -15.0, -0.5 * jnp.log(factor), softplus_inverse(new_scale) - rho)
-        update = Gaussian(-stride * new_scale, by_rho)
-        return jax.tree.map(lambda u, w: u.astype(w.dtype), update, node), mean
+        return _Move(stride, new_scale, by_rho, mean)
 
     def _prior_gradient(self, loc: jax.Array, n: jax.Array) -> jax.Array:
         """That of KL / N by the mean, (m - m_0) / (N s^2)."""
@@ -153,8 +188,9 @@ class _Rule(NamedTuple):
         middle, scale = (jnp.asarray(field, loc.dtype) for field in (self.prior.loc, self.prior.scale))
         return (loc - middle) / (n * jnp.square(scale))
 
-    def _limited(self, x: jax.Array) -> jax.Array:
-        return x if self.max_step is None else jnp.clip(x, -self.max_step, self.max_step)
+
+def _limited(x: jax.Array, most: float | None) -> jax.Array:
+    return x if most is None else jnp.clip(x, -most, most)
 
 
 def _nodes(tree: PyTree, *, has_inner: bool) -> list[Gaussian]:
