@@ -22,6 +22,7 @@ NAMES = (
     "kl_bandwidth",
     "compile_time",
     "gradient_quality",
+    "natural_gradient",
 )
 PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
 

@@ -1,0 +1,1 @@
+"""What the posteriors are worth: each script prints its table, asserts its claims, and has --quick."""
