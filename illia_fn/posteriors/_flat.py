@@ -34,6 +34,13 @@ def unravel(flat: jax.Array, like: PyTree) -> PyTree:
     )
 
 
+def check_like(caller: str, w: PyTree, loc: PyTree) -> None:
+    """w is of the structure and shapes of loc."""
+    shapes = [jax.tree.map(np.shape, tree) for tree in (loc, w)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{caller}: w must have the structure and shapes of loc, {shapes[0]}, got {shapes[1]}.")
+
+
 def wide(x: Any) -> jax.Array:
     """`x` in float32 or wider, and whole on every device, as the factors of matrices take it."""
     x = at_least_float32(x)

@@ -47,7 +47,7 @@ def whole(caller: str, params: PyTree, scale: ArrayLike | PyTree) -> tuple[PyTre
     leaves = _plain_leaves(caller, params)
     statistics = _statistics(params)
     for path, leaf in leaves:
-        if not _is_selected(caller, path, leaf, True, statistics):
+        if not _is_selected(caller, path, leaf, mask=True, statistics=statistics):
             raise TypeError(
                 f"{caller}: params{path} must hold floating-point numbers, as one node stands for all of params, got "
                 f"{describe(leaf)}. Split it off, or pass the subtrees without it."
@@ -90,7 +90,8 @@ def _plain_leaves(caller: str, params: PyTree) -> list[tuple[str, Any]]:
     for path, leaf in leaves:
         if is_posterior(leaf):
             raise ValueError(
-                f"{caller}: params{path} is already a posterior node ({type(leaf).__name__}). Pass the plain parameters."
+                f"{caller}: params{path} is already a posterior node ({type(leaf).__name__}). "
+                "Pass the plain parameters."
             )
     return leaves
 
@@ -142,7 +143,8 @@ def _is_selected(caller: str, path: str, leaf: Any, mask: Any, statistics: dict[
         return False
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
-            f"{caller}: params{path} is complex, and a Gaussian posterior is over real numbers. Mask it out, or split it."
+            f"{caller}: params{path} is complex, and a Gaussian posterior is over real numbers. "
+            "Mask it out, or split it."
         )
     is_parameter = jnp.issubdtype(dtype, jnp.floating)
     if is_parameter and path in statistics:
