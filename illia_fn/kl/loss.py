@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_factor, check_key
 from illia_fn._base.numerics import total
 from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
+from illia_fn.kl._priors import is_prior, log_prior_of_node
 from illia_fn.kl.gaussian import kl_normal_normal
-from illia_fn.kl.table import closed_form, is_prior, kl_of_node, log_prior_of_node
+from illia_fn.kl.table import closed_form, kl_of_node
 from illia_fn.posteriors._join import Joined, join, split
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params

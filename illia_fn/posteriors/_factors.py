@@ -17,6 +17,10 @@ class Marginals(NamedTuple):
     scale: jax.Array
     log_scale: jax.Array
 
+    def in_shape(self, shape: tuple[int, ...]) -> "Marginals":
+        """The same numbers in an array of another shape."""
+        return Marginals(*[field.reshape(shape) for field in self])
+
 
 class Triangle(NamedTuple):
     """A lower triangular matrix L with a positive diagonal, and the logarithms of that."""

@@ -101,10 +101,10 @@ class LowRank(Posterior):
         each = jnp.sum(jnp.square(form.factor), axis=1)
         return 0.5 * (excess_of_root(form.root) - jnp.sum(minus_log1p(each, jnp.log1p(each))))
 
-    def form(self, rank: int = 0) -> "LowRankForm":
-        """In units of the scales, with a factor of at least so many columns."""
-        rho, factor = wide(self.rho), wide(self.factor)
-        return LowRankForm.of(ravel(self.loc), softplus(rho), log_softplus(rho), factor, rank)
+    def form(self) -> "LowRankForm":
+        """In units of the scales."""
+        rho = wide(self.rho)
+        return LowRankForm.of(ravel(self.loc), softplus(rho), log_softplus(rho), wide(self.factor))
 
 
 class LowRankForm(NamedTuple):
@@ -126,10 +126,10 @@ class LowRankForm(NamedTuple):
     root: jax.Array
 
     @staticmethod
-    def of(loc: jax.Array, scale: jax.Array, log_scale: jax.Array, factor: jax.Array, rank: int = 0) -> "LowRankForm":
-        """Of a factor U, (P, R), with columns of 0 up to this rank."""
+    def of(loc: jax.Array, scale: jax.Array, log_scale: jax.Array, factor: jax.Array) -> "LowRankForm":
+        """Of a factor U, (P, R)."""
         inverse = _inverse(log_scale)
-        v = jnp.pad(factor * inverse[:, None], ((0, 0), (0, max(0, rank - factor.shape[1]))))
+        v = factor * inverse[:, None]
         q, root = positive_qr(jnp.concatenate([v, jnp.eye(v.shape[1], dtype=v.dtype)]))
         return LowRankForm(loc, scale, log_scale, inverse, v, q[: len(v)], root)
 
