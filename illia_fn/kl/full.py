@@ -25,7 +25,7 @@ _FAMILIES = (Gaussian, KTied, LowRank, MatrixNormal, FullCovariance)
 def kl_full(q: Posterior, p: PyTree) -> jax.Array:
     """KL = 1/2 [ |T|^2 + 2 sum_j (T_jj - log(1 + T_jj)) + |L_p^-1 (m_q - m_p)|^2 ], T = L_p^-1 (L_q - L_p).
 
-    As I + T = L_p^-1 L_q, that is 1/2 [ tr(P^-1 Q) - n - log|P^-1 Q| + ... ] without its cancellation where q is near p.
+    As I + T = L_p^-1 L_q, it is 1/2 [ tr(P^-1 Q) - n - log|P^-1 Q| + ... ] without its cancellation where q is near p.
     """
     (q_loc, q_root), (p_loc, p_root) = _dense(q, q.mean), _dense(p, q.mean)
     p_loc, p_root = p_loc.astype(q_loc.dtype), Triangle(*[field.astype(q_loc.dtype) for field in p_root])
@@ -66,5 +66,5 @@ def _dense_of(p: PyTree, arrays: list[jax.Array], dtype: np.dtype) -> tuple[jax.
         stacked = jnp.concatenate([jnp.diag(form.scale), (form.factor * form.scale[:, None]).T])
         _, root = positive_qr(stacked)
         return form.loc, Triangle(root.T, jnp.log(jnp.diagonal(root)))
-    loc, scale, log_scale = marginals_of(p, arrays, dtype)
+    loc, scale, log_scale = marginals_of(p, arrays[0], dtype)
     return loc, Triangle.diagonal(scale, log_scale)

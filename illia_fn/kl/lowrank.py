@@ -25,13 +25,13 @@ def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
     """KL(q || p) of q = N(m, D (I + V V^T) D) and p = N(n, E (I + W W^T) E), with D and E diagonal.
 
     In units of E let F = I + W W^T = (I - H H^T)^-1, [V; I] = [.; .] R_q, [W; I] = [H; .] R_p, T = (R_q - R_p) R_p^-1,
-    and t = D / E - 1. With |X|_F^2 = tr(X^T F^-1 X),
+    and t = D / E - 1. With <X, Y> = tr(X^T F^-1 Y) and |X|_F^2 = <X, X>,
 
         2 KL = 2 KL(N(0, D^2) || N(0, E^2)) + |(m - n) / E|_F^2
              + |V - W|_F^2 - |(V - W) R_p^-1|^2 + |T|^2 + 2 sum_j (T_jj - log(1 + T_jj))
-             + sum_i t_i [ v_i . (F^-1 (2 + t) V)_i - (2 + t_i) |h_i|^2 ].
+             + <t V, (2 + t) V> - sum_i t_i (2 + t_i) |h_i|^2.
 
-    Each term is of second order in what differs, so that nothing cancels where q is near p.
+    Each line is of second order in what differs, and its terms of first order at most: q = p gives exactly 0.
     """
     rank = max(_rank(q, q.mean), _rank(p, q.mean))
     form, prior = _form(q, q.mean, rank), _form(p, q.mean, rank)
@@ -42,8 +42,8 @@ def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
     roots = _right_solve(form.root - prior.root, prior.root)
     log_roots = [jnp.log(jnp.diagonal(one.root)) for one in (form, prior)]
     of_roots = jnp.sum(jnp.square(roots)) + 2.0 * jnp.sum(minus_log1p(jnp.diagonal(roots), log_roots[0] - log_roots[1]))
-    solved, _ = prior.solve((2.0 + t)[:, None] * v)
-    of_scales = jnp.sum(t * (jnp.sum(v * solved, axis=1) - (2.0 + t) * jnp.sum(jnp.square(prior.basis), axis=1)))
+    of_scales = prior.product(t[:, None] * v, (2.0 + t)[:, None] * v)
+    of_scales -= jnp.sum(t * (2.0 + t) * jnp.sum(jnp.square(prior.basis), axis=1))
     of_factors = prior.squares(apart) - jnp.sum(jnp.square(_right_solve(apart, prior.root)))
     return kl_normal_normal(*diagonals) + 0.5 * (prior.squares(change) + of_factors + of_roots + of_scales)
 
@@ -70,7 +70,7 @@ def _form(p: PyTree, mean: PyTree, rank: int) -> LowRankForm:
             rho, factor = wide(block.prior.rho), wide(block.prior.factor)
             marginals = Marginals(ravel(block.prior.loc), softplus(rho), log_softplus(rho))
         else:
-            marginals = marginals_of(block.prior, block.arrays, widest_dtype(mean))
+            marginals = marginals_of(block.prior, block.arrays[0], widest_dtype(mean))
             factor = jnp.zeros((len(marginals.loc), 0), marginals.loc.dtype)
         after = rank - start - factor.shape[1]
         pieces.append([*marginals, jnp.pad(factor, ((0, 0), (start, after)))])

@@ -148,6 +148,10 @@ class LowRankForm(NamedTuple):
         y, a = self.solve(x[:, None] if x.ndim == 1 else x)
         return jnp.sum(jnp.square(y)) + jnp.sum(jnp.square(a))
 
+    def product(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """x^T (I + V V^T)^-1 y, summed over pairs of columns of both, (P, K)."""
+        return sum(jnp.sum(one * other) for one, other in zip(self.solve(x), self.solve(y), strict=True))
+
 
 def excess_of_root(root: jax.Array) -> jax.Array:
     """tr(R^T R - I) - log|R^T R| = |R - I|^2 + 2 sum_j (t_j - log(1 + t_j)), t_j = R_jj - 1, for triangles R."""
