@@ -40,6 +40,7 @@ from illia_fn.diagnostics import summary as summary
 from illia_fn.engine import average_state as average_state
 from illia_fn.engine import expectation as expectation
 from illia_fn.kl import kl_divergence as kl_divergence
+from illia_fn.kl import kl_is_exact as kl_is_exact
 from illia_fn.kl import kl_loss as kl_loss
 from illia_fn.kl import kl_tree as kl_tree
 from illia_fn.kl import register_kl as register_kl

@@ -86,6 +86,19 @@ def kl_tree(
     return {", ".join(pair.paths): pair.kl(num_samples) for pair in pairs}
 
 
+def kl_is_exact(params: PyTree, prior: PyTree = Normal(0.0, 1.0)) -> dict[str, bool]:
+    """Whether the KL of each posterior node has a closed form, by its path as in `kl_tree`; the others are sampled.
+
+    Args, errors: as in `kl_loss`.
+
+    >>> from illia_fn import low_rank, matrix_normal
+    >>> q = {"a": low_rank(jnp.ones((2, 3)), rank=1, key=jax.random.key(0))}
+    >>> print(kl_is_exact(q), kl_is_exact(q, {"a": matrix_normal(jnp.ones((2, 3)))}))
+    {"['a']": True} {"['a']": False}
+    """
+    return {", ".join(pair.paths): pair.is_exact for pair in kl_pairs("kl_is_exact", params, prior, None)}
+
+
 class Pair(NamedTuple):
     """A posterior node and its prior.
 

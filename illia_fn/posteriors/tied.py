@@ -10,10 +10,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_count
-from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, normal_log_prob, softplus, widest_dtype
+from illia_fn._base.numerics import (
+    HALF_LOG_2PI,
+    log_softplus,
+    normal_log_prob,
+    softplus,
+    softplus_inverse,
+    widest_dtype,
+)
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._flat import check_like, wide
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
+from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.matrix import check_out_axis, kernel_sizes, split_at
 from illia_fn.posteriors.posterior import Posterior
 
@@ -86,6 +94,10 @@ class KTied(Posterior):
 
     def entropy(self) -> jax.Array:
         return jnp.sum(self.log_scale + (HALF_LOG_2PI + 0.5))
+
+    def untied(self) -> Gaussian:
+        """The same distribution as a diagonal Gaussian, with a scale for each number."""
+        return Gaussian(self.loc, softplus_inverse(self.scale))
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         return (places[:, None] == places[None, :]) * jnp.square(self.scale.reshape(-1)[places])
