@@ -118,7 +118,7 @@ def summary(
             rows.append(_of_pair(next(pairs), num_samples))
         elif isinstance(node, (float, np.ndarray, jax.Array)) and jnp.issubdtype(jnp.result_type(node), jnp.inexact):
             size = float(np.mean(np.abs(np.asarray(node, np.float64)))) if np.size(node) else math.nan
-            rows.append(LeafSummary(path, np.shape(node), "deterministic", size, *[math.nan] * 5))
+            rows.append(LeafSummary(path, np.shape(node), "deterministic", size, *[math.nan] * 5, exact=True))
     if not rows:
         raise ValueError("summary: params has no floating-point leaves. Pass a posterior tree.")
     nodes = [row for row in rows if row.family != "deterministic"]

@@ -41,6 +41,12 @@ def check_like(caller: str, w: PyTree, loc: PyTree) -> None:
         raise ValueError(f"{caller}: w must have the structure and shapes of loc, {shapes[0]}, got {shapes[1]}.")
 
 
+def independent(variances: jax.Array, places: np.ndarray) -> jax.Array:
+    """The covariance, (n, n), of the numbers at these places, (n,), of independent ones of these variances."""
+    same = places[:, None] == places[None, :]
+    return jnp.where(same, at_least_float32(variances).reshape(-1)[places][:, None], 0.0)
+
+
 def wide(x: Any) -> jax.Array:
     """`x` in float32 or wider, and whole on every device, as the factors of matrices take it."""
     x = at_least_float32(x)

@@ -13,7 +13,7 @@ from illia_fn._base.checks import check_count, check_key
 from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, matmul, minus_log1p, softplus
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals, positive_qr
-from illia_fn.posteriors._flat import check_like, ravel, size_of, unravel, wide
+from illia_fn.posteriors._flat import check_like, independent, ravel, size_of, unravel, wide
 from illia_fn.posteriors._leaves import raw_scale, whole
 from illia_fn.posteriors.posterior import Posterior
 
@@ -86,8 +86,7 @@ class LowRank(Posterior):
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         rows = wide(self.factor)[places]
-        same = places[:, None] == places[None, :]
-        return matmul(rows, rows.T) + same * jnp.square(softplus(wide(self.rho)))[places]
+        return matmul(rows, rows.T) + independent(jnp.square(softplus(wide(self.rho))), places)
 
     def marginals(self) -> Marginals:
         """Each of the P numbers by itself."""
@@ -150,7 +149,8 @@ class LowRankForm(NamedTuple):
 
     def product(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """x^T (I + V V^T)^-1 y, summed over pairs of columns of both, (P, K)."""
-        return sum(jnp.sum(one * other) for one, other in zip(self.solve(x), self.solve(y), strict=True))
+        (solved_x, a), (solved_y, b) = self.solve(x), self.solve(y)
+        return jnp.sum(solved_x * solved_y) + jnp.sum(a * b)
 
 
 def excess_of_root(root: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from illia_fn._base.numerics import (
     widest_dtype,
 )
 from illia_fn._base.trees import PyTree, frozen_pytree
-from illia_fn.posteriors._flat import check_like, wide
+from illia_fn.posteriors._flat import check_like, independent, wide
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.matrix import check_out_axis, kernel_sizes, split_at
@@ -100,7 +100,7 @@ class KTied(Posterior):
         return Gaussian(self.loc, softplus_inverse(self.scale))
 
     def covariance(self, places: np.ndarray) -> jax.Array:
-        return (places[:, None] == places[None, :]) * jnp.square(self.scale.reshape(-1)[places])
+        return independent(jnp.square(self.scale), places)
 
 
 def k_tied(
