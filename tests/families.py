@@ -69,12 +69,6 @@ def exact_kl(q, p):
     return 0.5 * (np.trace(np.linalg.solve(t, s)) - len(m) + (m - n) @ np.linalg.solve(t, m - n) + log_dets)
 
 
-def in_float64(f, *nodes):
-    """A function of nodes at the same numbers in float64."""
-    with jax.enable_x64(True):
-        return float(f(*map(wide, nodes)))
-
-
 def spectrum(seed, size, condition):
     """A covariance with eigenvalues from 1 down to 1 / condition, in a random basis."""
     basis, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))

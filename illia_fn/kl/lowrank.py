@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from illia_fn._base.numerics import log_softplus, minus_log1p, softplus, widest_dtype
+from illia_fn._base.numerics import log_softplus, matmul, minus_log1p, softplus, widest_dtype
 from illia_fn._base.trees import PyTree
 from illia_fn.kl._priors import blocks_of
 from illia_fn.kl.gaussian import kl_normal_normal
@@ -14,7 +14,7 @@ from illia_fn.kl.table import register_kl, register_kl_to_trees
 from illia_fn.posteriors._factors import Marginals
 from illia_fn.posteriors._flat import ravel, wide
 from illia_fn.posteriors.gaussian import Gaussian
-from illia_fn.posteriors.lowrank import LowRank, LowRankForm
+from illia_fn.posteriors.lowrank import LowRank, LowRankForm, excess_of_root, stacked_root
 from illia_fn.posteriors.tied import KTied
 
 
@@ -22,30 +22,40 @@ from illia_fn.posteriors.tied import KTied
 @register_kl(Gaussian, LowRank)
 @register_kl(KTied, LowRank)
 def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
-    """KL(q || p) of q = N(m, D (I + V V^T) D) and p = N(n, E (I + W W^T) E), with D and E diagonal.
+    """KL(q || p) of q = N(m, D^2 + U U^T) and p = N(n, E^2 + W W^T), D and E diagonal, in units of E (as if E = I).
 
-    In units of E let F = I + W W^T = (I - H H^T)^-1, [V; I] = [.; .] R_q, [W; I] = [H; .] R_p, T = (R_q - R_p) R_p^-1,
-    and t = D / E - 1. With <X, Y> = tr(X^T F^-1 Y) and |X|_F^2 = <X, X>,
+    Triangles and bases are those of [W; I] = [H; .] R, [U / D; I] = [H_q; .] R_q and [U; I] = [.; .] R_u, with h_i and
+    h_qi the squares of the rows of H and H_q. With F = I + W W^T, |x|_F^2 = tr(x^T F^-1 x), T = (R_u - R) R^-1,
+    r = D^2 and e(A) = tr(A - I) - log|A|,
 
-        2 KL = 2 KL(N(0, D^2) || N(0, E^2)) + |(m - n) / E|_F^2
-             + |V - W|_F^2 - |(V - W) R_p^-1|^2 + |T|^2 + 2 sum_j (T_jj - log(1 + T_jj))
-             + <t V, (2 + t) V> - sum_i t_i (2 + t_i) |h_i|^2.
+        2 KL = sum_i e(r_i) + |m - n|_F^2 + |U - W|_F^2 - |(U - W) R^-1|^2 + e((I + T)^T (I + T))
+             + sum_i (r_i - 1) (h_qi - h_i) - e(I + H_q^T diag(r - 1) H_q).
 
-    Each line is of second order in what differs, and its terms of first order at most: q = p gives exactly 0.
+    Each term is of second order in what differs: where q is near p, whatever their condition, little cancels.
     """
     rank = max(_rank(q, q.mean), _rank(p, q.mean))
     form, prior = _form(q, q.mean, rank), _form(p, q.mean, rank)
     prior = LowRankForm(*[field.astype(form.loc.dtype) for field in prior])
-    t, v = (form.scale - prior.scale) * prior.inverse, form.factor
-    apart, change = v - prior.factor, (form.loc - prior.loc) * prior.inverse
     diagonals = [Marginals(jnp.zeros_like(one.loc), one.scale, one.log_scale) for one in (form, prior)]
-    roots = _right_solve(form.root - prior.root, prior.root)
-    log_roots = [jnp.log(jnp.diagonal(one.root)) for one in (form, prior)]
-    of_roots = jnp.sum(jnp.square(roots)) + 2.0 * jnp.sum(minus_log1p(jnp.diagonal(roots), log_roots[0] - log_roots[1]))
-    of_scales = prior.product(t[:, None] * v, (2.0 + t)[:, None] * v)
-    of_scales -= jnp.sum(t * (2.0 + t) * jnp.sum(jnp.square(prior.basis), axis=1))
+    t = (form.scale - prior.scale) * prior.inverse
+    more = t * (t + 2.0)  # r - 1
+
+    factor = form.factor * (1.0 + t)[:, None]
+    root, apart = stacked_root(factor)[1], factor - prior.factor
+    roots = _right_solve(root - prior.root, prior.root)
+    logs = jnp.log(jnp.diagonal(root)) - jnp.log(jnp.diagonal(prior.root))
     of_factors = prior.squares(apart) - jnp.sum(jnp.square(_right_solve(apart, prior.root)))
-    return kl_normal_normal(*diagonals) + 0.5 * (prior.squares(change) + of_factors + of_roots + of_scales)
+    of_factors += jnp.sum(jnp.square(roots)) + 2.0 * jnp.sum(minus_log1p(jnp.diagonal(roots), logs))
+
+    tilted = matmul(form.basis.T, more[:, None] * form.basis)
+    excess = excess_of_root(jnp.linalg.cholesky(jnp.eye(rank, dtype=tilted.dtype) + tilted))
+    of_scales = jnp.sum(more * (_squared_rows(form.basis) - _squared_rows(prior.basis))) - excess
+    of_loc = prior.squares((form.loc - prior.loc) * prior.inverse)
+    return kl_normal_normal(*diagonals) + 0.5 * (of_loc + of_factors + of_scales)
+
+
+def _squared_rows(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(x), axis=1)
 
 
 @register_kl_to_trees(LowRank, (*INDEPENDENT, LowRank))

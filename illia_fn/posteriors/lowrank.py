@@ -129,8 +129,7 @@ class LowRankForm(NamedTuple):
         """Of a factor U, (P, R)."""
         inverse = _inverse(log_scale)
         v = factor * inverse[:, None]
-        q, root = positive_qr(jnp.concatenate([v, jnp.eye(v.shape[1], dtype=v.dtype)]))
-        return LowRankForm(loc, scale, log_scale, inverse, v, q[: len(v)], root)
+        return LowRankForm(loc, scale, log_scale, inverse, v, *stacked_root(v))
 
     @property
     def log_det(self) -> jax.Array:
@@ -147,14 +146,15 @@ class LowRankForm(NamedTuple):
         y, a = self.solve(x[:, None] if x.ndim == 1 else x)
         return jnp.sum(jnp.square(y)) + jnp.sum(jnp.square(a))
 
-    def product(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """x^T (I + V V^T)^-1 y, summed over pairs of columns of both, (P, K)."""
-        (solved_x, a), (solved_y, b) = self.solve(x), self.solve(y)
-        return jnp.sum(solved_x * solved_y) + jnp.sum(a * b)
+
+def stacked_root(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """H = v R^-1 and R with R^T R = I + v^T v."""
+    q, root = positive_qr(jnp.concatenate([v, jnp.eye(v.shape[1], dtype=v.dtype)]))
+    return q[: len(v)], root
 
 
 def excess_of_root(root: jax.Array) -> jax.Array:
-    """tr(R^T R - I) - log|R^T R| = |R - I|^2 + 2 sum_j (t_j - log(1 + t_j)), t_j = R_jj - 1, for triangles R."""
+    """tr(R^T R - I) - log|R^T R| = |R - I|^2 + 2 sum_j (t_j - log(1 + t_j)), t_j = R_jj - 1, for a triangle R."""
     off = root - jnp.eye(len(root), dtype=root.dtype)
     t = jnp.diagonal(off)
     return jnp.sum(jnp.square(off)) + 2.0 * jnp.sum(minus_log1p(t, jnp.log1p(t)))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from families import at_condition, dense, flat, in_float64, nodes, normal
+from families import at_condition, dense, flat, nodes, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_regression import problem
@@ -81,12 +81,27 @@ def test_draws_have_the_mean_and_covariance(name):
 
 @pytest.mark.parametrize("condition", [1e4, 1e8])
 def test_ill_conditioned_covariances_in_float32(condition):
-    for q in at_condition(condition).values():
-        w = q.sample(KEY)
-        np.testing.assert_allclose(q.entropy(), in_float64(lambda q: q.entropy(), q), rtol=1e-6, atol=1e-5)
-        np.testing.assert_allclose(q.log_prob(w), in_float64(lambda q, w: q.log_prob(w), q, w), rtol=1e-4, atol=2e-3)
-        grads = jax.grad(lambda q, w=w: q.log_prob(w))(q)
-        chex.assert_tree_all_finite(grads)
+    q = at_condition(condition)
+    w, entropies, log_probs, grads = ill_conditioned(q)
+    for name, node in q.items():
+        residual, cov = flat(w[name]) - flat(node.mean), families.covariance(node)
+        log_det = np.linalg.slogdet(2 * np.pi * cov)[1]
+        np.testing.assert_allclose(entropies[name], 0.5 * (log_det + 12), rtol=1e-6, atol=1e-5)
+        exact = -0.5 * (log_det + residual @ np.linalg.solve(cov, residual))
+        np.testing.assert_allclose(log_probs[name], exact, rtol=1e-4, atol=2e-3)
+    chex.assert_tree_all_finite(grads)
+
+
+@jax.jit
+def ill_conditioned(q):
+    w = {name: node.sample(KEY) for name, node in q.items()}
+
+    def log_probs(q):
+        found = {name: node.log_prob(w[name]) for name, node in q.items()}
+        return sum(found.values()), found
+
+    slopes, found = jax.grad(log_probs, has_aux=True)(q)
+    return w, {name: node.entropy() for name, node in q.items()}, found, slopes
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -179,16 +194,13 @@ def posterior_of(name):
 def test_sticking_the_landing_has_no_noise_at_the_posterior(name):
     x, q = posterior_of(name)
 
-    def loss(q, key, estimator):
-        options = {"num_data": 30, "prior": Normal(0.0, 1.0), "estimator": estimator}
+    def loss(q, key):
+        options = {"num_data": 30, "prior": Normal(0.0, 1.0), "estimator": "doubly_reparameterised"}
         return illia_fn.elbo_loss(lambda w, x: x @ w.reshape(3), q, x, Y, key, 2, **options)
 
-    sticking, plain = (
-        jax.jit(jax.grad(partial(loss, estimator=name)))(q, KEY)
-        for name in ("doubly_reparameterised", "reparameterised")
-    )
-    sizes = [max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(g)) for g in (sticking, plain)]
-    assert sizes[0] < 2e-4 * sizes[1], sizes
+    slopes = jax.jit(jax.grad(loss))(q, KEY)
+    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slopes))
+    assert size < 1e-4, size  # where the reparameterised one is of the order of 1
 
 
 def test_the_full_node_reaches_the_evidence_and_low_rank_rises_with_its_rank():
@@ -252,10 +264,9 @@ def test_families_mix_in_one_tree(tmp_path):
     def loss(q, key):
         return illia_fn.elbo_loss(apply_fn, q, x, y, key, 2, num_data=8)
 
-    step = jax.jit(jax.value_and_grad(loss))
-    value, grads = step(q, KEY)
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(q, jax.random.split(KEY))
+    assert values[0] != values[1]
     chex.assert_tree_all_finite(grads)
-    np.testing.assert_allclose(jax.vmap(loss, (None, 0))(q, KEY[None])[0], value, rtol=1e-5)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "q", q)
         checkpointer.wait_until_finished()
