@@ -69,6 +69,7 @@ from illia_fn.objectives import pac_bayes_loss as pac_bayes_loss
 from illia_fn.objectives import predictive_loss as predictive_loss
 from illia_fn.objectives import renyi_loss as renyi_loss
 from illia_fn.optim import labels as labels
+from illia_fn.optim import laplace as laplace
 from illia_fn.optim import natural_gradient as natural_gradient
 from illia_fn.optim import slow_scales as slow_scales
 from illia_fn.posteriors import FullCovariance as FullCovariance
