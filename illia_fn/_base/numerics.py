@@ -71,6 +71,28 @@ def softplus_inverse(scale: jax.Array) -> jax.Array:
     return scale + jnp.log(-jnp.expm1(-scale))
 
 
+def minus_log1p(t: jax.Array, log1p_t: jax.Array) -> jax.Array:
+    """t - log(1 + t) for t > -1, right near 0, where it is t^2 / 2, and where 1 + t is so small that t rounds to -1.
+
+    Args:
+        t: an array.
+        log1p_t: log(1 + t), known from elsewhere: of the ratio of two numbers, the difference of their logarithms.
+    """
+    # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u) with u = t / (t + 2)
+    near = jnp.clip(t, -0.25, 1 / 3)
+    u = near / (near + 2.0)
+    last = 9 if t.dtype == jnp.float32 else 21
+    square, series = u * u, jnp.full_like(u, 1 / last)
+    for k in range(last - 2, 1, -2):
+        series = series * square + 1 / k
+    return jnp.where(near == t, u * near - 2.0 * u * square * series, t - log1p_t)
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b to the precision of the dtype, where an accelerator would by default take fewer bits."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def normal_log_prob(x: jax.Array, loc: jax.Array, log_scale: jax.Array) -> jax.Array:
     """log N(x; loc, exp(log_scale)^2), element-wise, in nats."""
     # Multiplying by exp(-log_scale) keeps the gradients finite where dividing by a scale of 1e-30 would square it;

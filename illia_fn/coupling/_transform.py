@@ -18,6 +18,8 @@ from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._eager import compiled_once
 from illia_fn.engine._latin_hypercube import Strata
+from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.posteriors.tied import KTied
 
 _AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger
@@ -38,6 +40,7 @@ class Coupled(NamedTuple):
         """Traces and plans; `key` is one that apply_fn would take, or None."""
         check_callable(caller, "apply_fn", apply_fn)
         check_coupling(caller, coupling)
+        q = jax.tree.map(lambda node: node.untied() if isinstance(node, KTied) else node, q, is_leaf=is_posterior)
         model = trace(caller, apply_fn, q, x, key)
         return Coupled(model, make_plan(model, coupling))
 
@@ -111,7 +114,8 @@ def decorrelate(
     - flipout, W_i = mean + scale * noise * signs_i with one noise for the batch: Wen et al. 2018,
       https://arxiv.org/abs/1803.04386; where W is used linearly, however often.
     - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
-    - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are no `Gaussian`.
+    - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are neither a
+      `Gaussian` nor `KTied`.
 
     Weights that are concatenated or stacked, and used nowhere else, are one weight from there on.
 

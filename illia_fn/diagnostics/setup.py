@@ -13,8 +13,8 @@ from illia_fn._base.checks import split_aux
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.diagnostics._findings import Finding, of_data, of_outputs, of_posterior
 from illia_fn.engine._randomness import check_fresh_noise
+from illia_fn.kl._priors import is_prior, log_prior_of_node
 from illia_fn.kl.loss import kl_pairs
-from illia_fn.kl.table import is_prior, log_prior_of_node
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives.elbo import elbo_loss
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean

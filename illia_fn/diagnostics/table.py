@@ -30,6 +30,7 @@ class LeafSummary(NamedTuple):
         signal_to_noise: the median of |E_q[w]| / standard deviation.
         at_prior: the share of weights whose own KL is below 0.05 nats, which tell nothing of the data; nan for a family
             or a prior that is not element-wise.
+        exact: whether the KL has a closed form; one that is sampled has a ~ before it in the table.
     """
 
     path: str
@@ -41,11 +42,13 @@ class LeafSummary(NamedTuple):
     kl_per_weight: float
     signal_to_noise: float
     at_prior: float
+    exact: bool = True
 
     def cells(self) -> tuple[str, ...]:
         """A row of text; blank is what there is none of."""
-        numbers = self[3:4] if self.family == "deterministic" else self[3:-1]
+        numbers = self[3:4] if self.family == "deterministic" else self[3:-2]
         cells = [f"{number:.3g}" for number in numbers] + [""] * (5 - len(numbers))
+        cells[2] = cells[2] if self.exact else f"~{cells[2]}"
         share = "" if math.isnan(self.at_prior) else f"{100 * self.at_prior:.0f} %"
         return (self.path, "x".join(map(str, self.shape)), self.family, *cells, share)
 
@@ -115,7 +118,7 @@ def summary(
             rows.append(_of_pair(next(pairs), num_samples))
         elif isinstance(node, (float, np.ndarray, jax.Array)) and jnp.issubdtype(jnp.result_type(node), jnp.inexact):
             size = float(np.mean(np.abs(np.asarray(node, np.float64)))) if np.size(node) else math.nan
-            rows.append(LeafSummary(path, np.shape(node), "deterministic", size, *[math.nan] * 5))
+            rows.append(LeafSummary(path, np.shape(node), "deterministic", size, *[math.nan] * 5, exact=True))
     if not rows:
         raise ValueError("summary: params has no floating-point leaves. Pass a posterior tree.")
     nodes = [row for row in rows if row.family != "deterministic"]
@@ -148,7 +151,7 @@ def _of_pair(pair: Pair, num_samples: int) -> LeafSummary:
     ratio = np.abs(means) / np.maximum(scales, np.finfo(np.float64).tiny)
     size, scale, snr = float(np.mean(np.abs(means))), float(np.mean(scales)), float(np.median(ratio))
     family, path = type(pair.q).__name__, ", ".join(pair.paths)
-    return LeafSummary(path, shape, family, size, scale, kl, kl / means.size, snr, _share_at_prior(pair))
+    return LeafSummary(path, shape, family, size, scale, kl, kl / means.size, snr, _share_at_prior(pair), pair.is_exact)
 
 
 def _share_at_prior(pair: Pair) -> float:

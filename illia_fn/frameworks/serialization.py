@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from illia_fn._base.trees import NODES, PyTree, child_names, unchecked
-from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.posteriors import FullCovariance, Gaussian, KTied, LowRank, MatrixNormal
 
 
 def register_flax_serialization() -> None:
@@ -46,7 +46,10 @@ def _from_state_dict(node: Any, state: dict[str, Any]) -> Any:
     return restored
 
 
-def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = (Gaussian,)) -> PyTree:
+FAMILIES = (Gaussian, KTied, LowRank, MatrixNormal, FullCovariance)
+
+
+def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = FAMILIES) -> PyTree:
     """The tree with posterior nodes again, where a checkpoint that was restored without a target has dictionaries.
 
     A dictionary whose names are the fields of a family, such as {"loc", "rho"}, becomes a node of it, also in the state
@@ -55,7 +58,8 @@ def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = (Gaussian,)) -> 
 
     Args:
         tree: what was restored.
-        families: the families of its nodes, without static fields, which a checkpoint does not have.
+        families: the families of its nodes, all of ours unless told, without static fields, which a checkpoint does not
+            have.
 
     Raises:
         ValueError: for a tree without any such dictionary, or families with static fields or the same names.

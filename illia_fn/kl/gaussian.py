@@ -21,7 +21,7 @@ from illia_fn.priors.normal import Normal
 @jax.jit  # one dispatch outside of a jit, one compilation for each shape inside
 def kl_normal_normal(q: Gaussian | Normal, p: Gaussian | Normal) -> jax.Array:
     """KL = sum log(s_p / s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2."""
-    p_underflows = isinstance(p, Gaussian)  # the scale of a Normal does not
+    p_underflows = not isinstance(p, Normal)  # whose scale does not
     return jnp.sum(_apart(partial(_kl_gaussian, p_underflows), q, p))
 
 

@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_factor, check_key
 from illia_fn._base.numerics import total
 from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
+from illia_fn.kl._priors import is_prior, log_prior_of_node
 from illia_fn.kl.gaussian import kl_normal_normal
-from illia_fn.kl.table import closed_form, is_prior, kl_of_node, log_prior_of_node
+from illia_fn.kl.table import closed_form, kl_of_node
 from illia_fn.posteriors._join import Joined, join, split
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params
@@ -83,6 +84,19 @@ def kl_tree(
     """
     pairs = kl_pairs("kl_tree", params, prior, key)
     return {", ".join(pair.paths): pair.kl(num_samples) for pair in pairs}
+
+
+def kl_is_exact(params: PyTree, prior: PyTree = Normal(0.0, 1.0)) -> dict[str, bool]:
+    """Whether the KL of each posterior node has a closed form, by its path as in `kl_tree`; the others are sampled.
+
+    Args, errors: as in `kl_loss`.
+
+    >>> from illia_fn import low_rank, matrix_normal
+    >>> q = {"a": low_rank(jnp.ones((2, 3)), rank=1, key=jax.random.key(0))}
+    >>> print(kl_is_exact(q), kl_is_exact(q, {"a": matrix_normal(jnp.ones((2, 3)))}))
+    {"['a']": True} {"['a']": False}
+    """
+    return {", ".join(pair.paths): pair.is_exact for pair in kl_pairs("kl_is_exact", params, prior, None)}
 
 
 class Pair(NamedTuple):

@@ -1,21 +1,29 @@
 """KL(q || p) of one node: a table of closed forms, and the Monte Carlo estimate where there is none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.checks import check_key, check_num_samples, concrete, describe
-from illia_fn._base.numerics import at_least_float32, total
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.checks import check_key, check_num_samples, describe
+from illia_fn._base.trees import PyTree
 from illia_fn.engine.monte_carlo import expectation
+from illia_fn.kl._priors import (
+    check_broadcast,
+    check_fits,
+    check_prior,
+    check_support,
+    is_prior,
+    log_prior_of_node,
+    names_of,
+)
 from illia_fn.posteriors.posterior import is_posterior
 
 ClosedForm = Callable[[Any, Any], jax.Array]
 
 _CLOSED_FORMS: dict[tuple[type, type], ClosedForm] = {}
+_TO_TREES: dict[type, tuple[tuple[type, ...], ClosedForm]] = {}
 
 
 def register_kl(q_type: type, p_type: type) -> Callable[[ClosedForm], ClosedForm]:
@@ -23,6 +31,7 @@ def register_kl(q_type: type, p_type: type) -> Callable[[ClosedForm], ClosedForm
 
     The table goes by the exact types of q and p; either may stand for one array or for a subtree.
 
+    >>> import jax.numpy as jnp
     >>> from illia_fn import Gaussian
     >>> class Flat:
     ...     '''The improper prior p(w) = 1.'''
@@ -40,9 +49,24 @@ def register_kl(q_type: type, p_type: type) -> Callable[[ClosedForm], ClosedForm
     return register
 
 
-def closed_form(q: Any, p: Any) -> ClosedForm | None:
+def register_kl_to_trees(q_type: type, p_types: Sequence[type]) -> Callable[[ClosedForm], ClosedForm]:
+    """Decorate a closed form f(q, p) of a node over a subtree and a tree of priors, all of these types."""
+
+    def register(f: ClosedForm) -> ClosedForm:
+        _TO_TREES[q_type] = tuple(p_types), f
+        return f
+
+    return register
+
+
+def closed_form(q: Any, p: PyTree) -> ClosedForm | None:
     """The entry of the table for this pair."""
-    return _CLOSED_FORMS.get((type(q), type(p)))
+    f = _CLOSED_FORMS.get((type(q), type(p)))
+    if f is not None or is_prior(p) or type(q) not in _TO_TREES:
+        return f
+    kinds, f = _TO_TREES[type(q)]
+    leaves = jax.tree.leaves(p, is_leaf=is_prior)
+    return f if leaves and all(type(leaf) in kinds for leaf in leaves) else None
 
 
 def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_samples: int = 1) -> jax.Array:
@@ -81,107 +105,27 @@ def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_sample
     """`kl_divergence`, with errors in the name of its caller."""
     f = closed_form(q, p)
     if f is not None:
-        if getattr(q, "elementwise", False) and getattr(p, "elementwise", False):
-            _check_broadcast(caller, np.broadcast_shapes(*map(np.shape, jax.tree.leaves(q))), p)
+        if is_posterior(q) and (is_prior(p) or f is not _CLOSED_FORMS.get((type(q), type(p)))):
+            check_fits(caller, p, q.mean)
+        elif getattr(q, "elementwise", False) and getattr(p, "elementwise", False):
+            check_broadcast(caller, np.broadcast_shapes(*map(np.shape, jax.tree.leaves(q))), p)
         return _scalar(caller, q, p, f)
-    _check_prior(caller, p)
+    check_prior(caller, p)
     if not is_posterior(q):
         raise TypeError(
             f"{caller}: q must be a posterior node, such as illia_fn.Gaussian, or a Normal, got {describe(q)}."
         )
     if key is None:
         raise ValueError(
-            f"{caller}: KL({type(q).__name__} || {_names(p)}) has no closed form here and is estimated from samples: "
+            f"{caller}: KL({type(q).__name__} || {names_of(p)}) has no closed form here and is estimated from samples: "
             "pass key=jax.random.key(...) and num_samples, or use illia_fn.Normal."
         )
     check_num_samples(caller, num_samples)
     check_key(caller, key)
-    _check_support(caller, p)
+    check_support(caller, p)
     if is_posterior(p):
         return expectation(lambda w: q.log_prob(w) - log_prior_of_node(caller, p, w), q, key, num_samples)
     return -q.entropy() - expectation(lambda w: log_prior_of_node(caller, p, w), q, key, num_samples)
-
-
-def log_prior_of_node(caller: str, p: PyTree, w: PyTree) -> jax.Array:
-    """log p(w) in nats, a scalar, of all that one posterior node stands for."""
-    _check_prior(caller, p)
-    wide = jax.tree.map(at_least_float32, w)
-    if is_posterior(p) and not p.elementwise:
-        if jax.tree.structure(p.mean) != jax.tree.structure(w):
-            raise ValueError(
-                f"{caller}: the prior, a {type(p).__name__}, must stand for what the posterior stands for: it is over "
-                f"{jax.tree.structure(p.mean)}, and the posterior over {jax.tree.structure(w)}."
-            )
-        return p.log_prob(wide)
-    if is_prior(p):
-        return total([_log_prior_of_array(f"{caller}{path}", p, leaf) for path, leaf in leaves_with_path(wide)])
-    priors = jax.tree.structure(w).flatten_up_to(p)
-    pairs = zip(leaves_with_path(wide), priors, strict=True)
-    return total([_log_prior_of_array(f"{caller}{path}", each, leaf) for (path, leaf), each in pairs])
-
-
-def _log_prior_of_array(caller: str, p: Any, w: jax.Array) -> jax.Array:
-    _check_broadcast(caller, np.shape(w), p)
-    log_p = p.log_prob(w)
-    if np.shape(log_p) not in ((), np.shape(w)):
-        raise ValueError(
-            f"{caller}: the prior's log_prob must be element-wise, or a scalar, the joint density: it has shape "
-            f"{np.shape(log_p)} for w of shape {w.shape}."
-        )
-    return jnp.sum(log_p)
-
-
-def is_prior(p: Any) -> bool:
-    """Whether it is one prior, and no tree of them."""
-    # of its type: a flax.nnx.Param has the attributes of what it holds, such as those of a posterior
-    return hasattr(type(p), "log_prob")
-
-
-def _check_prior(caller: str, p: PyTree) -> None:
-    for leaf in jax.tree.leaves(p, is_leaf=lambda leaf: leaf is None or is_prior(leaf)) or [p]:
-        if not is_prior(leaf) or isinstance(leaf, type):
-            raise TypeError(
-                f"{caller}: the prior must have a log_prob, such as illia_fn.Normal(0.0, 1.0), got {describe(leaf)}."
-                + _meant(leaf)
-            )
-
-
-def _meant(leaf: Any) -> str:
-    if isinstance(leaf, (int, float)):
-        return f" For that scale pass illia_fn.Normal(0.0, {leaf})."
-    if isinstance(leaf, (jax.Array, np.ndarray)):
-        return " For a prior around parameters pass jax.tree.map(lambda w: illia_fn.Normal(w, scale), params)."
-    return ""
-
-
-def _check_broadcast(caller: str, shape: tuple[int, ...], p: Any) -> None:
-    """The parameters of an element-wise prior are numbers, or have as many axes as w, each of the same size or 1."""
-    fields = map(np.shape, jax.tree.leaves(p))
-    for sizes in fields if getattr(p, "elementwise", False) else [getattr(p, "batch_shape", ())]:
-        if sizes and (
-            len(sizes) != len(shape) or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True))
-        ):
-            raise ValueError(
-                f"{caller}: a prior parameter of shape {sizes} does not go with a posterior of shape {shape}. It must "
-                "be a number, or have as many axes as the posterior, each of the same size or 1."
-            )
-
-
-def _check_support(caller: str, p: PyTree) -> None:
-    """The prior has a density everywhere on the real line, as far as it tells: elsewhere KL(q || p) is infinite."""
-    for leaf in jax.tree.leaves(p, is_leaf=is_prior):
-        support = getattr(leaf, "support", None)
-        if not callable(support):
-            continue
-        shape = (*getattr(leaf, "batch_shape", ()), *getattr(leaf, "event_shape", ()))
-        with jax.ensure_compile_time_eval():
-            inside = [concrete(support(jnp.full(shape, at, jnp.float32))) for at in (-1e30, -0.3, 0.3, 1e30)]
-        if any(flags is not None and not np.all(flags) for flags in inside):
-            raise ValueError(
-                f"{caller}: the prior {type(leaf).__name__} has no density on part of the real line, where the "
-                "posterior has some, so KL(q || p) is infinite. Give the unconstrained parameter u of a positive one, "
-                "w = exp(u) in apply_fn, the prior of u: see the chapter on priors."
-            )
 
 
 def _scalar(caller: str, q: Any, p: Any, f: ClosedForm) -> jax.Array:
@@ -192,8 +136,3 @@ def _scalar(caller: str, q: Any, p: Any, f: ClosedForm) -> jax.Array:
             f"of the whole node, got shape {np.shape(kl)}. Sum it."
         )
     return kl
-
-
-def _names(p: PyTree) -> str:
-    leaves = jax.tree.leaves(p, is_leaf=is_prior)
-    return ", ".join(dict.fromkeys(f"{type(leaf).__module__}.{type(leaf).__name__}" for leaf in leaves))

@@ -1,13 +1,11 @@
 """Which parameters become posteriors."""
 
-import difflib
-import re
 from collections.abc import Callable
 
 import jax
 
-from illia_fn._base.checks import describe
 from illia_fn._base.trees import PyTree
+from illia_fn.posteriors.patterns import compiled, path_of, refuse_unmatched
 
 
 def by_path(pattern: str) -> Callable[[PyTree], PyTree]:
@@ -31,23 +29,14 @@ def by_path(pattern: str) -> Callable[[PyTree], PyTree]:
     >>> num_params(mean_field(params, scale=0.1, mask=by_path("head/.*")))
     8
     """
-    if not isinstance(pattern, str):
-        raise TypeError(f"by_path: pattern must be a string, got {describe(pattern)}.")
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"by_path: pattern must be a regular expression, got {pattern!r}: {error}.") from error
+    expression = compiled("by_path", pattern)
 
     def mask(params: PyTree) -> PyTree:
         leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-        matches = [compiled.fullmatch(path) is not None for path in paths]
+        paths = [path_of(keys) for keys, _ in leaves]
+        matches = [expression.fullmatch(path) is not None for path in paths]
         if not any(matches):
-            near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3)
-            shown = ", ".join(map(repr, list(dict.fromkeys([*near, *paths]))[:8])) + (", ..." if len(paths) > 8 else "")
-            raise ValueError(
-                f"by_path: the pattern {pattern!r} matches no path of params as a whole. There are {shown}."
-            )
+            refuse_unmatched("by_path", pattern, paths)
         return structure.unflatten(matches)
 
     return mask

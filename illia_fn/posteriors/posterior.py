@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_key
-from illia_fn._base.numerics import total, widest_dtype
+from illia_fn._base.numerics import at_least_float32, total, widest_dtype
 from illia_fn._base.trees import NODES, PyTree, child_names, leaves_with_path
+from illia_fn.posteriors._flat import independent
 from illia_fn.posteriors._join import Joined
 
 
@@ -68,6 +69,12 @@ class Posterior(abc.ABC):
     @abc.abstractmethod
     def stddev(self) -> PyTree:
         """The standard deviation of each number of w."""
+
+    def covariance(self, places: np.ndarray) -> jax.Array:
+        """Cov[w_a, w_b] of the numbers at these places among all of w, in the order of its leaves: (n,) to (n, n)."""
+        if not self.elementwise:
+            raise NotImplementedError("which does not say how its numbers vary together: give it a method covariance.")
+        return independent(jnp.square(at_least_float32(self.stddev)), places)
 
 
 def is_posterior(node: Any) -> bool:

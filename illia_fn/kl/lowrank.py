@@ -1,0 +1,89 @@
+"""KL between Gaussians of low rank plus a diagonal, in matrices no larger than P x R."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+
+from illia_fn._base.numerics import log_softplus, matmul, minus_log1p, softplus, widest_dtype
+from illia_fn._base.trees import PyTree
+from illia_fn.kl._priors import blocks_of
+from illia_fn.kl.gaussian import kl_normal_normal
+from illia_fn.kl.independent import INDEPENDENT, are_independent, kl_to_independent, marginals_of
+from illia_fn.kl.table import register_kl, register_kl_to_trees
+from illia_fn.posteriors._factors import Marginals
+from illia_fn.posteriors._flat import ravel, wide
+from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.posteriors.lowrank import LowRank, LowRankForm, excess_of_root, stacked_root
+from illia_fn.posteriors.tied import KTied
+
+
+@register_kl(LowRank, LowRank)
+@register_kl(Gaussian, LowRank)
+@register_kl(KTied, LowRank)
+def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
+    """KL(q || p) of q = N(m, D^2 + U U^T) and p = N(n, E^2 + W W^T), D and E diagonal, in units of E (as if E = I).
+
+    Triangles and bases are those of [W; I] = [H; .] R, [U / D; I] = [H_q; .] R_q and [U; I] = [.; .] R_u, with h_i and
+    h_qi the squares of the rows of H and H_q. With F = I + W W^T, |x|_F^2 = tr(x^T F^-1 x), T = (R_u - R) R^-1,
+    r = D^2 and e(A) = tr(A - I) - log|A|,
+
+        2 KL = sum_i e(r_i) + |m - n|_F^2 + |U - W|_F^2 - |(U - W) R^-1|^2 + e((I + T)^T (I + T))
+             + sum_i (r_i - 1) (h_qi - h_i) - e(I + H_q^T diag(r - 1) H_q).
+
+    Each term is of second order in what differs: where q is near p, whatever their condition, little cancels.
+    """
+    rank = max(_rank(q, q.mean), _rank(p, q.mean))
+    form, prior = _form(q, q.mean, rank), _form(p, q.mean, rank)
+    prior = LowRankForm(*[field.astype(form.loc.dtype) for field in prior])
+    diagonals = [Marginals(jnp.zeros_like(one.loc), one.scale, one.log_scale) for one in (form, prior)]
+    t = (form.scale - prior.scale) * prior.inverse
+    more = t * (t + 2.0)  # r - 1
+
+    factor = form.factor * (1.0 + t)[:, None]
+    root, apart = stacked_root(factor)[1], factor - prior.factor
+    roots = _right_solve(root - prior.root, prior.root)
+    logs = jnp.log(jnp.diagonal(root)) - jnp.log(jnp.diagonal(prior.root))
+    of_factors = prior.squares(apart) - jnp.sum(jnp.square(_right_solve(apart, prior.root)))
+    of_factors += jnp.sum(jnp.square(roots)) + 2.0 * jnp.sum(minus_log1p(jnp.diagonal(roots), logs))
+
+    tilted = matmul(form.basis.T, more[:, None] * form.basis)
+    excess = excess_of_root(jnp.linalg.cholesky(jnp.eye(rank, dtype=tilted.dtype) + tilted))
+    of_scales = jnp.sum(more * (_squared_rows(form.basis) - _squared_rows(prior.basis))) - excess
+    of_loc = prior.squares((form.loc - prior.loc) * prior.inverse)
+    return kl_normal_normal(*diagonals) + 0.5 * (of_loc + of_factors + of_scales)
+
+
+def _squared_rows(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(x), axis=1)
+
+
+@register_kl_to_trees(LowRank, (*INDEPENDENT, LowRank))
+def _kl_to_tree(q: LowRank, p: PyTree) -> jax.Array:
+    return kl_to_independent(q, p) if are_independent(p) else kl_low_rank(q, p)
+
+
+def _right_solve(x: jax.Array, root: jax.Array) -> jax.Array:
+    """x R^-1 of an upper triangle R."""
+    return solve_triangular(root, x.T, trans=1).T
+
+
+def _rank(p: PyTree, mean: PyTree) -> int:
+    return sum(np.shape(block.prior.factor)[1] for block in blocks_of(p, mean) if isinstance(block.prior, LowRank))
+
+
+def _form(p: PyTree, mean: PyTree, rank: int) -> LowRankForm:
+    """A distribution, or independent blocks of them, each with columns of its own, in units of the scales."""
+    pieces, start = [], 0
+    for block in blocks_of(p, mean):
+        if isinstance(block.prior, LowRank):
+            rho, factor = wide(block.prior.rho), wide(block.prior.factor)
+            marginals = Marginals(ravel(block.prior.loc), softplus(rho), log_softplus(rho))
+        else:
+            marginals = marginals_of(block.prior, block.arrays[0], widest_dtype(mean))
+            factor = jnp.zeros((len(marginals.loc), 0), marginals.loc.dtype)
+        after = rank - start - factor.shape[1]
+        pieces.append([*marginals, jnp.pad(factor, ((0, 0), (start, after)))])
+        start += factor.shape[1]
+    dtype = widest_dtype(pieces)
+    return LowRankForm.of(*[jnp.concatenate([x.astype(dtype) for x in column]) for column in zip(*pieces, strict=True)])

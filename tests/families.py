@@ -1,0 +1,107 @@
+"""A node of each family, small, and what dense linear algebra says of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from illia_fn import FullCovariance, Gaussian, KTied, LowRank, MatrixNormal
+
+SHAPE = (4, 3)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def nodes(seed=0):
+    """Over one kernel."""
+    loc = normal(seed, *SHAPE)
+    return {
+        "Gaussian": Gaussian(loc, normal(seed + 1, *SHAPE)),
+        "KTied": KTied(loc, normal(seed + 2, 4, 2), normal(seed + 3, 3, 2)),
+        "MatrixNormal": MatrixNormal(loc, normal(seed + 4, 4, 4), normal(seed + 5, 3, 3)),
+        "LowRank": LowRank(loc, normal(seed + 6, 12), normal(seed + 7, 12, 2)),
+        "FullCovariance": FullCovariance(loc, 0.5 * normal(seed + 8, 12, 12)),
+    }
+
+
+def wide(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), tree)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+
+
+def softplus(x):
+    return np.logaddexp(0.0, np.asarray(x, np.float64))
+
+
+def tril(raw):
+    raw = np.asarray(raw, np.float64)
+    return np.tril(raw, -1) + np.diag(softplus(np.diag(raw)))
+
+
+def covariance(q):
+    """By the formula of each family, in NumPy."""
+    if isinstance(q, Gaussian):
+        return np.diag(softplus(q.rho).ravel() ** 2)
+    if isinstance(q, KTied):
+        return np.diag((softplus(q.row_rho) @ softplus(q.column_rho).T).ravel() ** 2)
+    if isinstance(q, LowRank):
+        factor = np.asarray(q.factor, np.float64)
+        return np.diag(softplus(q.rho) ** 2) + factor @ factor.T
+    if isinstance(q, MatrixNormal):
+        rows, columns = tril(q.row_tril), tril(q.column_tril)
+        return np.kron(rows @ rows.T, columns @ columns.T)  # of the rows one after the other
+    return tril(q.tril) @ tril(q.tril).T
+
+
+def dense(q):
+    return stats.multivariate_normal(flat(q.mean), covariance(q))
+
+
+def exact_kl(q, p):
+    """The textbook formula, of means and covariances."""
+    (m, s), (n, t) = ((flat(node.mean), covariance(node)) for node in (q, p))
+    log_dets = np.linalg.slogdet(t)[1] - np.linalg.slogdet(s)[1]
+    return 0.5 * (np.trace(np.linalg.solve(t, s)) - len(m) + (m - n) @ np.linalg.solve(t, m - n) + log_dets)
+
+
+def spectrum(seed, size, condition):
+    """A covariance with eigenvalues from 1 down to 1 / condition, in a random basis."""
+    basis, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))
+    return (basis * np.geomspace(1 / condition, 1, size)) @ basis.T
+
+
+def at_condition(condition):
+    """Nodes over 12 numbers whose covariances have about this condition number."""
+    root, loc = np.sqrt(condition), normal(0, *SHAPE)
+    base = np.asarray(normal(1, 12, 1))  # two directions that are long and nearly parallel, and a short one
+    factor = np.concatenate([base, base + 1e-2 * np.asarray(normal(2, 12, 1)), np.asarray(normal(3, 12, 1)) / root], 1)
+    raws = [FullCovariance.from_covariance(jnp.zeros(n), spectrum(n, n, root)).tril for n in SHAPE]
+    return {
+        "LowRank": LowRank(loc, normal(4, 12), jnp.asarray(root / np.sqrt(12) * factor, jnp.float32)),
+        "MatrixNormal": MatrixNormal(loc, *raws),
+        "FullCovariance": FullCovariance.from_covariance(loc, spectrum(12, 12, condition)),
+    }
+
+
+def scaled(q, factor):
+    """The node whose every standard deviation is `factor` times as large."""
+
+    def rho(x):
+        return jnp.asarray(np.log(np.expm1(factor * softplus(x))), jnp.float32)
+
+    def triangle(raw):
+        return jnp.tril(factor * raw, -1) + jnp.diag(rho(jnp.diagonal(raw)))
+
+    of = {"rho": rho, "row_rho": rho, "row_tril": triangle, "tril": triangle, "factor": lambda x: factor * x}
+    fields = {name: of[name](value) if name in of else value for name, value in vars(q).items()}
+    return type(q)(**fields)
+
+
+def nudged(q, by):
+    """Each number of the fields times 1 + by."""
+    return jax.tree.map(lambda leaf: (1.0 + by) * leaf, q)

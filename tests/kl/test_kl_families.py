@@ -1,0 +1,257 @@
+"""The closed forms between families: against dense linear algebra, near q = p, at large condition numbers, by draws."""
+
+import chex
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import at_condition, exact_kl, flat, nodes, normal, nudged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpyro.distributions import Laplace
+
+import illia_fn
+from illia_fn import FullCovariance, LowRank, Normal, kl_divergence, kl_is_exact, kl_loss, kl_tree, mean_field
+
+KEY = jax.random.key(0)
+SAMPLED = {(q, "MatrixNormal") for q in ("Gaussian", "KTied", "LowRank")} | {
+    ("MatrixNormal", "LowRank"),
+}
+PAIRS = [(q, p) for q in nodes() for p in nodes() if (q, p) not in SAMPLED]
+PRIOR = Normal(0.5, 2.0)
+
+
+@jax.jit
+def all_kls(q, p):
+    """Every closed form between two sets of nodes, and to one Normal."""
+    between = {pair: kl_divergence(q[pair[0]], p[pair[1]]) for pair in PAIRS}
+    return between | {(name, "Normal"): kl_divergence(node, PRIOR) for name, node in q.items()}
+
+
+def exact_kls(q, p):
+    scale = jnp.full(families.SHAPE, np.log(np.expm1(2.0)))
+    prior = illia_fn.Gaussian(jnp.full(families.SHAPE, 0.5), scale)
+    between = {pair: exact_kl(q[pair[0]], p[pair[1]]) for pair in PAIRS}
+    return between | {(name, "Normal"): exact_kl(node, prior) for name, node in q.items()}
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10**6))
+def test_every_pair_is_that_of_dense_gaussians(seed):
+    q, p = nodes(seed), nodes(seed + 50)
+    exact = exact_kls(q, p)
+    for pair, kl in all_kls(q, p).items():
+        np.testing.assert_allclose(kl, exact[pair], rtol=3e-4, err_msg=str(pair))
+
+
+def test_every_pair_in_float64(x64):
+    q, p = families.wide(nodes(0)), families.wide(nodes(50))
+    exact = exact_kls(q, p)
+    for pair, kl in all_kls(q, p).items():
+        assert kl.dtype == jnp.float64
+        np.testing.assert_allclose(kl, exact[pair], rtol=1e-9, err_msg=str(pair))
+    assert kl_divergence(families.wide(nodes(0)["LowRank"]), nodes(50)["LowRank"]).dtype == jnp.float64
+
+
+def test_a_node_does_not_diverge_from_itself():
+    q = nodes()
+    found = all_kls(q, q)
+    assert all(abs(found[name, name]) < 1e-12 for name in q), found
+    slopes = jax.jit(jax.grad(lambda q, p: sum(kl_divergence(q[name], p[name]) for name in q)))(q, q)
+    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slopes))
+    assert size < 1e-5, size
+
+
+@pytest.mark.parametrize("by", [1e-2, 1e-4])
+def test_it_does_not_cancel_near_the_prior(by):
+    """KLs of 1e-3 and 1e-7 nats, of determinants and traces of some tens."""
+    q = nodes()
+    p = nudged(q, by)
+    with jax.enable_x64(True):
+        exact = jax.device_get(all_kls(families.wide(q), families.wide(p)))
+    found = all_kls(q, p)
+    for name in q:
+        np.testing.assert_allclose(found[name, name], exact[name, name], rtol=5e-7 / by + 1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("condition", [1e4, 1e8])
+def test_ill_conditioned_covariances_in_float32(condition):
+    q = at_condition(condition)
+    p, other = nudged(q, 0.01), nodes()["Gaussian"]
+    found, grads = ill_conditioned(q, p, other)
+    for name, node in q.items():
+        np.testing.assert_allclose(found[name], exact_kl(node, p[name]), rtol=2e-3, err_msg=name)
+        np.testing.assert_allclose(found["to Gaussian", name], exact_kl(node, other), rtol=1e-4, err_msg=name)
+        if name != "MatrixNormal":
+            np.testing.assert_allclose(found["from Gaussian", name], exact_kl(other, node), rtol=1e-4, err_msg=name)
+    chex.assert_tree_all_finite(grads)
+
+
+@jax.jit
+def ill_conditioned(q, p, other):
+    def of(q):
+        found = {name: kl_divergence(node, p[name]) for name, node in q.items()}
+        found |= {("to Gaussian", name): kl_divergence(node, other) for name, node in q.items()}
+        froms = [name for name in q if name != "MatrixNormal"]
+        found |= {("from Gaussian", name): kl_divergence(other, q[name]) for name in froms}
+        return sum(found.values()), found
+
+    slopes, found = jax.grad(of, has_aux=True)(q)
+    return found, slopes
+
+
+def test_draws_agree_with_every_closed_form():
+    q, p = nodes(), nodes(50)
+
+    @jax.jit
+    def log_ratios(q, p):
+        def of_draw(key):
+            w = {name: node.sample(key) for name, node in q.items()}
+            log_q = {name: node.log_prob(w[name]) for name, node in q.items()}
+            return {(one, two): log_q[one] - p[two].log_prob(w[one]) for one, two in PAIRS}
+
+        return jax.lax.map(of_draw, jax.random.split(KEY, 4000), batch_size=500)
+
+    exact = all_kls(q, p)
+    for pair, values in log_ratios(q, p).items():
+        values = np.asarray(values, np.float64)
+        standard_error = values.std() / np.sqrt(len(values))
+        assert abs(values.mean() - exact[pair]) < 5 * standard_error + 1e-4 * abs(exact[pair]), pair
+
+
+def test_pairs_without_a_closed_form_take_a_key_and_say_which():
+    q = nodes()
+    for one, two in SAMPLED:
+        with pytest.raises(ValueError, match=rf"KL\({one} \|\| illia_fn.*{two}\) has no closed form here"):
+            kl_divergence(q[one], q[two])
+        assert np.isfinite(kl_divergence(q[one], q[two], key=KEY, num_samples=2))
+
+
+# --- trees of priors -------------------------------------------------------------------------------------------------
+
+PARAMS = {"a": normal(0, 2), "b": normal(1, 2, 3), "c": {"d": normal(2, 3), "e": normal(3)}}
+
+
+def joint(seed):
+    """Over 12 numbers."""
+    loc = jax.tree.map(lambda x: x + 0.1 * seed, PARAMS)
+    return {
+        "LowRank": LowRank(loc, normal(seed, 12), normal(seed + 1, 12, 3)),
+        "FullCovariance": FullCovariance(loc, 0.5 * normal(seed + 2, 12, 12)),
+    }
+
+
+def block(node, seed):
+    """A node of the family over c alone."""
+    c = jax.tree.map(lambda x: x - 0.2, PARAMS["c"])
+    full = FullCovariance(c, 0.5 * normal(seed, 4, 4))
+    return full if isinstance(node, FullCovariance) else LowRank(c, normal(seed, 4), normal(seed + 1, 4, 2))
+
+
+def prior_trees(q):
+    field = mean_field(PARAMS, scale=0.3)
+    array = Normal(normal(7, 2, 3), jnp.full((2, 1), 0.7))
+    tied = illia_fn.k_tied(PARAMS["b"], scale=0.5)
+    return {
+        "one": Normal(0.2, 1.5),
+        "prefix": {"a": Normal(0.0, 1.0), "b": array, "c": Normal(1.0, 3.0)},
+        "mean field": field,
+        "k-tied": field | {"b": tied},
+        "blocks": {"a": field["a"], "b": array, "c": block(q, 11)},
+        "itself": joint(20)[type(q).__name__],
+    }
+
+
+def dense_prior(p):
+    """Mean and covariance of a tree of priors over PARAMS."""
+    if illia_fn.is_posterior(p):
+        return flat(p.mean), families.covariance(p)
+    locs, variances = np.zeros(12), np.zeros((12, 12))
+    parts = {"a": (0, PARAMS["a"]), "b": (2, PARAMS["b"]), "c": (8, PARAMS["c"])}
+    for name, (start, like) in parts.items():
+        prior = p if isinstance(p, Normal) else p[name]
+        stop = start + len(flat(like))
+        at = slice(start, stop)
+        if illia_fn.is_posterior(prior):
+            locs[at], variances[at, at] = flat(prior.mean), families.covariance(prior)
+        elif isinstance(prior, Normal):
+            shape = np.shape(like) if name != "c" else (stop - start,)
+            locs[at] = np.broadcast_to(prior.loc, shape).ravel()
+            variances[at, at] = np.diag(np.broadcast_to(prior.scale, shape).ravel() ** 2)
+        else:
+            nodes = jax.tree.leaves(prior, is_leaf=illia_fn.is_posterior)
+            locs[at] = np.concatenate([flat(node.mean) for node in nodes])
+            variances[at, at] = np.diag(np.concatenate([np.diag(families.covariance(node)) for node in nodes]))
+    return locs, variances
+
+
+@pytest.mark.parametrize("name", ["LowRank", "FullCovariance"])
+def test_a_joint_node_to_a_tree_of_priors(name):
+    q = joint(0)[name]
+    trees = prior_trees(q)
+    found = jax.jit(lambda q, trees: {key: kl_loss(q, p, reduction="sum") for key, p in trees.items()})(q, trees)
+    m, s = flat(q.mean), families.covariance(q)
+    for key, p in trees.items():
+        n, t = dense_prior(p)
+        log_dets = np.linalg.slogdet(t)[1] - np.linalg.slogdet(s)[1]
+        exact = 0.5 * (np.trace(np.linalg.solve(t, s)) - 12 + (m - n) @ np.linalg.solve(t, m - n) + log_dets)
+        np.testing.assert_allclose(found[key], exact, rtol=1e-4, err_msg=key)
+        assert all(kl_is_exact(q, p).values())
+    (path,) = kl_tree({"q": q}, {"q": trees["blocks"]})
+    assert path == "['q']['a'], ['q']['b'], ['q']['c']['d'], ['q']['c']['e']"
+
+
+@pytest.mark.promotes
+def test_a_tree_with_another_prior_in_it_is_sampled_from_the_joint_draw():
+    q = joint(0)["LowRank"]
+    prior = {"a": Laplace(0.0, 1.0), "b": Normal(0.0, 1.0), "c": block(q, 11)}
+    assert kl_is_exact({"q": q}, {"q": prior}) == {"['q']['a'], ['q']['b'], ['q']['c']['d'], ['q']['c']['e']": False}
+
+    def log_ratio(key):
+        w = q.sample(key)
+        priors = Laplace(0.0, 1.0).log_prob(w["a"]).sum() + Normal(0.0, 1.0).log_prob(w["b"]).sum()
+        return q.log_prob(w) - priors - prior["c"].log_prob(w["c"])
+
+    sampled = kl_loss(q, prior, reduction="sum", key=KEY, num_samples=2000)
+    values = np.asarray(jax.jit(jax.vmap(log_ratio))(jax.random.split(jax.random.key(1), 2000)), np.float64)
+    assert abs(sampled - values.mean()) < 5 * np.sqrt(2) * values.std() / np.sqrt(2000)
+
+
+def test_an_empirical_prior_has_the_gradient_of_its_closed_form():
+    q = joint(0)["LowRank"]
+    second_moment = np.sum(flat(q.mean) ** 2) + np.trace(families.covariance(q))
+    slope = jax.grad(lambda log_scale: kl_loss(q, Normal(0.0, jnp.exp(log_scale)), reduction="sum"))(0.0)
+    np.testing.assert_allclose(slope, 12 - second_moment, rtol=1e-4)
+
+
+REFUSED = {
+    "over other arrays": (
+        joint(0)["LowRank"],
+        nodes()["LowRank"],
+        "of type LowRank, must stand for what the posterior",
+    ),
+    "a block over other arrays": (
+        joint(0)["LowRank"],
+        {"a": Normal(0.0, 1.0), "b": Normal(0.0, 1.0), "c": LowRank(jnp.ones(4), normal(0, 4), normal(1, 4, 1))},
+        r"kl_loss at params\['c'\]\['d'\]: the prior, of type LowRank, must stand for",
+    ),
+    "a parameter of another shape": (
+        joint(0)["FullCovariance"],
+        {"a": Normal(jnp.zeros(3), 1.0), "b": Normal(0.0, 1.0), "c": Normal(0.0, 1.0)},
+        r"kl_loss at params\['a'\]: a prior parameter of shape \(3,\) does not go with a posterior of shape \(2,\)",
+    ),
+    "an array for all arrays": (joint(0)["LowRank"], Normal(jnp.zeros(2), 1.0), r"\['b'\]: a prior parameter of shape"),
+    "another prior": (
+        joint(0)["LowRank"],
+        {"a": Normal(0.0, 1.0), "b": Laplace(0.0, 1.0), "c": Normal(0.0, 1.0)},
+        "KL",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    q, p, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        kl_loss(q, p)

@@ -1,0 +1,431 @@
+"""Each family against dense linear algebra, at the ends of its range, and in trees of several."""
+
+from functools import partial
+
+import chex
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from families import at_condition, dense, flat, nodes, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from linear_regression import problem
+
+import illia_fn
+from illia_fn import (
+    FullCovariance,
+    KTied,
+    LowRank,
+    MatrixNormal,
+    Normal,
+    covariance,
+    full_covariance,
+    k_tied,
+    kl_divergence,
+    low_rank,
+    matrix_normal,
+    mean_field,
+    posterior_tree,
+)
+
+KEY = jax.random.key(0)
+FAMILIES = sorted(nodes())
+NEW = [name for name in FAMILIES if name != "Gaussian"]
+
+
+@jax.jit
+def told(q, w):
+    """All that a node says of itself."""
+    return q.log_prob(w), q.entropy(), q.stddev, covariance(q, lambda w: w)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), st.sampled_from([1e-3, 1.0, 30.0]))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_node_is_the_dense_gaussian(name, seed, scale):
+    q = families.scaled(nodes(seed)[name], scale)
+    w = q.sample(jax.random.key(seed))
+    log_prob, entropy, stddev, cov = told(q, w)
+    exact = dense(q)
+    np.testing.assert_allclose(cov, exact.cov, rtol=1e-4, atol=1e-5 * np.max(exact.cov))
+    np.testing.assert_allclose(flat(stddev), np.sqrt(np.diag(exact.cov)), rtol=2e-5)
+    np.testing.assert_allclose(entropy, exact.entropy(), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(log_prob, exact.logpdf(flat(w)), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_float64(x64, name):
+    q = families.wide(nodes()[name])
+    w = q.sample(KEY)
+    log_prob, entropy, stddev, cov = told(q, w)
+    assert {x.dtype for x in (log_prob, entropy, stddev, cov, w)} == {jnp.dtype("float64")}
+    np.testing.assert_allclose(cov, dense(q).cov, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(entropy, dense(q).entropy(), rtol=1e-12)
+    np.testing.assert_allclose(log_prob, dense(q).logpdf(flat(w)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_draws_have_the_mean_and_covariance(name):
+    q = nodes()[name]
+    draws = jax.vmap(lambda key: q.sample(key).ravel())(jax.random.split(KEY, 20_000))
+    exact = dense(q)
+    variances = np.diag(exact.cov)
+    assert np.all(np.abs(draws.mean(0) - exact.mean) < 5 * np.sqrt(variances / len(draws)))
+    standard_error = np.sqrt((exact.cov**2 + np.outer(variances, variances)) / len(draws))
+    assert np.all(np.abs(np.cov(draws.T) - exact.cov) < 5 * standard_error)
+
+
+@pytest.mark.parametrize("condition", [1e4, 1e8])
+def test_ill_conditioned_covariances_in_float32(condition):
+    q = at_condition(condition)
+    w, entropies, log_probs, grads = ill_conditioned(q)
+    for name, node in q.items():
+        residual, cov = flat(w[name]) - flat(node.mean), families.covariance(node)
+        log_det = np.linalg.slogdet(2 * np.pi * cov)[1]
+        np.testing.assert_allclose(entropies[name], 0.5 * (log_det + 12), rtol=1e-6, atol=1e-5)
+        exact = -0.5 * (log_det + residual @ np.linalg.solve(cov, residual))
+        np.testing.assert_allclose(log_probs[name], exact, rtol=1e-4, atol=2e-3)
+    chex.assert_tree_all_finite(grads)
+
+
+@jax.jit
+def ill_conditioned(q):
+    w = {name: node.sample(KEY) for name, node in q.items()}
+
+    def log_probs(q):
+        found = {name: node.log_prob(w[name]) for name, node in q.items()}
+        return sum(found.values()), found
+
+    slopes, found = jax.grad(log_probs, has_aux=True)(q)
+    return w, {name: node.entropy() for name, node in q.items()}, found, slopes
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_half_precision_is_computed_in_float32(name):
+    q = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nodes()[name])
+    w = q.sample(KEY)
+    assert (w.dtype, q.stddev.dtype, q.log_prob(w).dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(q.entropy(), dense(q).entropy(), rtol=1e-4, atol=1e-4)
+
+
+def test_low_rank_and_matrix_normal_are_the_full_node_of_their_covariance():
+    for name in ("LowRank", "MatrixNormal", "KTied"):
+        q = nodes()[name]
+        full = FullCovariance.from_covariance(q.mean, families.covariance(q))
+        w = q.sample(KEY)
+        np.testing.assert_allclose(q.log_prob(w), full.log_prob(w), rtol=1e-4)
+        np.testing.assert_allclose(q.entropy(), full.entropy(), rtol=1e-5)
+        assert abs(kl_divergence(q, full)) < 1e-5
+
+
+def test_the_upper_triangle_is_not_used():
+    q, w = nodes()["FullCovariance"], normal(9, 4, 3)
+    grads = jax.grad(lambda q: q.log_prob(w) + jnp.sum(q.sample(KEY)))(q).tril
+    assert jnp.all(jnp.triu(grads, 1) == 0)
+    assert jnp.all(jnp.tril(grads) + jnp.triu(jnp.ones((12, 12)), 1) != 0)
+
+
+def test_the_split_of_a_matrix_normal_does_not_matter():
+    q, w = nodes()["MatrixNormal"], normal(9, 4, 3)
+    factors = [families.tril(raw) for raw in (q.row_tril, q.column_tril)]
+    raws = [
+        FullCovariance.from_covariance(jnp.zeros(len(root)), factor**2 * root @ root.T).tril
+        for root, factor in zip(factors, (8.0, 1 / 8), strict=True)
+    ]
+    other = MatrixNormal(q.loc, *raws)
+    np.testing.assert_allclose(other.log_prob(w), q.log_prob(w), rtol=1e-5)
+    assert abs(kl_divergence(q, other)) < 1e-9
+    assert abs(kl_divergence(q, Normal(0.0, 1.0)) - kl_divergence(other, Normal(0.0, 1.0))) < 1e-4
+
+
+def test_a_kernel_of_a_convolution_is_a_matrix():
+    q = matrix_normal({"k": normal(0, 3, 2, 2, 5)}, scale=0.1)["k"]
+    assert (q.row_tril.shape, q.column_tril.shape) == ((12, 12), (5, 5))
+    equinox = matrix_normal({"k": normal(0, 5, 2, 3, 2)}, scale=0.1, out_axis=0)["k"]
+    assert (equinox.row_tril.shape, equinox.column_tril.shape) == ((5, 5), (12, 12))
+    assert k_tied(normal(0, 5, 2, 3), out_axis=0).column_rho.shape == (6, 2)
+    for node in (q, equinox):
+        draw = node.sample(KEY)
+        assert draw.shape == node.loc.shape
+        np.testing.assert_allclose(node.log_prob(draw), dense(node).logpdf(flat(draw)), rtol=1e-5)
+        np.testing.assert_allclose(node.stddev, 0.1, rtol=1e-5)
+
+
+def test_no_matrix_is_larger_than_it_has_to_be():
+    """A matrix normal of 512 x 512 and a low rank of 2^18 numbers, whose dense covariances would take 2^36."""
+    for q in (matrix_normal(jnp.zeros((512, 512))), low_rank(jnp.zeros((512, 512)), rank=4, key=KEY)):
+        step = jax.jit(jax.grad(lambda q: kl_divergence(q, Normal(0.0, 1.0)) + q.log_prob(q.sample(KEY))))
+        memory = step.lower(q).compile().memory_analysis()
+        own = sum(leaf.nbytes for leaf in jax.tree.leaves(q))
+        assert memory.temp_size_in_bytes < 10 * own, (type(q), memory.temp_size_in_bytes / own)
+
+
+# --- estimators --------------------------------------------------------------------------------------------------
+
+
+X = normal(2, 30, 3)
+Y = X @ jnp.array([0.5, -1.0, 0.2]) + normal(3, 30)
+PRECISION = np.asarray(X.T @ X, np.float64) + np.eye(3)
+
+
+def posterior_of(name):
+    """The posterior of a regression with the inputs of each family: exact for those of full covariance."""
+    cov, loc = np.linalg.inv(PRECISION), jnp.asarray(np.linalg.solve(PRECISION, np.asarray(X.T @ Y)), jnp.float32)
+    if name == "FullCovariance":
+        return X, FullCovariance.from_covariance(loc, cov)
+    if name == "LowRank":  # the smallest eigenvalue on the diagonal, and two directions of the rest
+        values, vectors = np.linalg.eigh(cov)
+        factor = vectors[:, 1:] * np.sqrt(values[1:] - values[0])
+        rho = np.full(3, np.log(np.expm1(np.sqrt(values[0]))))
+        return X, LowRank(loc, jnp.asarray(rho, jnp.float32), jnp.asarray(factor, jnp.float32))
+    if name == "MatrixNormal":  # one row, whose columns are the weights
+        full = FullCovariance.from_covariance(loc, cov)
+        return X, MatrixNormal(loc[None], jnp.full((1, 1), jnp.log(jnp.expm1(1.0))), full.tril)
+    design = jnp.asarray(np.linalg.qr(np.asarray(X))[0])  # whose weights are independent under the posterior
+    loc = (design.T @ Y)[None] / 2.0
+    return design, KTied(loc, jnp.full((1, 2), -1.0), jnp.log(jnp.expm1(jnp.full((3, 2), np.sqrt(1 / 8) / 0.3132617))))
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_sticking_the_landing_has_no_noise_at_the_posterior(name):
+    x, q = posterior_of(name)
+
+    def loss(q, key):
+        options = {"num_data": 30, "prior": Normal(0.0, 1.0), "estimator": "doubly_reparameterised"}
+        return illia_fn.elbo_loss(lambda w, x: x @ w.reshape(3), q, x, Y, key, 2, **options)
+
+    slopes = jax.jit(jax.grad(loss))(q, KEY)
+    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slopes))
+    assert size < 1e-4, size  # where the reparameterised one is of the order of 1
+
+
+def test_the_full_node_reaches_the_evidence_and_low_rank_rises_with_its_rank():
+    """By the exact ELBO, log Z - KL(q || posterior), whose every KL is one of ours."""
+    it = problem("energy")
+    exact = FullCovariance.from_covariance(jnp.asarray(it.loc, jnp.float32), np.linalg.inv(it.precision))
+    start = jnp.asarray(it.loc, jnp.float32)
+    candidates = [mean_field(start), *[low_rank(start, rank, key=KEY) for rank in (1, 3)], full_covariance(start)]
+    gaps = [float(kl_divergence(fitted(q, exact), exact)) for q in candidates]
+    np.testing.assert_allclose(it.log_evidence - gaps[0], -338.9230, atol=2e-3)
+    assert gaps[0] > gaps[1] + 0.5 > gaps[2] + 1.0
+    assert gaps[2] > gaps[3]
+    assert gaps[3] < 1e-3
+
+
+def fitted(q, exact):
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, 1500))
+
+    def step(carry, _):
+        q, state = carry
+        updates, state = optimizer.update(jax.grad(kl_divergence)(q, exact), state, q)
+        return (optax.apply_updates(q, updates), state), ()
+
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.jit(lambda q: jax.lax.scan(step, (q, optimizer.init(q)), length=1500)[0][0])(q)
+
+
+# --- trees -------------------------------------------------------------------------------------------------------
+
+PARAMS = {
+    "body": {"kernel": normal(0, 4, 5), "bias": jnp.zeros(5)},
+    "mid": {"kernel": normal(1, 5, 5), "bias": jnp.zeros(5)},
+    "head": {"kernel": normal(2, 5, 2), "bias": jnp.zeros(2)},
+}
+PATTERNS = {
+    "body/kernel": matrix_normal,
+    "mid/kernel": partial(k_tied, scale=0.2),
+    "head/kernel": partial(low_rank, rank=2, key=KEY),
+}
+
+
+def apply_fn(w, x):
+    h = jnp.tanh(x @ w["body"]["kernel"] + w["body"]["bias"][None])
+    h = jnp.tanh(h @ w["mid"]["kernel"] + w["mid"]["bias"][None])
+    return h @ w["head"]["kernel"] + w["head"]["bias"][None]
+
+
+def mixed():
+    patterns = {**PATTERNS, "(body|mid|head)/bias": mean_field, "free": full_covariance}
+    return posterior_tree(PARAMS | {"free": PARAMS["head"]}, patterns)
+
+
+def test_families_mix_in_one_tree(tmp_path):
+    q = mixed()
+    kinds = [type(q["body"]["kernel"]), type(q["mid"]["kernel"]), type(q["head"]["kernel"]), type(q["free"])]
+    assert kinds == [MatrixNormal, KTied, LowRank, FullCovariance]
+    w = illia_fn.sample(KEY, q)
+    chex.assert_trees_all_equal_shapes_and_dtypes(w, illia_fn.mean(q), illia_fn.stddev(q))
+    x, y = normal(5, 8, 4), jnp.arange(8) % 2
+
+    def loss(q, key):
+        return illia_fn.elbo_loss(apply_fn, q, x, y, key, 2, num_data=8)
+
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(q, jax.random.split(KEY))
+    assert values[0] != values[1]
+    chex.assert_tree_all_finite(grads)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "q", q)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "q", q)
+        raw = checkpointer.restore(tmp_path / "q")
+    chex.assert_trees_all_equal(restored, q)
+    chex.assert_trees_all_equal(illia_fn.frameworks.restore_nodes(raw), q)
+
+
+def test_blocks_of_a_covariance():
+    q = mixed()
+    picked = covariance(q, lambda w: (w["free"]["kernel"][1], w["body"]["bias"][:2], w["body"]["kernel"][:, 0]))
+    assert picked.shape == (8, 8)
+    free = families.covariance(q["free"])[np.ix_([4, 5], [4, 5])]  # after two numbers of the bias
+    body = families.covariance(q["body"]["kernel"])[np.ix_(range(0, 20, 5), range(0, 20, 5))]
+    np.testing.assert_allclose(picked[:2, :2], free, rtol=1e-5)
+    np.testing.assert_allclose(picked[4:, 4:], body, rtol=1e-5, atol=1e-9)
+    assert jnp.all(picked[:2, 2:] == 0)
+    assert covariance({"b": jnp.ones(3)}, lambda w: w["b"][0]) == 0
+    # under jit, of numbers in another order, and of one number twice
+    twice = jax.jit(lambda q: covariance(q, lambda w: jnp.stack([w["free"]["bias"][1], w["free"]["bias"][1]])))(q)
+    np.testing.assert_allclose(twice, families.covariance(q["free"])[1, 1], rtol=1e-6)
+
+
+def test_the_law_of_linearised_outputs_is_that_of_the_dense_covariance():
+    x = normal(5, 1, 4)
+    for q in nodes().values():
+        law = illia_fn.linearise(lambda w, x: x @ w, q, x)
+        jacobian = np.kron(np.asarray(x, np.float64), np.eye(3))
+        exact = jacobian @ families.covariance(q) @ jacobian.T
+        np.testing.assert_allclose(law.covariance[0], exact, rtol=1e-4, atol=1e-5)
+
+
+def test_tools_take_such_trees():
+    q, x, y = mixed(), normal(5, 8, 4), jnp.arange(8) % 2
+    table = illia_fn.summary(q)
+    assert {row.family for row in table.leaves} >= {"MatrixNormal", "KTied", "LowRank", "FullCovariance", "Gaussian"}
+    np.testing.assert_allclose(table.kl, illia_fn.kl_loss(q, reduction="sum"), rtol=1e-5)
+    assert all(row.exact for row in table.leaves)
+    pruned = illia_fn.prune(q, 0.5)
+    chex.assert_trees_all_equal_shapes(pruned, illia_fn.mean(q))
+    labels = illia_fn.labels(q)
+    assert (labels["free"].loc["bias"], labels["free"].tril) == ("loc", "tril")
+    slow = illia_fn.slow_scales(0.5)
+    slower, _ = slow.update(q, slow.init(q))
+    np.testing.assert_array_equal(slower["head"]["kernel"].factor, 0.5 * q["head"]["kernel"].factor)
+    np.testing.assert_array_equal(slower["head"]["kernel"].loc, q["head"]["kernel"].loc)
+    with pytest.raises(
+        ValueError, match=r"natural_gradient: params.* is a MatrixNormal, and the rule is that of Gaussi"
+    ):
+        illia_fn.natural_gradient(num_data=8).init({"w": q["body"]["kernel"]})
+    with pytest.raises(ValueError, match=r"pruning_curve: .* has no KL for each weight, as MatrixNormal under Normal"):
+        illia_fn.pruning_curve(apply_fn, q, x, y, KEY, 2, num_data=8)
+
+
+def test_a_coupling_takes_k_tied_as_a_mean_field_and_says_which_are_shared():
+    q, x = mixed(), normal(5, 8, 4)
+    rows = {leaf.path: leaf for leaf in illia_fn.explain_coupling(apply_fn, q, x).leaves}
+    assert rows["['mid']['kernel']"].strategy == "local_reparam"
+    for path, name in (("['body']['kernel']", "MatrixNormal"), ("['head']['kernel']", "LowRank")):
+        assert rows[path].strategy == "shared"
+        assert rows[path].why == f"a {name} posterior, not a diagonal Gaussian"
+    outputs = illia_fn.decorrelate(lambda w, x: x @ w)
+    tied = nodes()["KTied"]
+    one = outputs(tied, x, KEY)
+    np.testing.assert_allclose(one, outputs(tied.untied(), x, KEY), rtol=1e-6)
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+ERRORS = {
+    "low rank beyond the numbers": (lambda: low_rank(jnp.ones(3), 4, key=KEY), "low_rank: rank must be at most the 3 "),
+    "low rank of nothing": (lambda: low_rank(jnp.ones(3), 0, key=KEY), "low_rank: rank must be an int of at least 1"),
+    "low rank without a key": (lambda: low_rank(jnp.ones(3), 1, key=0), "low_rank: key must be a single PRNG key"),
+    "an integer leaf": (
+        lambda: full_covariance({"n": jnp.arange(3)}),
+        r"full_covariance: params\['n'\] must hold float",
+    ),
+    "a node again": (lambda: low_rank(mixed(), 1, key=KEY), r"low_rank: params.* is already a posterior node"),
+    "a negative scale": (lambda: full_covariance(jnp.ones(3), scale=-1.0), "full_covariance: scale.* must be positive"),
+    "no numbers": (lambda: full_covariance(jnp.ones((0, 2))), "full_covariance: params has no numbers"),
+    "a bias": (
+        lambda: matrix_normal(PARAMS),
+        r"matrix_normal: params\['body'\]\['bias'\] has shape \(5,\) and is no ker",
+    ),
+    "k beyond the rank": (
+        lambda: k_tied(jnp.ones((9, 3)), k=4),
+        "k_tied: k must be at most the rank of params, 3, got 4",
+    ),
+    "another axis": (lambda: matrix_normal(jnp.ones((2, 2)), out_axis=1), "matrix_normal: out_axis must be -1"),
+    "a scale for each number": (
+        lambda: k_tied(jnp.ones((2, 2)), scale=jnp.ones((2, 2))),
+        "k_tied: scale at params must",
+    ),
+    "not positive": (
+        lambda: FullCovariance.from_covariance(jnp.ones(2), jnp.ones((2, 2))),
+        "covariance must be positive",
+    ),
+    "not symmetric": (
+        lambda: FullCovariance.from_covariance(jnp.ones(2), jnp.array([[1.0, 0.5], [0.0, 1.0]])),
+        "from_covariance: covariance must be symmetric",
+    ),
+    "shapes of a LowRank": (lambda: LowRank(jnp.ones(3), jnp.ones(3), jnp.ones(3)), "LowRank: for a loc of P = 3"),
+    "shapes of a FullCovariance": (lambda: FullCovariance(jnp.ones(3), jnp.ones((3, 2))), "FullCovariance: for a loc"),
+    "shapes of a MatrixNormal": (
+        lambda: MatrixNormal(jnp.ones((2, 6)), jnp.ones((3, 3)), jnp.ones((4, 4))),
+        r"MatrixNormal: row_tril must be \(p, p\)",
+    ),
+    "shapes of a KTied": (
+        lambda: KTied(jnp.ones((2, 3)), jnp.ones((2, 2)), jnp.ones((3, 1))),
+        "KTied: row_rho must be",
+    ),
+    "w of another shape": (
+        lambda: nodes()["LowRank"].log_prob(jnp.ones(12)),
+        "LowRank.log_prob: w must have the struct",
+    ),
+    "a pattern of nothing": (
+        lambda: posterior_tree(PARAMS, {"heads": mean_field}),
+        "posterior_tree: the pattern 'heads' matches no path of params as a whole. There are 'head/",
+    ),
+    "patterns that overlap": (
+        lambda: posterior_tree(PARAMS, {".*/kernel": mean_field, "head": full_covariance}),
+        r"posterior_tree: the patterns '\.\*/kernel' and 'head' both name 'head/kernel'",
+    ),
+    "the same, the other way round": (
+        lambda: posterior_tree(PARAMS, {"head": full_covariance, ".*/kernel": mean_field}),
+        r"posterior_tree: the patterns 'head' and '\.\*/kernel' both name 'head/kernel'",
+    ),
+    "an integer leaf under a pattern": (
+        lambda: posterior_tree({"a": {"n": jnp.arange(3), "w": jnp.ones(3)}}, {"a": mean_field}),
+        "posterior_tree: the pattern 'a' names 'a/n', which holds no floating-point numbers",
+    ),
+    "what the constructor refuses": (
+        lambda: posterior_tree(PARAMS, {"head": partial(low_rank, rank=99, key=KEY)}),
+        "posterior_tree: at 'head', by the pattern 'head': low_rank: rank must be at most",
+    ),
+    "no family": (
+        lambda: posterior_tree(PARAMS, {"head": "full"}),
+        "posterior_tree: the family of 'head' must be a fun",
+    ),
+    "a family that is none": (lambda: posterior_tree(PARAMS, {"head": lambda w: w}), "posterior_tree: .* returns none"),
+    "no patterns": (lambda: posterior_tree(PARAMS, mean_field), "posterior_tree: families must be a dict"),
+    "a block that is computed": (
+        lambda: covariance(mixed(), lambda w: 2 * w["head"]["bias"]),
+        "covariance: block must",
+    ),
+    "a block that is no function": (lambda: covariance(mixed(), "head"), "covariance: block must be a function"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_refused(name):
+    call, message = ERRORS[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+def test_the_outermost_match_counts():
+    q = posterior_tree(PARAMS, {"body|head": full_covariance, "mid/.*": partial(low_rank, rank=1, key=KEY)})
+    assert [type(q[name]).__name__ for name in ("body", "head")] == ["FullCovariance"] * 2
+    assert [type(node).__name__ for node in q["mid"].values()] == ["LowRank"] * 2
+    assert type(posterior_tree(PARAMS, {".*": full_covariance})) is FullCovariance
