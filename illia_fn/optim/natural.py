@@ -1,4 +1,4 @@
-"""The Bayesian learning rule: natural-gradient steps of Gaussian nodes, from the gradient of any objective."""
+"""The Bayesian learning rule: natural-gradient steps of Gaussians, from the gradient of any objective."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,8 +10,11 @@ import optax
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_required_num_data, check_scale, concrete, describe
-from illia_fn._base.numerics import at_least_float32, log_softplus, softplus, softplus_inverse, total
+from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.optim._steps import Rule, trusted_share
+from illia_fn.posteriors._flat import ravel
+from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import is_posterior
 from illia_fn.priors.normal import Normal
@@ -34,7 +37,7 @@ def natural_gradient(
     prior: Normal | None = None,
     max_step: float | None = 1.0,
     max_kl: float | None = 5.0,
-    max_change: float | None = 0.1,
+    max_change: float | None = 0.3,
     retraction: bool = True,
     inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
@@ -49,6 +52,10 @@ def natural_gradient(
     precision_rate. The Bayesian learning rule, Khan & Rue 2023, https://arxiv.org/abs/2107.04562; the last term of P
     keeps it positive, Lin et al. 2020, https://arxiv.org/abs/2002.10060. The curvature comes with the gradient by sigma
     that every objective has: whatever lowers its variance, such as a coupling or more samples, makes better steps.
+
+    Of a `FullCovariance` node P is a matrix and e = 2 N dL/dS, for the covariance S = P^-1; the last term is
+    b^2 e P^-1 e / 2. It takes O(n^3) operations for n numbers, and the limits are those of the numbers in which its
+    S is I.
 
     A step of all means together is shortened to a KL divergence between the q before and after of at most `max_kl`, a
     trust region as in Ba, Grosse & Martens 2017 (https://openreview.net/forum?id=SkkTMpjex): far from the optimum the
@@ -67,7 +74,8 @@ def natural_gradient(
             without, all of the gradient is in it.
         max_step: how far one mean may go in one step, in standard deviations; None is no limit.
         max_kl: how far all means together may go in one step, sum (change of m)^2 P / 2 in nats; None is no limit.
-        max_change: how large b e / P may be, for every number by itself; None is no limit.
+        max_change: how large b e / P may be, for every number by itself; None is no limit. Noise in the curvature that
+            often exceeds it makes scales too large: take more samples, a coupling, or a smaller precision_rate.
         retraction: whether to add the last term of P. Without, b = 1 takes a Gaussian posterior to its precision in one
             step, which b e / P >= -1/2 then keeps positive.
         inner: for all that is no Gaussian node's; by default such leaves are refused, unless they are no floats.
@@ -107,18 +115,18 @@ def natural_gradient(
 
     def init(params: PyTree) -> NaturalGradientState:
         nodes = _nodes(params, has_inner=inner is not None)
-        zeros = [jnp.zeros_like(at_least_float32(node.loc)) for node in nodes]
+        zeros = [jnp.zeros_like(_means(node)) for node in nodes]
         return NaturalGradientState(jnp.zeros((), jnp.int32), zeros, rest.init(_without_nodes(params)))
 
     def update(updates: PyTree, state: NaturalGradientState, params: PyTree | None = None) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError(f"{caller}: a step depends on q. Call update(grads, opt_state, q).")
         rates = [rate(state.count) if callable(rate) else rate for rate in (learning_rate, precision_rate)]
-        rule = _Rule(*rates, num_data, momentum, state.count + 1, prior, max_step, max_change, retraction)
+        rule = Rule(*rates, num_data, momentum, state.count + 1, prior, max_step, max_change, retraction)
         nodes = _nodes(params, has_inner=True)
         moves = [rule.move(*node) for node in zip(nodes, _nodes(updates, has_inner=True), state.momentum, strict=True)]
-        share = _trusted_share(moves, max_kl)
-        steps = [move.update(node, share) for move, node in zip(moves, nodes, strict=True)]
+        share = trusted_share(moves, max_kl)
+        steps = [move.update(jnp.asarray(share, move.stride.dtype) * move.stride) for move in moves]
         means = [move.momentum for move in moves]
         others, inner_state = rest.update(_without_nodes(updates), state.inner, _without_nodes(params))
         return _with_nodes(updates, steps, others), NaturalGradientState(state.count + 1, means, inner_state)
@@ -126,82 +134,19 @@ def natural_gradient(
     return optax.GradientTransformation(init, update)  # ty: ignore[invalid-argument-type]
 
 
-class _Move(NamedTuple):
-    """The step of one node: of the mean in units of the new scale, the new scale, the change of rho, the momentum."""
-
-    stride: jax.Array
-    scale: jax.Array
-    by_rho: jax.Array
-    momentum: jax.Array
-
-    def update(self, node: Gaussian, share: jax.Array | float) -> Gaussian:
-        step = Gaussian(-(jnp.asarray(share, self.stride.dtype) * self.stride) * self.scale, self.by_rho)
-        return jax.tree.map(lambda u, w: u.astype(w.dtype), step, node)
+def _means(node: Gaussian | FullCovariance) -> jax.Array:
+    return ravel(node.loc) if isinstance(node, FullCovariance) else at_least_float32(node.loc)
 
 
-def _trusted_share(moves: list[_Move], max_kl: float | None) -> jax.Array | float:
-    """The share of the step of all means at which its KL is max_kl, at most 1."""
-    if max_kl is None:
-        return 1.0
-    # in units of the largest, whose square may leave the range; a step that is not finite stays so
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(move.stride), initial=0.0) for move in moves]))
-    unit = jnp.maximum(largest, 1.0)
-    kl = 0.5 * total([jnp.sum(jnp.square(move.stride / unit)) for move in moves])
-    return jnp.minimum(1.0, jnp.sqrt(max_kl / jnp.maximum(kl, jnp.finfo(kl.dtype).tiny)) / unit)
-
-
-class _Rule(NamedTuple):
-    """What a step of one node takes."""
-
-    learning_rate: Any
-    precision_rate: Any
-    num_data: Any
-    momentum: Any
-    count: jax.Array
-    prior: Normal | None
-    max_step: float | None
-    max_change: float | None
-    retraction: bool
-
-    def move(self, node: Gaussian, grad: Gaussian, mean: jax.Array) -> _Move:
-        loc, rho, by_loc, by_rho = map(at_least_float32, (node.loc, node.rho, grad.loc, grad.rho))
-        dtype = loc.dtype
-        scale, n = softplus(rho), jnp.asarray(self.num_data, dtype)
-        # b e / P = b N sigma dL/dsigma, in which no 1 / sigma^2 may leave the range
-        by_sigma = by_rho * jnp.exp(log_softplus(rho) - jax.nn.log_sigmoid(rho))  # times sigma; the ratio is 1 at -inf
-        change = _limited(jnp.asarray(self.precision_rate, dtype) * n * by_sigma, self.max_change)
-        factor = 1.0 + change + 0.5 * jnp.square(change) if self.retraction else jnp.maximum(1.0 + change, 0.5)
-        new_scale = scale / jnp.sqrt(factor)
-        kept_out = self._prior_gradient(loc, n)
-        decay = jnp.asarray(self.momentum, dtype)
-        mean = decay * mean + (1.0 - decay) * (by_loc - kept_out)
-        gradient = mean / (1.0 - decay ** self.count.astype(dtype)) + kept_out
-        stride = _limited(jnp.asarray(self.learning_rate, dtype) * n * gradient * new_scale, self.max_step)
-        # far below 0 rho is the logarithm of a scale that may underflow
-        by_rho = jnp.where(rho < -15.0, -0.5 * jnp.log(factor), softplus_inverse(new_scale) - rho)
-        return _Move(stride, new_scale, by_rho, mean)
-
-    def _prior_gradient(self, loc: jax.Array, n: jax.Array) -> jax.Array:
-        """That of KL / N by the mean, (m - m_0) / (N s^2)."""
-        if self.prior is None:
-            return jnp.zeros_like(loc)
-        middle, scale = (jnp.asarray(field, loc.dtype) for field in (self.prior.loc, self.prior.scale))
-        return (loc - middle) / (n * jnp.square(scale))
-
-
-def _limited(x: jax.Array, most: float | None) -> jax.Array:
-    return x if most is None else jnp.clip(x, -most, most)
-
-
-def _nodes(tree: PyTree, *, has_inner: bool) -> list[Gaussian]:
+def _nodes(tree: PyTree, *, has_inner: bool) -> list[Gaussian | FullCovariance]:
     nodes = []
     for path, leaf in leaves_with_path(tree, is_posterior):
-        if isinstance(leaf, Gaussian):
+        if isinstance(leaf, (Gaussian, FullCovariance)):
             nodes.append(leaf)
         elif is_posterior(leaf):
             raise ValueError(
-                f"natural_gradient: params{path} is a {type(leaf).__name__}, and the rule is that of Gaussian nodes. "
-                "Train it by optax.adam, with optax.multi_transform."
+                f"natural_gradient: params{path} is a {type(leaf).__name__}, and the rule is that of Gaussian and "
+                "FullCovariance nodes. Train it by optax.adam, with optax.multi_transform."
             )
         elif not has_inner and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
@@ -217,7 +162,7 @@ def _without_nodes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: optax.MaskedNode() if is_posterior(leaf) else leaf, tree, is_leaf=is_posterior)
 
 
-def _with_nodes(tree: PyTree, nodes: Sequence[Gaussian], others: PyTree) -> PyTree:
+def _with_nodes(tree: PyTree, nodes: Sequence[Any], others: PyTree) -> PyTree:
     """A tree of the structure of another, of its nodes and of all other leaves."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_posterior)
     some, rest = iter(nodes), iter(jax.tree.leaves(others))

@@ -1,0 +1,126 @@
+"""The natural-gradient step of a node: what it takes from its gradient, and the trust region of all together."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from illia_fn._base.numerics import at_least_float32, log_softplus, matmul, softplus, softplus_inverse, total
+from illia_fn.posteriors._flat import ravel, unravel
+from illia_fn.posteriors.full import FullCovariance
+from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.priors.normal import Normal
+
+
+class Move(NamedTuple):
+    """The step of one node.
+
+    Attributes:
+        stride: that of the mean in units of the new scale, whose half square is its KL.
+        momentum: of the gradient by the mean.
+        update: stride -> the update of the node.
+    """
+
+    stride: jax.Array
+    momentum: jax.Array
+    update: Callable[[jax.Array], Any]
+
+
+def trusted_share(moves: list[Move], max_kl: float | None) -> jax.Array | float:
+    """The share of the step of all means at which its KL is max_kl, at most 1."""
+    if max_kl is None:
+        return 1.0
+    # in units of the largest, whose square may leave the range; a step that is not finite stays so
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(move.stride), initial=0.0) for move in moves]))
+    unit = jnp.maximum(largest, 1.0)
+    kl = 0.5 * total([jnp.sum(jnp.square(move.stride / unit)) for move in moves])
+    return jnp.minimum(1.0, jnp.sqrt(max_kl / jnp.maximum(kl, jnp.finfo(kl.dtype).tiny)) / unit)
+
+
+class Rule(NamedTuple):
+    """What a step takes besides the gradient: the arguments of `natural_gradient` at this count of steps."""
+
+    learning_rate: Any
+    precision_rate: Any
+    num_data: Any
+    momentum: Any
+    count: jax.Array
+    prior: Normal | None
+    max_step: float | None
+    max_change: float | None
+    retraction: bool
+
+    def move(self, node: Any, grad: Any, mean: jax.Array) -> Move:
+        """The step of a node, from its gradient and the momentum of that by the mean."""
+        return (self._of_full if isinstance(node, FullCovariance) else self._of_diagonal)(node, grad, mean)
+
+    def _of_diagonal(self, node: Gaussian, grad: Gaussian, mean: jax.Array) -> Move:
+        rho, by_rho = map(at_least_float32, (node.rho, grad.rho))
+        # b e / P = b N sigma dL/dsigma, in which no 1 / sigma^2 may leave the range
+        factor = self._factor(by_rho * _by_log(rho))
+        new_scale = softplus(rho) / jnp.sqrt(factor)
+        mean, gradient = self._gradient(at_least_float32(node.loc), at_least_float32(grad.loc), mean)
+        stride = self._stride(gradient * new_scale)
+        # far below 0 rho is the logarithm of a scale that may underflow
+        by_rho = jnp.where(rho < -15.0, -0.5 * jnp.log(factor), softplus_inverse(new_scale) - rho)
+        return Move(stride, mean, lambda stride: _cast(Gaussian(-stride * new_scale, by_rho), node))
+
+    def _of_full(self, node: FullCovariance, grad: FullCovariance, mean: jax.Array) -> Move:
+        """The same in units of L: P = L^-T T L^-1, with T = I + b e + (b e)^2 / 2 and e = N (2 L^T dL/dS L)."""
+        raw, by_raw = map(at_least_float32, (node.tril, grad.tril))
+        scale_tril = node.scale_tril
+        below = jnp.tril(matmul(scale_tril.T, jnp.tril(by_raw, -1)))
+        lower = below + jnp.diag(jnp.diagonal(by_raw) * _by_log(jnp.diagonal(raw)))
+        values, vectors = jnp.linalg.eigh(lower + jnp.tril(lower, -1).T, symmetrize_input=False)
+        change = matmul(vectors * self._factor(values)[None, :], vectors.T)
+        # T = U U^T, U upper triangular: that of its reverse order; then the new L is L U^-T
+        upper = jnp.linalg.cholesky(change[::-1, ::-1])[::-1, ::-1]
+        new = solve_triangular(upper, scale_tril.T, lower=False).T
+        mean, gradient = self._gradient(ravel(node.loc), ravel(grad.loc), mean)
+        stride = self._stride(matmul(new.T, gradient))
+        new_raw = jnp.tril(new, -1) + jnp.diag(softplus_inverse(jnp.diagonal(new)))
+        by_tril = jnp.tril(new_raw - raw)
+        return Move(
+            stride, mean, lambda stride: _cast(FullCovariance(unravel(-matmul(new, stride), node.loc), by_tril), node)
+        )
+
+    def _factor(self, by_log_scale: jax.Array) -> jax.Array:
+        """By what the precision is multiplied."""
+        dtype = by_log_scale.dtype
+        rate = jnp.asarray(self.precision_rate, dtype) * jnp.asarray(self.num_data, dtype)
+        change = _limited(rate * by_log_scale, self.max_change)
+        return 1.0 + change + 0.5 * jnp.square(change) if self.retraction else jnp.maximum(1.0 + change, 0.5)
+
+    def _gradient(self, loc: jax.Array, by_loc: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The momentum, and the gradient that it makes."""
+        decay = jnp.asarray(self.momentum, loc.dtype)
+        kept_out = self._prior_gradient(loc)
+        mean = decay * mean + (1.0 - decay) * (by_loc - kept_out)
+        return mean, mean / (1.0 - decay ** self.count.astype(loc.dtype)) + kept_out
+
+    def _stride(self, in_units_of_scale: jax.Array) -> jax.Array:
+        dtype = in_units_of_scale.dtype
+        rate = jnp.asarray(self.learning_rate, dtype) * jnp.asarray(self.num_data, dtype)
+        return _limited(rate * in_units_of_scale, self.max_step)
+
+    def _prior_gradient(self, loc: jax.Array) -> jax.Array:
+        """That of KL / N by the mean, (m - m_0) / (N s^2)."""
+        if self.prior is None:
+            return jnp.zeros_like(loc)
+        middle, scale, n = (jnp.asarray(x, loc.dtype) for x in (self.prior.loc, self.prior.scale, self.num_data))
+        return (loc - middle) / (n * jnp.square(scale))
+
+
+def _by_log(rho: jax.Array) -> jax.Array:
+    """d rho / d log sigma for sigma = softplus(rho); 1 at -inf."""
+    return jnp.exp(log_softplus(rho) - jax.nn.log_sigmoid(rho))
+
+
+def _limited(x: jax.Array, most: float | None) -> jax.Array:
+    return x if most is None else jnp.clip(x, -most, most)
+
+
+def _cast(update: Any, node: Any) -> Any:
+    return jax.tree.map(lambda u, w: u.astype(w.dtype), update, node)
