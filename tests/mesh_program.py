@@ -1,6 +1,6 @@
 """Every objective, value and gradient, on several (virtual) devices against one: run by test_mesh.py.
 
-python mesh_program.py kinds | shared_out | processes <address> <number>
+python mesh_program.py kinds | shared_out | families | processes <address> <number>
 """
 
 import sys
@@ -181,6 +181,40 @@ def shared_out():
             assert "f32[4,8,133]" in compiled[1].as_text()
 
 
+def families():
+    """A tree of all families, on eight devices: one node over two arrays, of which one is sharded."""
+    q = {
+        "w": illia_fn.matrix_normal(normal(4, 8), scale=0.1),
+        "joint": illia_fn.low_rank({"b": normal(8), "u": normal(8, 8)}, rank=2, scale=0.1, key=KEY),
+        "v": illia_fn.k_tied(normal(8, 3), scale=0.1),
+        "c": illia_fn.full_covariance(normal(3), scale=0.1),
+    }
+
+    def apply_fn(w, x):
+        h = jax.nn.relu(x @ w["w"] + w["joint"]["b"][None])
+        return jax.nn.relu(h @ w["joint"]["u"]) @ w["v"] + w["c"][None]
+
+    x, y = normal(16, 4), jnp.asarray(RNG.integers(0, 3, 16))
+
+    def loss(q, x, y, key):
+        return illia_fn.elbo_loss(apply_fn, q, x, y, key, 2, num_data=100, estimator="doubly_reparameterised")
+
+    step = jax.jit(jax.value_and_grad(loss))
+    expected = step(q, x, y, KEY)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+        sharded = {name: place(mesh, node) for name, node in q.items()}
+        sharded["w"] = illia_fn.MatrixNormal(place(mesh, q["w"].loc, None, "model"), *vars_of(sharded["w"])[1:])
+        loc = sharded["joint"].loc | {"u": place(mesh, q["joint"].loc["u"], None, "model")}
+        sharded["joint"] = illia_fn.LowRank(loc, *vars_of(sharded["joint"])[1:])
+        found = step(sharded, place(mesh, x, "data"), place(mesh, y, "data"), place(mesh, KEY))
+        check(("families", kind), found, expected)
+
+
+def vars_of(node):
+    return list(vars(node).values())
+
+
 def processes():
     """Two processes of four devices each, which hold the examples between them."""
     assert (jax.device_count(), jax.local_device_count()) == (8, 4)
@@ -198,4 +232,4 @@ def processes():
 
 
 if __name__ == "__main__":
-    {"kinds": kinds, "shared_out": shared_out, "processes": processes}[MODE]()
+    {"kinds": kinds, "shared_out": shared_out, "families": families, "processes": processes}[MODE]()

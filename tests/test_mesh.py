@@ -34,6 +34,10 @@ def test_the_work_is_shared_out():
     wait_for(start(8, "shared_out"))
 
 
+def test_families():
+    wait_for(start(8, "families"))
+
+
 def test_two_processes():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -29,9 +29,13 @@ def unravel(flat: jax.Array, like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])
     pieces = jnp.split(flat, ends[:-1])
-    return structure.unflatten(
-        [piece.reshape(np.shape(leaf)).astype(leaf.dtype) for piece, leaf in zip(pieces, leaves, strict=True)]
-    )
+    return structure.unflatten([laid_like(piece, leaf) for piece, leaf in zip(pieces, leaves, strict=True)])
+
+
+def laid_like(x: jax.Array, leaf: jax.Array) -> jax.Array:
+    """`x` in the shape and dtype of a leaf, and sharded as it is."""
+    x = x.reshape(np.shape(leaf)).astype(leaf.dtype)
+    return jax.sharding.reshard(x, jax.typeof(leaf).sharding) if is_sharded(leaf) else x
 
 
 def check_like(caller: str, w: PyTree, loc: PyTree) -> None:

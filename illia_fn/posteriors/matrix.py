@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from illia_fn._base.numerics import HALF_LOG_2PI, matmul, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals, Triangle
-from illia_fn.posteriors._flat import check_like, wide
+from illia_fn.posteriors._flat import check_like, laid_like, wide
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
 from illia_fn.posteriors.posterior import Posterior
 
@@ -77,14 +77,14 @@ class MatrixNormal(Posterior):
 
     @property
     def stddev(self) -> jax.Array:
-        return self.marginals().scale.reshape(np.shape(self.loc)).astype(self.loc.dtype)
+        return laid_like(self.marginals().scale, self.loc)
 
     def reparameterise(self) -> Callable[[jax.Array], jax.Array]:
         loc, (rows, columns) = wide(self.loc), (triangle.matrix for triangle in self.triangles)
 
         def draw(noise: jax.Array) -> jax.Array:
             change = matmul(matmul(rows, noise), columns.T)
-            return (loc + change.reshape(loc.shape)).astype(self.loc.dtype)
+            return laid_like(loc + change.reshape(loc.shape), self.loc)
 
         return draw
 

@@ -19,7 +19,7 @@ from illia_fn._base.numerics import (
     widest_dtype,
 )
 from illia_fn._base.trees import PyTree, frozen_pytree
-from illia_fn.posteriors._flat import check_like, independent, wide
+from illia_fn.posteriors._flat import check_like, independent, laid_like, wide
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.matrix import check_out_axis, kernel_sizes, split_at
@@ -82,11 +82,11 @@ class KTied(Posterior):
 
     @property
     def stddev(self) -> jax.Array:
-        return self.scale.astype(self.loc.dtype)
+        return laid_like(self.scale, self.loc)
 
     def reparameterise(self) -> Callable[[jax.Array], jax.Array]:
         loc, scale = wide(self.loc), self.scale
-        return lambda noise: (loc + scale * noise).astype(self.loc.dtype)
+        return lambda noise: laid_like(loc + scale * noise, self.loc)
 
     def log_prob(self, w: jax.Array) -> jax.Array:
         check_like("KTied.log_prob", w, self.loc)
