@@ -16,6 +16,7 @@ from illia_fn.kl.table import closed_form, is_prior, kl_of_node, log_prior_of_no
 from illia_fn.posteriors._join import Joined, join, split
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params
+from illia_fn.priors._known import in_known_form
 from illia_fn.priors.normal import Normal
 
 
@@ -140,6 +141,7 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
         check_key(caller, key)
     check_nodes(caller, params)
     arrays = mean(params)  # a prior may tell apart the arrays that one node stands for
+    prior = jax.tree.map(in_known_form, prior, is_leaf=_is_prior_leaf)
     priors = iter(broadcast_prefix(caller, "prior", prior, arrays, None, _is_prior_leaf))
     paths = iter(path for path, _ in leaves_with_path(arrays))
     pairs = []

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.checks import check_key, check_num_samples, concrete, describe
+from illia_fn._base.checks import check_key, check_num_samples, describe
 from illia_fn._base.numerics import at_least_float32, total
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.engine.monte_carlo import expectation
 from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.priors._foreign import has_density
+from illia_fn.priors._known import in_known_form
 
 ClosedForm = Callable[[Any, Any], jax.Array]
 
@@ -79,6 +81,7 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
 
 def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
     """`kl_divergence`, with errors in the name of its caller."""
+    p = jax.tree.map(in_known_form, p, is_leaf=is_prior)
     f = closed_form(q, p)
     if f is not None:
         if getattr(q, "elementwise", False) and getattr(p, "elementwise", False):
@@ -170,17 +173,11 @@ def _check_broadcast(caller: str, shape: tuple[int, ...], p: Any) -> None:
 def _check_support(caller: str, p: PyTree) -> None:
     """The prior has a density everywhere on the real line, as far as it tells: elsewhere KL(q || p) is infinite."""
     for leaf in jax.tree.leaves(p, is_leaf=is_prior):
-        support = getattr(leaf, "support", None)
-        if not callable(support):
-            continue
-        shape = (*getattr(leaf, "batch_shape", ()), *getattr(leaf, "event_shape", ()))
-        with jax.ensure_compile_time_eval():
-            inside = [concrete(support(jnp.full(shape, at, jnp.float32))) for at in (-1e30, -0.3, 0.3, 1e30)]
-        if any(flags is not None and not np.all(flags) for flags in inside):
+        if any(flags is not None and not np.all(flags) for flags in has_density(leaf, (-1e30, -0.3, 0.3, 1e30))):
             raise ValueError(
                 f"{caller}: the prior {type(leaf).__name__} has no density on part of the real line, where the "
-                "posterior has some, so KL(q || p) is infinite. Give the unconstrained parameter u of a positive one, "
-                "w = exp(u) in apply_fn, the prior of u: see the chapter on priors."
+                "posterior has some, so KL(q || p) is infinite. Take the prior of an unconstrained parameter u, "
+                'illia_fn.priors.constrained(prior, to="positive") or to=(low, high), and its forward(u) in apply_fn.'
             )
 
 

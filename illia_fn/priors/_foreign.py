@@ -1,0 +1,54 @@
+"""Distributions of numpyro, distrax and TFP, known by the name of their type: none of these libraries is imported."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from illia_fn._base.checks import concrete
+from illia_fn.priors.normal import Normal
+
+_LIBRARIES = ("numpyro.distributions", "distrax", "tensorflow_probability.substrates.jax")
+
+
+def foreign_name(p: Any) -> str | None:
+    """The name of its type if that is of one of these libraries."""
+    module = f"{type(p).__module__}."
+    return type(p).__name__ if any(module.startswith(f"{library}.") for library in _LIBRARIES) else None
+
+
+def foreign_fields(p: Any, name: str, *fields: str) -> tuple[Any, ...] | None:
+    """The fields of the element-wise distribution of that name, which may be expanded, or be the joint one of an event.
+
+    In the shape of what it is a distribution of, or as they are if it was neither expanded nor made an event.
+    """
+    base = p
+    while foreign_name(base) in ("ExpandedDistribution", "Independent"):
+        base = base.base_dist if hasattr(base, "base_dist") else base.distribution  # the latter in distrax and TFP
+    if foreign_name(base) != name:
+        return None
+    values = tuple(getattr(base, field, None) for field in fields)
+    if any(value is None for value in values):  # parameterised otherwise
+        return None
+    if base is p:
+        return values
+    shape = (*p.batch_shape, *p.event_shape)
+    return tuple(jnp.broadcast_to(value, shape) for value in values)
+
+
+def normal_of(p: Any) -> Normal | None:
+    """A Normal of another library as ours."""
+    fields = foreign_fields(p, "Normal", "loc", "scale")
+    return None if fields is None else Normal(*fields)
+
+
+def has_density(p: Any, points: Sequence[float]) -> list[np.ndarray | None]:
+    """Whether the numbers of w may have each of these values; None where the distribution does not tell."""
+    support = getattr(p, "support", None)
+    if not callable(support):
+        return [None] * len(points)
+    shape = (*getattr(p, "batch_shape", ()), *getattr(p, "event_shape", ()))
+    with jax.ensure_compile_time_eval():
+        return [concrete(support(jnp.full(shape, at, jnp.float32))) for at in points]
