@@ -118,11 +118,11 @@ class Constrained:
         if isinstance(self.to, tuple):
             low, high = self.to
             ends = [np.nextafter(np.asarray(a, u.dtype), np.asarray(b, u.dtype)) for a, b in (self.to, self.to[::-1])]
-            w = jnp.clip(self._forward(u), *ends)
+            w = _within(self._forward(u), *ends)
             slope = math.log(high - low) - softplus(u) - softplus(-u)
         else:
             info = jnp.finfo(u.dtype)
-            u = jnp.clip(u, math.log(info.tiny), math.log(info.max) if self.to == "positive" else info.max)
+            u = _within(u, math.log(info.tiny) + 3.0, math.log(info.max) - 3.0 if self.to == "positive" else math.inf)
             w, slope = self._forward(u), u if self.to == "positive" else -softplus(-u)
         log_p = self.prior.log_prob(w)
         return log_p + (slope if np.shape(log_p) == np.shape(w) else jnp.sum(slope))
@@ -132,6 +132,12 @@ class Constrained:
         if self.to == "positive":
             return _law_of_log(self.prior)
         return _law_of_logit(self.prior, self.to) if isinstance(self.to, tuple) else None
+
+
+def _within(x: jax.Array, low: Any, high: Any) -> jax.Array:
+    """`jnp.clip`, whose gradient beyond is 0 even where what comes from above it is infinite."""
+    x = jnp.where(x < low, jnp.asarray(low, x.dtype), x)
+    return jnp.where(x > high, jnp.asarray(high, x.dtype), x)
 
 
 def _law_of_log(prior: Any) -> Any:
@@ -146,6 +152,7 @@ def _law_of_log(prior: Any) -> Any:
 _OF_LOG: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "LogNormal": (("loc", "scale"), Normal),
     "Gamma": (("concentration", "rate"), lambda a, b: ExpGamma(a, jnp.log(b), 1.0)),
+    "Chi2": (("concentration", "rate"), lambda a, b: ExpGamma(a, jnp.log(b), 1.0)),
     "Exponential": (("rate",), lambda b: ExpGamma(1.0, jnp.log(b), 1.0)),
     "InverseGamma": (("concentration", "rate"), lambda a, b: ExpGamma(a, jnp.log(b), -1.0)),
     "HalfNormal": (("scale",), lambda s: ExpGamma(0.5, -2.0 * jnp.log(s) - math.log(2.0), 2.0)),

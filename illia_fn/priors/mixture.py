@@ -41,7 +41,7 @@ class ScaleMixture:
 
     def __post_init__(self):
         pi = concrete(self.pi)
-        if pi is not None and (pi.dtype.kind not in "fV" or not ((pi > 0) & (pi < 1)).all()):
+        if pi is not None and (pi.dtype.kind in "bSUO" or not ((pi > 0) & (pi < 1)).all()):
             raise ValueError(
                 f"ScaleMixture: pi, the weight of the first component, must be between 0 and 1, got "
                 f"{describe(self.pi)}. A single component is illia_fn.Normal(0.0, scale)."
