@@ -14,6 +14,7 @@ from illia_fn.engine.monte_carlo import expectation
 from illia_fn.posteriors.posterior import is_posterior
 from illia_fn.priors._foreign import has_density
 from illia_fn.priors._known import in_known_form
+from illia_fn.priors.empirical import EmpiricalBayes
 
 ClosedForm = Callable[[Any, Any], jax.Array]
 
@@ -81,7 +82,7 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
 
 def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
     """`kl_divergence`, with errors in the name of its caller."""
-    p = jax.tree.map(in_known_form, p, is_leaf=is_prior)
+    p, _ = fitted(q, jax.tree.map(in_known_form, p, is_leaf=is_prior))
     f = closed_form(q, p)
     if f is not None:
         if getattr(q, "elementwise", False) and getattr(p, "elementwise", False):
@@ -103,6 +104,16 @@ def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_sample
     if is_posterior(p):
         return expectation(lambda w: q.log_prob(w) - log_prior_of_node(caller, p, w), q, key, num_samples)
     return -q.entropy() - expectation(lambda w: log_prior_of_node(caller, p, w), q, key, num_samples)
+
+
+def fitted(q: Any, p: PyTree) -> tuple[PyTree, list[jax.Array]]:
+    """A prior whose scales are fitted to q, and their -log hyperpriors in nats; others as they are."""
+    priors, structure = jax.tree.flatten(p, is_leaf=is_prior)
+    if not (is_posterior(q) and any(isinstance(prior, EmpiricalBayes) for prior in priors)):
+        return p, []
+    moments = zip(priors, structure.flatten_up_to(q.mean), structure.flatten_up_to(q.stddev), strict=True)
+    fits = [each.fit(mean, sd) if isinstance(each, EmpiricalBayes) else (each, None) for each, mean, sd in moments]
+    return structure.unflatten([prior for prior, _ in fits]), [nats for _, nats in fits if nats is not None]
 
 
 def log_prior_of_node(caller: str, p: PyTree, w: PyTree) -> jax.Array:
@@ -137,7 +148,7 @@ def _log_prior_of_array(caller: str, p: Any, w: jax.Array) -> jax.Array:
 def is_prior(p: Any) -> bool:
     """Whether it is one prior, and no tree of them."""
     # of its type: a flax.nnx.Param has the attributes of what it holds, such as those of a posterior
-    return hasattr(type(p), "log_prob")
+    return hasattr(type(p), "log_prob") or isinstance(p, EmpiricalBayes)
 
 
 def _check_prior(caller: str, p: PyTree) -> None:
