@@ -123,7 +123,7 @@ CASES = {
     "parameters for a prior": (elbo(prior=PARAMS, num_data=9), TypeError, r"elbo_loss at params\['w'\]: .*around parameters pass jax.tree.map"),
     "a mask of path and leaf": (lambda: mean_field(PARAMS, scale=0.1, mask=lambda path, leaf: True), TypeError, r"mean_field: mask must be a function of one argument, the params.*jax.tree.map_with_path"),
     "a bounded prior": (lambda: kl_loss(Q, Uniform(-1.0, 1.0), key=KEY), ValueError, r"kl_loss at params\['w'\]: the prior Uniform has no density on part of the real line.*infinite"),
-    "a positive prior": XX,
+    "a positive prior": (elbo(prior={"w": HalfCauchy(1.0)}, num_data=9), ValueError, r"elbo_loss at params\['w'\]: the prior HalfCauchy has no density"),
     "another batch size": (elbo(LABELS[:3]), ValueError, r"elbo_loss: outputs and targets must have the same batch size.*\(4, 2\).*\(3,\)"),
     "(B, 1) against (B,)": (elbo(jnp.ones((4, 1)), scalar), ValueError, r"elbo_loss: outputs of shape \(4,\) and targets of shape \(4, 1\) would broadcast"),
     "(B,) against (B, 1)": (elbo(jnp.ones(4), lambda w, x: scalar(w, x)[:, None], loss_fn=lambda f, y: (f - y) ** 2), ValueError, "elbo_loss: .* would broadcast"),

@@ -15,7 +15,7 @@ from illia_fn.priors._transformed import ExpGamma, bend
 def kl_gaussian_exp_gamma(q: Gaussian, p: ExpGamma) -> jax.Array:
     """KL = sum a b(m - log(a) + v / 2) + b(log(a v)) / 2 + err(a), with b(x) = exp(x) - 1 - x: no term is negative.
 
-    t = k u + log_rate ~ N(m, v) under q, where exp(t) ~ Gamma(a, 1) under p, and err is the error of Stirling's formula.
+    t = k u + log_rate ~ N(m, v) under q, where exp(t) ~ Gamma(a, 1) under p; err is the error of Stirling's formula.
     """
     a = at_least_float32(p.concentration)
     log_a, log_v = jnp.log(a), 2.0 * (q.log_scale + p.log_power)

@@ -31,7 +31,8 @@ def kl_loss(
 ) -> jax.Array:
     """KL loss, weight * sum_l KL(q_l || p_l) over the posterior nodes l of a tree, in nats.
 
-    A prior that is fitted to q, `priors.EmpiricalBayes`, adds -log of its hyperprior to the KL of its node. With reduction="mean" it is divided by the number of variational parameters, `num_params(params)`: all of them.
+    With reduction="mean" it is divided by the number of variational parameters, `num_params(params)`: all of them.
+    A prior that is fitted to q, `priors.EmpiricalBayes`, adds -log of its hyperprior to the KL of its node.
 
     Args:
         params: a posterior tree; deterministic leaves add no KL.

@@ -23,7 +23,7 @@ class ELBOTerms(NamedTuple):
         nll: mean negative log-likelihood per example, averaged over the Monte Carlo samples, in nats.
         kl: KL(q || prior) of the whole tree, in nats; with `temperature` or `free_nats`, what takes its place.
         weight: the factor of the KL: kl_weight / num_data, or kl_weight / num_params(params) without `num_data`.
-        hyperprior: -log of the hyperpriors of a prior that is fitted to q (`priors.EmpiricalBayes`), in nats; else None.
+        hyperprior: -log of the hyperprior of a prior that is fitted to q (`priors.EmpiricalBayes`), in nats, or None.
     """
 
     nll: jax.Array

@@ -29,9 +29,9 @@ def foreign_fields(p: Any, name: str, *fields: str) -> tuple[Any, ...] | None:
         base = base.base_dist if hasattr(base, "base_dist") else base.distribution  # the latter in distrax and TFP
     if foreign_name(base) != name:
         return None
-    values = tuple(getattr(base, field, None) for field in fields)
-    if any(value is None for value in values):  # parameterised otherwise
+    if any(getattr(base, field, None) is None for field in fields):  # parameterised otherwise
         return None
+    values = tuple(getattr(base, field) for field in fields)
     if base is p:
         return values
     shape = (*p.batch_shape, *p.event_shape)

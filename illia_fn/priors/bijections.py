@@ -34,10 +34,10 @@ def constrained(prior: Any, to: Support) -> "Constrained":
     | "softplus" | log(1 + exp(u)), positive, too, and nearly u itself where that is large |
     | (low, high) | low + (high - low) sigmoid(u) |
 
-    With "positive" numpyro's LogNormal is a Normal of u, and Gamma, Exponential, InverseGamma, HalfNormal and Weibull
-    have closed forms likewise: their KL from a Gaussian is exact. So are, at both ends, the densities of HalfCauchy, and
-    of Beta and Uniform between their bounds. Another prior is evaluated at T(u), and is flat beyond the range of its
-    dtype: where exp(u) or the sigmoid are no normal numbers inside of the bounds.
+    With "positive" numpyro's LogNormal is a Normal of u, and Gamma, Chi2, Exponential, InverseGamma, HalfNormal and
+    Weibull have closed forms likewise: their KL from a Gaussian is exact. The densities of these and of HalfCauchy, and
+    of Beta and Uniform between their bounds, are right for any u. Another prior is evaluated at T(u), as it is nearest
+    to the end of the range or to a bound where T(u) would leave it.
 
     Args:
         prior: the prior of w, such as a distribution of numpyro; its log_prob is element-wise or the joint density.

@@ -23,8 +23,8 @@ class EmpiricalBayes:
         s = (sum_i (m_i^2 + v_i) + 2 b) / (n + 2 a + 2)    minimises    KL(q || N(0, s)) - log InverseGamma(s; a, b).
 
     Both terms are part of the loss: `elbo_loss` and `predictive_loss` return the second as `terms.hyperprior`, and
-    `kl_loss` adds it; `kl_tree` and `kl_divergence` are KL(q || N(0, s)) alone. s is held where they are differentiated,
-    which gives the exact gradient of their sum (the envelope theorem); a second derivative is that of a fixed prior.
+    `kl_loss` adds it; `kl_tree` and `kl_divergence` are KL(q || N(0, s)) alone. In derivatives s is a constant, which
+    gives the exact gradient of their sum (the envelope theorem); a second derivative is that of a fixed prior.
 
     The hyperprior has no default: by maximum likelihood alone, a = b = 0, networks collapse, as weights and scale of a
     layer shrink together. The prior depends on the data, so bounds that need one that does not refuse it.

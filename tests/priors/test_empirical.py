@@ -62,7 +62,7 @@ def test_value_and_gradient_of_each_group(transform):
 
 
 X, Y = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3), jnp.array([0, 1, 2, 3, 0])
-ARGS = lambda w, x: x @ w["a"] + w["b"][None, :], Q, X, Y, jax.random.key(0)  # noqa: E731
+ARGS = lambda w, x: x @ w["a"] + w["b"][None, :], Q, X, Y, jax.random.key(0)
 
 
 @pytest.mark.promotes
@@ -122,7 +122,8 @@ def test_the_doubly_reparameterised_gradient_has_the_same_mean():
 
     keys = jax.random.split(jax.random.key(1), 2000)
     plain, doubly = (
-        jax.jit(jax.vmap(partial(grads, estimator=name)))(keys) for name in ("reparameterised", "doubly_reparameterised")
+        jax.jit(jax.vmap(partial(grads, estimator=name)))(keys)
+        for name in ("reparameterised", "doubly_reparameterised")
     )
     for a, b in ((plain.loc, doubly.loc), (plain.rho, doubly.rho)):
         error = np.sqrt((a.var(axis=0) + b.var(axis=0)) / len(keys))

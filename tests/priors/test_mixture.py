@@ -45,9 +45,9 @@ def test_far_out_nothing_is_nan(dtype):
     w = jnp.asarray([0.0, -1e-30, 1e10, -1e20, 3e38], dtype)
     for scales in ((1.0, 1e-30), (1e-30, 1.0), (2.0, 2.0)):
         fields = tuple(map(jnp.float32, (0.3, *scales)))
-        values, gradients = jax.vmap(
-            jax.value_and_grad(lambda w, p: ScaleMixture(*p).log_prob(w), (0, 1)), (0, None)
-        )(w, fields)
+        values, gradients = jax.vmap(jax.value_and_grad(lambda w, p: ScaleMixture(*p).log_prob(w), (0, 1)), (0, None))(
+            w, fields
+        )
         assert values.dtype == jnp.float32
         assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves((values, gradients)))
 
@@ -73,9 +73,9 @@ def test_its_kl_is_sampled_and_unbiased():
     log_p = [np.asarray(ScaleMixture(0.25, s, 0.01).log_prob(jnp.asarray(w, jnp.float32)), float) for s in (1.0, 0.5)]
     exact = 3 * sum(np.trapezoid(np.exp(log_q) * (log_q - each), w) for each in log_p)
     keys = jax.random.split(jax.random.key(0), 500)
-    values = jax.jit(
-        jax.vmap(lambda key: illia_fn.kl_loss(q, {"w": prior}, reduction="sum", key=key, num_samples=40))
-    )(keys)
+    values = jax.jit(jax.vmap(lambda key: illia_fn.kl_loss(q, {"w": prior}, reduction="sum", key=key, num_samples=40)))(
+        keys
+    )
     error = values.std() / np.sqrt(len(keys))
     assert abs(values.mean() - exact) < 5 * error < 0.02 * exact
 
@@ -88,5 +88,7 @@ def test_a_weight_that_leaves_one_component_is_refused(pi):
 
 @pytest.mark.parametrize("scales", [(0.0, 1.0), (1.0, -1.0), (np.inf, 1.0)])
 def test_bad_scales_are_refused(scales):
-    with pytest.raises(ValueError, match="ScaleMixture: scale_[12], a standard deviation, must be positive and finite"):
+    with pytest.raises(
+        ValueError, match=r"ScaleMixture: scale_[12], a standard deviation, must be positive and finite"
+    ):
         ScaleMixture(0.5, *scales)
