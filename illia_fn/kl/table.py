@@ -171,7 +171,7 @@ def _meant(leaf: Any) -> str:
 def _check_broadcast(caller: str, shape: tuple[int, ...], p: Any) -> None:
     """The parameters of an element-wise prior are numbers, or have as many axes as w, each of the same size or 1."""
     fields = map(np.shape, jax.tree.leaves(p))
-    for sizes in fields if getattr(p, "elementwise", False) else [getattr(p, "batch_shape", ())]:
+    for sizes in fields if getattr(p, "elementwise", False) else [tuple(getattr(p, "batch_shape", ()))]:
         if sizes and (
             len(sizes) != len(shape) or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True))
         ):

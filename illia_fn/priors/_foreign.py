@@ -24,9 +24,7 @@ def foreign_fields(p: Any, name: str, *fields: str) -> tuple[Any, ...] | None:
 
     In the shape of what it is a distribution of, or as they are if it was neither expanded nor made an event.
     """
-    base = p
-    while foreign_name(base) in ("ExpandedDistribution", "Independent"):
-        base = base.base_dist if hasattr(base, "base_dist") else base.distribution  # the latter in distrax and TFP
+    base = _base(p)
     if foreign_name(base) != name:
         return None
     if any(getattr(base, field, None) is None for field in fields):  # parameterised otherwise
@@ -38,6 +36,13 @@ def foreign_fields(p: Any, name: str, *fields: str) -> tuple[Any, ...] | None:
     return tuple(jnp.broadcast_to(value, shape) for value in values)
 
 
+def _base(p: Any) -> Any:
+    """What is expanded, or the joint distribution of an event."""
+    while foreign_name(p) in ("ExpandedDistribution", "Independent"):
+        p = p.base_dist if hasattr(p, "base_dist") else p.distribution  # the latter in distrax and TFP
+    return p
+
+
 def normal_of(p: Any) -> Normal | None:
     """A Normal of another library as ours."""
     fields = foreign_fields(p, "Normal", "loc", "scale")
@@ -47,8 +52,13 @@ def normal_of(p: Any) -> Normal | None:
 def has_density(p: Any, points: Sequence[float]) -> list[np.ndarray | None]:
     """Whether the numbers of w may have each of these values; None where the distribution does not tell."""
     support = getattr(p, "support", None)
-    if not callable(support):
-        return [None] * len(points)
+    if not callable(support):  # distrax and TFP do not tell
+        low, high = _BOUNDS.get(foreign_name(_base(p)), (None, None))
+        return [None if low is None or high is None else np.asarray(low < at < high) for at in points]
     shape = (*getattr(p, "batch_shape", ()), *getattr(p, "event_shape", ()))
     with jax.ensure_compile_time_eval():
         return [concrete(support(jnp.full(shape, at, jnp.float32))) for at in points]
+
+
+_POSITIVE = "Chi2 Exponential Gamma HalfCauchy HalfNormal HalfStudentT InverseGamma LogNormal Pareto Weibull"
+_BOUNDS = {"Beta": (0.0, 1.0)} | dict.fromkeys(_POSITIVE.split(), (0.0, float("inf")))

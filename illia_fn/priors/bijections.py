@@ -92,7 +92,7 @@ class Constrained:
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """That of the prior, against which the shape of a parameter is checked."""
-        return getattr(self.prior, "batch_shape", ())
+        return tuple(getattr(self.prior, "batch_shape", ()))
 
     def forward(self, u: ArrayLike) -> jax.Array:
         """w = T(u), element-wise, in the dtype of u."""
@@ -146,7 +146,11 @@ def _law_of_log(prior: Any) -> Any:
         values = foreign_fields(prior, name, *fields)
         if values is not None:
             return law(*map(at_least_float32, values))
-    return None
+    at_zero = foreign_fields(prior, "HalfCauchy", "scale")
+    moved = foreign_fields(prior, "HalfCauchy", "loc")  # in TFP
+    if at_zero is None or (moved is not None and not np.all(concrete(moved[0]) == 0)):
+        return None
+    return LogHalfCauchy(jnp.log(at_least_float32(*at_zero)))
 
 
 _OF_LOG: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
@@ -157,7 +161,6 @@ _OF_LOG: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "InverseGamma": (("concentration", "rate"), lambda a, b: ExpGamma(a, jnp.log(b), -1.0)),
     "HalfNormal": (("scale",), lambda s: ExpGamma(0.5, -2.0 * jnp.log(s) - math.log(2.0), 2.0)),
     "Weibull": (("scale", "concentration"), lambda s, k: ExpGamma(1.0, -k * jnp.log(s), k)),
-    "HalfCauchy": (("scale",), lambda s: LogHalfCauchy(jnp.log(s))),
 }
 
 

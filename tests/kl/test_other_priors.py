@@ -184,3 +184,31 @@ def test_priors_of_a_positive_number_are_exact(name):
     exact = np.trapezoid(np.exp(log_q) * (log_q - log_p), u)
     for prior in (law, law.expand((1,)), law.expand((1,)).to_event(1)):
         np.testing.assert_allclose(kl_loss({"u": q}, constrained(prior, to="positive")), exact, rtol=2e-5)
+
+
+class TensorShape(tuple):
+    """That of TFP, which is true even where it is empty."""
+
+    def __bool__(self):
+        return True
+
+
+def test_libraries_that_tell_no_support():
+    """Names tell it; a half-Cauchy that starts elsewhere is not taken for one that starts at 0."""
+    gamma = stand_in(f"{TFP}.gamma", "Gamma", concentration=2.0, rate=3.0, batch_shape=TensorShape(), event_shape=())
+    for prior in (gamma, stand_in(f"{TFP}.independent", "Independent", distribution=gamma)):
+        with pytest.raises(ValueError, match="has no density on part of the real line"):
+            kl_loss(Q, prior, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="Gamma has mass outside of"):
+        constrained(gamma, (0.0, 1.0))
+    ours, numpyros = (kl_loss(Q, constrained(p, "positive")) for p in (gamma, dist.Gamma(2.0, 3.0)))
+    np.testing.assert_allclose(ours, numpyros, rtol=1e-6)
+    for loc, is_known in ((0.0, True), (1.0, False)):
+        moved = stand_in(f"{TFP}.half_cauchy", "HalfCauchy", loc=jnp.float32(loc), scale=jnp.float32(2.0))
+        assert (constrained(moved, "positive").on_the_line() is not None) == is_known
+
+
+def test_a_shape_that_is_true_is_no_shape():
+    node = stand_in("my.own", "Wide", batch_shape=TensorShape())
+    type(node).log_prob = lambda self, w: -jnp.abs(w)
+    assert np.isfinite(kl_loss(Q, node, key=jax.random.key(0)))
