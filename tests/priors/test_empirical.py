@@ -55,6 +55,8 @@ def test_value_and_gradient_of_each_group(transform):
     right, slopes = jax.value_and_grad(explicit)(Q)
     np.testing.assert_allclose(value, right, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, slopes)
+    alone = jax.grad(kl_divergence)(Q["a"], PRIOR)  # with the whole of the gradient
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), alone, slopes["a"])
     tree = kl_tree(Q, {"a": PRIOR, "b": Normal(0.0, 1.0)})
     np.testing.assert_allclose(tree["['a']"], through(Q["a"], 4.4798, 10.0)[0], rtol=1e-6)
     np.testing.assert_allclose(tree["['b']"], kl_divergence(Q["b"], Normal(0.0, 1.0)), rtol=1e-6)
