@@ -29,8 +29,8 @@ TABLE = summary(Q)
 CURVE = PruningCurve(np.array([0.0, 0.5, 1.0]), np.array([0.1, 0.2, 0.9]), np.array([1.0, 0.4, 0.0]))
 
 STEPS = 50
-TERMS = ELBOTerms(RNG.normal(size=STEPS), RNG.uniform(5.0, 9.0, STEPS), np.full(STEPS, 0.01))
-TERMS = ELBOTerms(*(field.astype(np.float32) for field in TERMS))
+FIELDS = RNG.normal(size=STEPS), RNG.uniform(5.0, 9.0, STEPS), np.full(STEPS, 0.01)
+TERMS = ELBOTerms(*(field.astype(np.float32) for field in FIELDS))
 RANKS = RNG.integers(64, size=(320, 2)).astype(np.int32)
 CALIBRATION = SBC({"w": RANKS}, 63, {"w": np.ones(2)})
 

@@ -6,16 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.checks import concrete, describe
+from illia_fn._base.checks import describe
 from illia_fn._base.numerics import at_least_float32, total
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.priors._foreign import has_density
+from illia_fn.priors.empirical import EmpiricalBayes
 
 
 def is_prior(p: Any) -> bool:
     """Whether it is one prior, and no tree of them."""
     # of its type: a flax.nnx.Param has the attributes of what it holds, such as those of a posterior
-    return hasattr(type(p), "log_prob")
+    return hasattr(type(p), "log_prob") or isinstance(p, EmpiricalBayes)
+
+
+def fitted(q: Any, p: PyTree) -> tuple[PyTree, list[jax.Array]]:
+    """A prior whose scales are fitted to q, and their -log hyperpriors in nats; others as they are."""
+    priors, structure = jax.tree.flatten(p, is_leaf=is_prior)
+    if not (is_posterior(q) and any(isinstance(prior, EmpiricalBayes) for prior in priors)):
+        return p, []
+    moments = zip(priors, structure.flatten_up_to(q.mean), structure.flatten_up_to(q.stddev), strict=True)
+    fits = [each.fit(mean, sd) if isinstance(each, EmpiricalBayes) else (each, None) for each, mean, sd in moments]
+    return structure.unflatten([prior for prior, _ in fits]), [nats for _, nats in fits if nats is not None]
 
 
 class Block(NamedTuple):
@@ -109,7 +121,7 @@ def _meant(leaf: Any) -> str:
 def check_broadcast(caller: str, shape: tuple[int, ...], p: Any) -> None:
     """The parameters of an element-wise prior are numbers, or have as many axes as w, each of the same size or 1."""
     fields = map(np.shape, jax.tree.leaves(p))
-    for sizes in fields if getattr(p, "elementwise", False) else [getattr(p, "batch_shape", ())]:
+    for sizes in fields if getattr(p, "elementwise", False) else [tuple(getattr(p, "batch_shape", ()))]:
         if sizes and (
             len(sizes) != len(shape) or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True))
         ):
@@ -122,17 +134,11 @@ def check_broadcast(caller: str, shape: tuple[int, ...], p: Any) -> None:
 def check_support(caller: str, p: PyTree) -> None:
     """The prior has a density everywhere on the real line, as far as it tells: elsewhere KL(q || p) is infinite."""
     for leaf in jax.tree.leaves(p, is_leaf=is_prior):
-        support = getattr(leaf, "support", None)
-        if not callable(support):
-            continue
-        shape = (*getattr(leaf, "batch_shape", ()), *getattr(leaf, "event_shape", ()))
-        with jax.ensure_compile_time_eval():
-            inside = [concrete(support(jnp.full(shape, at, jnp.float32))) for at in (-1e30, -0.3, 0.3, 1e30)]
-        if any(flags is not None and not np.all(flags) for flags in inside):
+        if any(flags is not None and not np.all(flags) for flags in has_density(leaf, (-1e30, -0.3, 0.3, 1e30))):
             raise ValueError(
                 f"{caller}: the prior {type(leaf).__name__} has no density on part of the real line, where the "
-                "posterior has some, so KL(q || p) is infinite. Give the unconstrained parameter u of a positive one, "
-                "w = exp(u) in apply_fn, the prior of u: see the chapter on priors."
+                "posterior has some, so KL(q || p) is infinite. Take the prior of an unconstrained parameter u, "
+                'illia_fn.priors.constrained(prior, to="positive") or to=(low, high), and its forward(u) in apply_fn.'
             )
 
 

@@ -1,6 +1,6 @@
 """KL(q || p) of a whole tree: the loss, its parts by path, and the density of the prior at a draw."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,12 +11,13 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_factor, check_key
 from illia_fn._base.numerics import total
 from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
-from illia_fn.kl._priors import is_prior, log_prior_of_node
+from illia_fn.kl._priors import fitted, is_prior, log_prior_of_node
 from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import closed_form, kl_of_node
 from illia_fn.posteriors._join import Joined, join, split
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params
+from illia_fn.priors._known import in_known_form
 from illia_fn.priors.normal import Normal
 
 
@@ -32,6 +33,7 @@ def kl_loss(
     """KL loss, weight * sum_l KL(q_l || p_l) over the posterior nodes l of a tree, in nats.
 
     With reduction="mean" it is divided by the number of variational parameters, `num_params(params)`: all of them.
+    A prior that is fitted to q, `priors.EmpiricalBayes`, adds -log of its hyperprior to the KL of its node.
 
     Args:
         params: a posterior tree; deterministic leaves add no KL.
@@ -65,7 +67,7 @@ def kl_loss(
             'Bayesian with mean_field, or use reduction="sum", which is 0.'
         )
     pairs = kl_pairs("kl_loss", params, prior, key)
-    kl = total_kl(Joined.of(params, is_posterior), pairs, num_samples)
+    kl = total([total_kl(Joined.of(params, is_posterior), pairs, num_samples), *hyperpriors(pairs)])
     return jnp.asarray(weight, kl.dtype) * (kl / jnp.asarray(count, kl.dtype) if reduction == "mean" else kl)
 
 
@@ -109,6 +111,7 @@ class Pair(NamedTuple):
         p: its prior; for a node over a subtree, one for all of it or a tree of priors.
         key: to sample with, once `index` is folded in.
         index: the place of the node among the leaves of the tree.
+        hyperpriors: -log of those of a prior that was fitted to q, in nats.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Pair(NamedTuple):
     p: PyTree
     key: jax.Array | None
     index: int
+    hyperpriors: Sequence[jax.Array] = ()
 
     def kl(self, num_samples: int) -> jax.Array:
         """KL(q || p), a scalar."""
@@ -154,6 +158,7 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
         check_key(caller, key)
     check_nodes(caller, params)
     arrays = mean(params)  # a prior may tell apart the arrays that one node stands for
+    prior = jax.tree.map(in_known_form, prior, is_leaf=_is_prior_leaf)
     priors = iter(broadcast_prefix(caller, "prior", prior, arrays, None, _is_prior_leaf))
     paths = iter(path for path, _ in leaves_with_path(arrays))
     pairs = []
@@ -163,13 +168,19 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
         if is_posterior(q):
             own_paths, own = map(list, zip(*mine, strict=True))
             p = own[0] if all(each is own[0] for each in own) else structure.unflatten(own)
-            pairs.append(Pair(f"{caller} at params{path}", own_paths, q, p, key, index))
+            p, of_scales = fitted(q, p)
+            pairs.append(Pair(f"{caller} at params{path}", own_paths, q, p, key, index, of_scales))
     return pairs
 
 
 def total_kl(joined: Joined, pairs: list[Pair], num_samples: int) -> jax.Array:
     """KL(q || prior) of the whole tree in nats."""
     return total([pair.kl(num_samples) for node, group in _groups(joined) for pair in _by_prior(node, group, pairs)])
+
+
+def hyperpriors(pairs: list[Pair]) -> list[jax.Array]:
+    """-log of the hyperpriors of all that was fitted to q, in nats."""
+    return [nats for pair in pairs for nats in pair.hyperpriors]
 
 
 def log_prior(joined: Joined, pairs: list[Pair], w: list[PyTree]) -> jax.Array:

@@ -14,11 +14,13 @@ from illia_fn.kl._priors import (
     check_fits,
     check_prior,
     check_support,
+    fitted,
     is_prior,
     log_prior_of_node,
     names_of,
 )
 from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.priors._known import in_known_form
 
 ClosedForm = Callable[[Any, Any], jax.Array]
 
@@ -103,6 +105,7 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
 
 def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
     """`kl_divergence`, with errors in the name of its caller."""
+    p, _ = fitted(q, jax.tree.map(in_known_form, p, is_leaf=is_prior))
     f = closed_form(q, p)
     if f is not None:
         if is_posterior(q) and (is_prior(p) or f is not _CLOSED_FORMS.get((type(q), type(p)))):

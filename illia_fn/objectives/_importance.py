@@ -140,6 +140,7 @@ def importance_loss(
 
 
 def _check(draws: Draws, regulariser: Regulariser) -> None:
+    regulariser.refuse_fitted("its scales are the best ones for the KL, and not for this objective")
     if draws.antithetic and draws.estimator != "reparameterised":
         refuse_antithetic(draws.caller, draws.estimator)
     if not regulariser.pairs:

@@ -12,7 +12,7 @@ from illia_fn._base.checks import check_factor, check_num_data, check_temperatur
 from illia_fn._base.numerics import at_least_float32, total
 from illia_fn._base.trees import PyTree, broadcast_prefix
 from illia_fn.engine.estimators import with_gradient_of
-from illia_fn.kl.loss import Pair, kl_pairs, log_prior, total_kl
+from illia_fn.kl.loss import Pair, hyperpriors, kl_pairs, log_prior, total_kl
 from illia_fn.objectives._draws import Draw, Draws
 from illia_fn.posteriors.posterior import is_posterior, num_params
 from illia_fn.priors.normal import Normal
@@ -55,6 +55,8 @@ class Regulariser:
             )
         pairs = kl_pairs(self.caller, self.draws.params, self.prior, self.draws.keys[1])
         object.__setattr__(self, "pairs", pairs)
+        if self.free_nats is not None:
+            self.refuse_fitted("with free_nats the scales that it fits are not the best ones")
 
     @property
     def caller(self) -> str:
@@ -71,6 +73,19 @@ class Regulariser:
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
         return with_gradient_of(kl, (path / draws.num_samples).astype(kl.dtype), draws.once)
+
+    def hyperprior(self) -> jax.Array | None:
+        """-log of the hyperpriors of the priors that were fitted to q, in nats; None if none was."""
+        terms = hyperpriors(self.pairs)
+        return total(terms) if terms else None
+
+    def refuse_fitted(self, why: str) -> None:
+        """For objectives whose prior must not depend on q."""
+        if hyperpriors(self.pairs):
+            raise ValueError(
+                f"{self.caller}: priors.EmpiricalBayes is fitted to q, and {why}. Take a fixed prior, or learn a scale "
+                "along with q: illia_fn.Normal(0.0, jnp.exp(log_scale))."
+            )
 
     def _tempered(self, kl: jax.Array, nodes: Sequence[Any]) -> jax.Array:
         """KL + (1 - T) H of these nodes."""

@@ -17,22 +17,25 @@ from illia_fn.priors.normal import Normal
 
 
 class ELBOTerms(NamedTuple):
-    """What an ELBO loss is made of: loss = nll + weight * kl, to the last bit.
+    """What an ELBO loss is made of: loss = nll + weight * kl (+ weight * hyperprior), to the last bit.
 
     Attributes:
         nll: mean negative log-likelihood per example, averaged over the Monte Carlo samples, in nats.
         kl: KL(q || prior) of the whole tree, in nats; with `temperature` or `free_nats`, what takes its place.
         weight: the factor of the KL: kl_weight / num_data, or kl_weight / num_params(params) without `num_data`.
+        hyperprior: -log of the hyperprior of a prior that is fitted to q (`priors.EmpiricalBayes`), in nats, or None.
     """
 
     nll: jax.Array
     kl: jax.Array
     weight: jax.Array
+    hyperprior: jax.Array | None = None
 
     @property
     def loss(self) -> jax.Array:
-        """nll + weight * kl."""
-        return _round(self.nll) + _round(self.weight * self.kl)
+        """nll + weight * kl, and the hyperprior with the same weight."""
+        loss = _round(self.nll) + _round(self.weight * self.kl)
+        return loss if self.hyperprior is None else _round(loss) + _round(self.weight * self.hyperprior)
 
 
 @jax.custom_jvp
@@ -170,7 +173,7 @@ def elbo_loss(
     )
     nll, aux = draws.mean_nll()
     kl = regulariser.kl()
-    terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype))
+    terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype), regulariser.hyperprior())
     return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
 
 

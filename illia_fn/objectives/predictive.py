@@ -77,5 +77,5 @@ def predictive_loss(
 
     nll, aux = draws.reduce(losses, predictive_nll)
     kl = regulariser.kl()
-    terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype))
+    terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype), regulariser.hyperprior())
     return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)

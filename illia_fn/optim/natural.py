@@ -17,6 +17,7 @@ from illia_fn.posteriors._flat import ravel
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.priors._known import in_known_form
 from illia_fn.priors.normal import Normal
 
 
@@ -106,6 +107,7 @@ def natural_gradient(
     for name, rate in (("learning_rate", learning_rate), ("precision_rate", precision_rate)):
         if not callable(rate):
             check_factor(caller, name, rate)
+    prior = in_known_form(prior)
     if prior is not None and not (isinstance(prior, Normal) and np.shape(prior.loc) == np.shape(prior.scale) == ()):
         raise ValueError(f"{caller}: prior must be one Normal(loc, scale) of two numbers, got {describe(prior)}.")
     for name, limit in (("max_step", max_step), ("max_kl", max_kl), ("max_change", max_change)):

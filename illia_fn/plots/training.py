@@ -77,9 +77,9 @@ def training_curves(
 
 def _curves(caller: str, history: Any) -> dict[str, np.ndarray]:
     if isinstance(history, ELBOTerms):
-        fields = list(history)
+        fields = [field for field in history if field is not None]
     elif isinstance(history, (list, tuple)) and len(history) and all(isinstance(one, ELBOTerms) for one in history):
-        fields = list(zip(*history, strict=True))
+        fields = [field for field in zip(*history, strict=True) if field[0] is not None]
     else:
         fields = [history]
     arrays = [np.asarray(field) for field in fields]
@@ -94,6 +94,8 @@ def _curves(caller: str, history: Any) -> dict[str, np.ndarray]:
     else:
         terms = ELBOTerms(*map(jnp.asarray, arrays))
         curves = {"loss": terms.loss, "nll": terms.nll, "weight * kl": terms.weight * terms.kl}
+        if terms.hyperprior is not None:
+            curves["weight * hyperprior"] = terms.weight * terms.hyperprior
     return {name: np.asarray(values, np.float64) for name, values in curves.items()}
 
 

@@ -68,9 +68,12 @@ def test_pruning():
 
 def test_training_curves():
     expected = {"loss": TERMS.nll + 0.01 * TERMS.kl, "nll": TERMS.nll, "weight * kl": 0.01 * TERMS.kl}
-    as_list = [ELBOTerms(*(jnp.asarray(field[i]) for field in TERMS)) for i in range(STEPS)]
-    for history in (TERMS, as_list):
-        for line, (name, values) in zip(plots.training_curves(history).lines, expected.items(), strict=True):
+    as_list = [ELBOTerms(*(jnp.asarray(field[i]) for field in TERMS[:3])) for i in range(STEPS)]
+    fitted = [terms._replace(hyperprior=terms.kl / 2) for terms in as_list]
+    of_fitted = {"loss": TERMS.nll + 0.015 * TERMS.kl, "nll": TERMS.nll, "weight * kl": 0.01 * TERMS.kl}
+    of_fitted["weight * hyperprior"] = 0.005 * TERMS.kl
+    for history, curves in ((TERMS, expected), (as_list, expected), (fitted, of_fitted)):
+        for line, (name, values) in zip(plots.training_curves(history).lines, curves.items(), strict=True):
             assert line.get_label() == name
             np.testing.assert_array_equal(line.get_xdata(), np.arange(1, STEPS + 1))
             np.testing.assert_allclose(line.get_ydata(), values, rtol=1e-5, atol=1e-6)

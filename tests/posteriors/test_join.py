@@ -97,7 +97,7 @@ PRIORS = {
     "one for each": lambda q: {name: Normal(0.1 * index, 1.0) for index, name in enumerate(sorted(q))},
     "arrays": lambda q: {name: Normal(0.0, jnp.full(np.shape(leaf), 0.4)) for name, leaf in mean_of(q).items()},
     "yesterday's posterior": lambda q: jax.tree.map(lambda leaf: 0.9 * leaf - 0.1, q),
-    "sampled": lambda q: {name: dist.Laplace(0.0, 1.0) if name in "ac" else Normal(0.0, 1.0) for name in q},
+    "sampled": lambda q: {name: dist.Cauchy(0.0, 1.0) if name in "ac" else Normal(0.0, 1.0) for name in q},
 }
 
 

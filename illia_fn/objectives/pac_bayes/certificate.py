@@ -99,6 +99,7 @@ def pac_bayes_certificate(
             f"{caller}: params{fixed[0]} is deterministic. If all such leaves were fixed without the data, pass "
             "fixed_leaves=True; if they were trained on it, the bound does not hold: give them a posterior."
         )
+    regulariser.refuse_fitted("the bound holds for a prior that has not seen the data")
     regulariser.require_exact()
 
     def risk_at(*args: Any) -> tuple[tuple[()], Any]:

@@ -119,6 +119,7 @@ def pac_bayes_loss(
     )
     regulariser = Regulariser(draws, prior=prior, num_data=num_data)
     num_data = regulariser.require_num_data("it is the n of the bound")
+    regulariser.refuse_fitted("the bound holds for a prior that has not seen the data")
     regulariser.require_exact()
     risk, extremes, aux = draws.mean(partial(risk_and_range, data))
     terms = RiskTerms(risk * one_if_inside(caller, *extremes).astype(risk.dtype), regulariser.kl())

@@ -1,0 +1,94 @@
+"""The scale mixture against a hundred digits, where the published form underflows."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from hundred_digits import assert_exact
+
+import illia_fn
+from illia_fn.priors import ScaleMixture
+
+
+def log_mixture(w, pi, scale_1, scale_2):
+    def density(scale):
+        return mpmath.exp(-((w / scale) ** 2) / 2) / (scale * mpmath.sqrt(2 * mpmath.pi))
+
+    return mpmath.log(pi * density(scale_1) + (1 - pi) * density(scale_2))
+
+
+POINTS = [
+    (w, pi, *scales)
+    for w in (1e-3, 0.0123, 0.5, -3.0, 40.0, 1e4)
+    for pi, *scales in ((0.25, 1.0, 2.5e-3), (0.999, 2.5e-3, 1.0), (1e-6, 0.3, 0.1), (0.5, 1e-12, 1e6))
+]
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_against_a_hundred_digits(dtype):
+    """The logarithms of the scales, of the size of the last term, are rounded before they are added."""
+    natural = dict.fromkeys(range(5), lambda w, pi, s, t: 2.0) | {0: lambda w, pi, s, t: 40.0}
+    assert_exact(lambda w, *p: ScaleMixture(*p).log_prob(w), log_mixture, POINTS, dtype, places=20, natural=natural)
+
+
+def test_the_published_form_underflows_where_this_one_does_not():
+    w = jnp.float32(15.0)
+    density = 0.5 * jnp.exp(-0.5 * w**2) / jnp.sqrt(2 * jnp.pi)
+    assert jnp.log(density) == -np.inf
+    np.testing.assert_allclose(ScaleMixture(0.5, 1.0, 1e-3).log_prob(w), np.log(0.5 / np.sqrt(2 * np.pi)) - 112.5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_far_out_nothing_is_nan(dtype):
+    w = jnp.asarray([0.0, -1e-30, 1e10, -1e20, 3e38], dtype)
+    for scales in ((1.0, 1e-30), (1e-30, 1.0), (2.0, 2.0)):
+        fields = tuple(map(jnp.float32, (0.3, *scales)))
+        values, gradients = jax.vmap(jax.value_and_grad(lambda w, p: ScaleMixture(*p).log_prob(w), (0, 1)), (0, None))(
+            w, fields
+        )
+        assert values.dtype == jnp.float32
+        assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves((values, gradients)))
+
+
+def test_equal_scales_are_one_normal_with_a_gradient_for_each():
+    def log_prob(pi, a, b):
+        return ScaleMixture(pi, a, b).log_prob(jnp.float32(0.7))
+
+    value, slopes = jax.value_and_grad(log_prob, (0, 1, 2))(0.3, 0.5, 0.5)
+    normal, slope = jax.value_and_grad(lambda s: illia_fn.Normal(0.0, s).log_prob(jnp.float32(0.7)))(0.5)
+    np.testing.assert_allclose(value, normal, rtol=1e-6)
+    np.testing.assert_allclose(slopes, [0.0, 0.3 * slope, 0.7 * slope], rtol=1e-5, atol=1e-6)
+
+
+def test_its_kl_is_sampled_and_unbiased():
+    """Against quadrature; as one object, and in a tree of priors with one for each row of a kernel."""
+    q = illia_fn.mean_field({"w": jnp.full((2, 3), 0.05)}, scale=0.1)
+    prior = ScaleMixture(0.25, jnp.array([[1.0], [0.5]]), 0.01)
+    with pytest.raises(ValueError, match=r"kl_loss at params\['w'\]: .*ScaleMixture.* pass key="):
+        illia_fn.kl_loss(q, prior)
+    w = np.linspace(-0.75, 0.85, 20_001)  # eight scales to each side
+    log_q = -0.5 * ((w - 0.05) / 0.1) ** 2 - np.log(0.1 * np.sqrt(2 * np.pi))
+    log_p = [np.asarray(ScaleMixture(0.25, s, 0.01).log_prob(jnp.asarray(w, jnp.float32)), float) for s in (1.0, 0.5)]
+    exact = 3 * sum(np.trapezoid(np.exp(log_q) * (log_q - each), w) for each in log_p)
+    keys = jax.random.split(jax.random.key(0), 500)
+    values = jax.jit(jax.vmap(lambda key: illia_fn.kl_loss(q, {"w": prior}, reduction="sum", key=key, num_samples=40)))(
+        keys
+    )
+    error = values.std() / np.sqrt(len(keys))
+    assert abs(values.mean() - exact) < 5 * error < 0.02 * exact
+
+
+@pytest.mark.parametrize("pi", [0.0, 1.0, -0.5, 2, np.nan])
+def test_a_weight_that_leaves_one_component_is_refused(pi):
+    with pytest.raises(ValueError, match=r"ScaleMixture: pi, .* between 0 and 1, got .*illia_fn\.Normal"):
+        ScaleMixture(pi, 1.0, 0.1)
+
+
+@pytest.mark.parametrize("scales", [(0.0, 1.0), (1.0, -1.0), (np.inf, 1.0)])
+def test_bad_scales_are_refused(scales):
+    with pytest.raises(
+        ValueError, match=r"ScaleMixture: scale_[12], a standard deviation, must be positive and finite"
+    ):
+        ScaleMixture(0.5, *scales)
