@@ -14,7 +14,7 @@ from illia_fn.coupling._concatenation import concatenated, expanded, probed
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._layout import AFFINE, LAYOUT
 from illia_fn.coupling._linear import LINEAR, flipout, moments, movable
-from illia_fn.coupling._moments import Moments, added, in_units, square, total
+from illia_fn.coupling._moments import Moments, added, in_units, scaled, square, total
 from illia_fn.coupling._recursion import RECURSION
 from illia_fn.coupling._values import PerExample, View, along
 
@@ -109,10 +109,14 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
             mean, variance = (eqn.primitive.bind(x, *others, **eqn.params) for x in (value.mean, variance))
             unit = LAYOUT[name](unit, value.mean.shape, *others, **params)
             return [Moments(mean, (in_units(variance, unit),), value.site)]
-    is_affine = name in AFFINE and isinstance(value, View) and jnp.issubdtype(outputs[0].dtype, jnp.floating)
-    if is_affine and not (name == "div" and position == 1):
+    if name not in AFFINE or not jnp.issubdtype(outputs[0].dtype, jnp.floating) or (name == "div" and position == 1):
+        return None
+    if isinstance(value, View):
         return [value.mapped(AFFINE[name], position, others, outputs[0])]
-    return None
+    if name in SUMS or outputs[0].size != value.mean.size:
+        return None
+    mean = eqn.primitive.bind(*[value.mean if index == position else x for index, x in enumerate(operands)], **eqn.params)
+    return [Moments(mean, (scaled(value.variances, name, others),), value.site)]
 
 
 def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:

@@ -79,6 +79,18 @@ def added(terms: Sequence[Variance]) -> tuple[list[tuple[Array, Array | None]], 
     return [term.times(term.unit / divisor) for term in terms], unit
 
 
+def scaled(terms: Sequence[Variance], name: str, others: Sequence[Array]) -> Variance:
+    """The variance of Gaussians that are multiplied or divided by something; other operations leave it as it is."""
+    parts, unit = added(terms)
+    variance = total(parts)
+    if name not in ("mul", "div"):
+        return in_units(variance, unit)
+    factor = jnp.asarray(others[0]).astype(variance.dtype)
+    factor = 1.0 / factor if name == "div" else factor
+    size = magnitude(factor)
+    return in_units(variance * jnp.square(factor * (1.0 / size)), unit * size.reshape((1,) * unit.ndim))
+
+
 def total(parts: Sequence[tuple[Array, Array | None]]) -> Array:
     """The sum of v * g^2, g being 1 where it is None."""
     return functools.reduce(jnp.add, [v if g is None else _times_square(v, g) for v, g in parts])
