@@ -66,8 +66,7 @@ def _of_equation(eqn: Any, operands: list[Reach | None]) -> list[Reach | None]:
         if name in CALLS:
             return results
         # a derivative of its own need not be that of the function, by which the variance would go
-        own = [result and Break(name, result.leaves) for result in results]
-        return [r and (r if r.breaks else Reach(r.leaves, frozenset([b]))) for r, b in zip(results, own, strict=True)]
+        return [result and _broken(result, name) for result in results]
     if name == "cond" and operands[0] is None:
         branches = [reaches(branch.jaxpr, operands[1:]) for branch in eqn.params["branches"]]
         return [_either([result for result in results if result]) for results in zip(*branches, strict=True)]
@@ -79,13 +78,19 @@ def _of_equation(eqn: Any, operands: list[Reach | None]) -> list[Reach | None]:
         return [Reach(leaves, breaks) if flag else None for flag in depends]
     affine = _is_affine(eqn, flags)
     if any(flag and not good for flag, good in zip(depends, affine, strict=True)):
-        alone = [[index == only for index in range(len(flags))] for only in itertools.compress(range(len(flags)), flags)]
+        alone = [
+            [index == only for index in range(len(flags))] for only in itertools.compress(range(len(flags)), flags)
+        ]
         is_product = len(alone) > 1 and all(all(_is_affine(eqn, one)) for one in alone)
         breaks = frozenset([Break(name, leaves, is_product)])
     return [
         Reach(leaves, frozenset() if good else breaks) if flag else None
         for flag, good in zip(depends, affine, strict=True)
     ]
+
+
+def _broken(reach: Reach, name: str) -> Reach:
+    return reach if reach.breaks else Reach(reach.leaves, frozenset([Break(name, reach.leaves)]))
 
 
 def _either(some: Sequence[Reach]) -> Reach | None:

@@ -115,7 +115,9 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
         return [value.mapped(AFFINE[name], position, others, outputs[0])]
     if name in SUMS or outputs[0].size != value.mean.size:
         return None
-    mean = eqn.primitive.bind(*[value.mean if index == position else x for index, x in enumerate(operands)], **eqn.params)
+    mean = eqn.primitive.bind(
+        *[value.mean if index == position else x for index, x in enumerate(operands)], **eqn.params
+    )
     return [Moments(mean, (scaled(value.variances, name, others),), value.site)]
 
 

@@ -1,9 +1,9 @@
-"""The variance of each output of a linear map of weights that are independent Gaussians, or Gaussian over a subtree."""
+"""The variances of outputs that are a linear map of weights with a Gaussian law."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +20,69 @@ from illia_fn.posteriors.posterior import Posterior
 
 _AT_ONCE = 2**18  # numbers of the outputs of several directions
 
+Reduction = Callable[[jax.Array], jax.Array]
 Linear = Callable[[list[PyTree]], list[jax.Array]]
 
 
-def output_variances(linear: Linear, nodes: Sequence[Posterior]) -> list[jax.Array]:
-    """Var[output] of linear(w - E[w]), w ~ q, each number by itself: of the shape of the output, float32 or wider.
+class LinearOutputs(NamedTuple):
+    """Outputs that are a linear map of w - E[w], w ~ q.
 
     A `Gaussian` that enters one product with data, as the kernel of a dense layer does, has the variance x^2 scale^2:
-    one more product. Any other node is followed along each of its directions of noise, draw = mean + A noise:
+    one more product. Any other node is followed along each of the directions of its noise, w = E[w] + A noise,
 
-        Var[output] = sum_j linear(A e_j)^2
+        Cov[outputs] = sum_j linear(A e_j) linear(A e_j)^T
 
-    in as many passes as its noise has numbers; the linear map alone is passed through, and not the layers before it.
+    in as many passes as its noise has numbers; they go through the linear map, and not the layers before it.
+
+    Attributes:
+        linear: the map, of one tree for each node.
+        nodes: the posterior nodes.
+        closed: the jaxpr of the map.
+        direct: the nodes that take one product.
     """
-    closed = jax.make_jaxpr(linear)([node.mean for node in nodes])
-    direct = _direct(closed, nodes)
-    variances = [_of_output(value) for value in _evaluated(closed, nodes, direct, closed.consts)]
-    for index in sorted(set(range(len(nodes))) - direct):
-        terms = _along_noise(linear, nodes, index)
-        variances = [variance + term for variance, term in zip(variances, terms, strict=True)]
-    return [jnp.broadcast_to(v, aval.shape) for v, aval in zip(variances, closed.out_avals, strict=True)]
+
+    linear: Linear
+    nodes: Sequence[Posterior]
+    closed: Any
+    direct: set[int]
+
+    @staticmethod
+    def of(linear: Linear, nodes: Sequence[Posterior]) -> "LinearOutputs":
+        closed = jax.make_jaxpr(linear)([node.mean for node in nodes])
+        return LinearOutputs(linear, nodes, closed, _direct(closed, nodes))
+
+    def variances(self) -> list[jax.Array]:
+        """Of each number of each output, in the shape of the output, in float32 or wider."""
+        return self._sums(self.direct, lambda outputs: jnp.sum(jnp.square(outputs), axis=0))
+
+    def covariance(self, apart: Collection[int]) -> jax.Array:
+        """Of the last axis of the only output, (..., K, K); or (..., K), its diagonal, if nothing is beside it.
+
+        Args:
+            apart: the nodes of which no number reaches two numbers along that axis.
+        """
+        direct = self.direct & set(apart)
+        if len(direct) == len(self.nodes):
+            return self.variances()[0]
+        precision = jax.lax.Precision.HIGHEST
+        outer = partial(jnp.einsum, "s...i,s...j->...ij", precision=precision)
+        return self._sums(
+            direct, lambda outputs: outer(outputs, outputs), lambda v: v[..., None] * jnp.eye(v.shape[-1])
+        )[0]
+
+    def _sums(
+        self, direct: set[int], reduce: Reduction, embed: Callable[[jax.Array], jax.Array] = lambda v: v
+    ) -> list[jax.Array]:
+        values = _evaluated(self.closed, self.nodes, direct, self.closed.consts)
+        variances = [
+            jnp.broadcast_to(_of_output(value), aval.shape)
+            for value, aval in zip(values, self.closed.out_avals, strict=True)
+        ]
+        sums = list(map(embed, variances))
+        for index in sorted(set(range(len(self.nodes))) - direct):
+            terms = _along_noise(self.linear, self.nodes, index, reduce)
+            sums = [one + term for one, term in zip(sums, terms, strict=True)]
+        return sums
 
 
 def _direct(closed: Any, nodes: Sequence[Posterior]) -> set[int]:
@@ -98,8 +141,8 @@ def _of_output(value: Any) -> jax.Array:
     return total(parts) * unit * unit  # the square of the unit may leave the range where the product does not
 
 
-def _along_noise(linear: Linear, nodes: Sequence[Posterior], index: int) -> list[jax.Array]:
-    """The sum of linear(A e_j)^2 over the directions of the noise of one node, some at once."""
+def _along_noise(linear: Linear, nodes: Sequence[Posterior], index: int, reduce: Reduction) -> list[jax.Array]:
+    """The sum over the directions of the noise of one node of what `reduce` makes of linear(A e_j), some at once."""
     node = nodes[index]
     draw, size, dtype = node.reparameterise(), math.prod(node.noise_shape), widest_dtype(node.mean)
     others = [jax.tree.map(jnp.zeros_like, other.mean) for other in nodes]
@@ -109,14 +152,18 @@ def _along_noise(linear: Linear, nodes: Sequence[Posterior], index: int) -> list
         outputs = linear([*others[:index], column, *others[index + 1 :]])
         return [at_least_float32(output) for output in outputs]
 
-    @jax.checkpoint
-    def add(sums: list[jax.Array], numbers: jax.Array) -> tuple[list[jax.Array], None]:
+    def of_chunk(numbers: jax.Array) -> list[jax.Array]:
         directions = jax.nn.one_hot(numbers, size, dtype=dtype).reshape(-1, *node.noise_shape)
-        squares = [jnp.sum(jnp.square(output), axis=0) for output in jax.vmap(outputs_along)(directions)]
-        return [sum_ + square for sum_, square in zip(sums, squares, strict=True)], None
+        return [reduce(outputs) for outputs in jax.vmap(outputs_along)(directions)]
 
     shapes = jax.eval_shape(outputs_along, jax.ShapeDtypeStruct(node.noise_shape, dtype))
-    at_once = max(1, min(size, _AT_ONCE // max(1, size, *[math.prod(shape.shape) for shape in shapes])))
+    largest = max([size, 1, *[math.prod(shape.shape) for shape in shapes]])
+    at_once = max(1, min(size, _AT_ONCE // largest))
     numbers = jnp.arange(-(-size // at_once) * at_once).reshape(-1, at_once)  # one that is none is a row of zeros
-    zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-    return jax.lax.scan(add, zeros, numbers)[0]
+
+    @jax.checkpoint
+    def add(sums: list[jax.Array], numbers: jax.Array) -> tuple[list[jax.Array], None]:
+        return [one + more for one, more in zip(sums, of_chunk(numbers), strict=True)], None
+
+    first = jax.checkpoint(of_chunk)(numbers[0])
+    return first if len(numbers) == 1 else jax.lax.scan(add, first, numbers[1:])[0]
