@@ -64,11 +64,11 @@ class LinearOutputs(NamedTuple):
         direct = self.direct & set(apart)
         if len(direct) == len(self.nodes):
             return self.variances()[0]
-        precision = jax.lax.Precision.HIGHEST
-        outer = partial(jnp.einsum, "s...i,s...j->...ij", precision=precision)
-        return self._sums(
-            direct, lambda outputs: outer(outputs, outputs), lambda v: v[..., None] * jnp.eye(v.shape[-1])
-        )[0]
+
+        def outer(outputs: jax.Array) -> jax.Array:
+            return jnp.einsum("s...i,s...j->...ij", outputs, outputs, precision=jax.lax.Precision.HIGHEST)
+
+        return self._sums(direct, outer, jnp.vectorize(jnp.diag, signature="(k)->(k,k)"))[0]
 
     def _sums(
         self, direct: set[int], reduce: Reduction, embed: Callable[[jax.Array], jax.Array] = lambda v: v
