@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import split_aux
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._linearity import LinearModel, apart
+from illia_fn.engine._eager import compiled_once
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives._draws import Draws
 from illia_fn.objectives._expected import SoftmaxBound, check_bound, expected_losses
@@ -132,5 +133,5 @@ def _mean_nll(draws: Draws, bound: SoftmaxBound, num_points: int) -> tuple[jax.A
     if data.needs_key and draws.num_samples > 1:
         values, aux = jax.lax.map(lambda key: nll(key), jax.random.split(draws.keys[0], draws.num_samples))
         return jnp.mean(values), aux
-    value, aux = nll(draws.keys[0]) if data.needs_key else nll()
+    value, aux = compiled_once(nll, *[draws.keys[0]] * data.needs_key)
     return value, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (draws.num_samples, *jnp.shape(leaf))), aux)
