@@ -11,8 +11,8 @@ from illia_fn._base.numerics import widest_dtype
 from illia_fn._base.sharding import mesh_of
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._affine import Break, breaks_of
-from illia_fn.coupling._model import Weights, trace
-from illia_fn.coupling._plan import make_plan, shape_of
+from illia_fn.coupling._model import Weights
+from illia_fn.coupling._plan import shape_of
 from illia_fn.coupling._variances import LinearOutputs
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
@@ -88,15 +88,6 @@ def _reason(leaf: int, paths: Sequence[str], breaks: frozenset[Break]) -> str | 
         return f"{mine[0].primitive}: not linear in it"
     others = ", ".join(paths[other] for other in sorted(mine[0].leaves - {leaf}))
     return f"{mine[0].primitive}: times what depends on {others or 'it, too'}"
-
-
-def apart(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None = None) -> set[int]:
-    """The nodes of which no number reaches two outputs of an example, as far as one example by itself shows it."""
-    try:
-        plan = make_plan(trace(caller, apply_fn, q, x, key), "decorrelated")
-    except ValueError:  # the model takes no batch of one
-        return set()
-    return {index for index, leaf in enumerate(plan.leaves) if leaf.strategy == "local_reparam"}
 
 
 class LeafLinearity(NamedTuple):

@@ -35,11 +35,13 @@ class Moments(NamedTuple):
         mean: their means.
         variances: terms of their variances; one at least.
         site: the place of their noise.
+        owners: for each leaf in them, see `owner`; none where positions are not known.
     """
 
     mean: Array
     variances: tuple[Variance, ...]
     site: Site
+    owners: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 def magnitude(x: Array, *, along: Sequence[int] = ()) -> Array:

@@ -1,7 +1,7 @@
 """The variances of outputs that are a linear map of weights with a Gaussian law."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from illia_fn._base.numerics import at_least_float32, widest_dtype
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._context import Context, Use
 from illia_fn.coupling._interpreter import SUMS, evaluate
+from illia_fn.coupling._linear import owner
 from illia_fn.coupling._moments import Moments, added, square, total
 from illia_fn.coupling._values import View, along
 from illia_fn.posteriors.gaussian import Gaussian
@@ -55,13 +56,9 @@ class LinearOutputs(NamedTuple):
         """Of each number of each output, in the shape of the output, in float32 or wider."""
         return self._sums(self.direct, lambda outputs: jnp.sum(jnp.square(outputs), axis=0))
 
-    def covariance(self, apart: Collection[int]) -> jax.Array:
-        """Of the last axis of the only output, (..., K, K); or (..., K), its diagonal, if nothing is beside it.
-
-        Args:
-            apart: the nodes of which no number reaches two numbers along that axis.
-        """
-        direct = self.direct & set(apart)
+    def covariance(self) -> jax.Array:
+        """Of the last axis of the only output, (..., K, K); or (..., K), its diagonal, if nothing is beside it."""
+        direct = self.direct & _apart(self.closed, self.nodes, self.direct)
         if len(direct) == len(self.nodes):
             return self.variances()[0]
 
@@ -102,6 +99,28 @@ def _direct(closed: Any, nodes: Sequence[Posterior]) -> set[int]:
     return set() if drawn else direct
 
 
+def _apart(closed: Any, nodes: Sequence[Posterior], direct: set[int]) -> set[int]:
+    """The nodes of which no number reaches two places along the last axis of the only output."""
+    found: list[tuple[int, np.ndarray]] = []
+
+    def evaluate_owners(consts: Sequence[Any]) -> None:
+        (value,) = _evaluated(closed, nodes, direct, consts)
+        if isinstance(value, View):
+            found.extend(owner(value, {axis: axis for axis in range(len(value.shape))}, len(value.shape)))
+        elif isinstance(value, Moments):
+            found.extend(value.owners)
+
+    jax.eval_shape(evaluate_owners, closed.consts)
+    count = closed.out_avals[0].shape[-1]
+    return direct - {leaf for leaf, numbers in found if count > 1 and not _differ_along_last_axis(numbers)}
+
+
+def _differ_along_last_axis(numbers: np.ndarray) -> bool:
+    """Whether no two places along the last axis have a number in common."""
+    columns = [np.unique(column) for column in np.moveaxis(numbers, -1, 0).reshape(numbers.shape[-1], -1)]
+    return numbers.shape[-1] > 1 and len(np.unique(numbers)) == sum(map(len, columns))
+
+
 def _reads_once(uses: Sequence[Use]) -> bool:
     return all(use.draws_output and (use.primitive in SUMS or use.copies <= 1) for use in uses) and len(uses) <= 1
 
@@ -122,9 +141,9 @@ def _evaluated(
         assert isinstance(node, Gaussian)
         shape, scale = node.loc.shape, node.scale
         positions = {axis: along(np.arange(size), axis, len(shape)) for axis, size in enumerate(shape)}
-        strategy, signs = (None, positions) if probing else ("local_reparam", {})
+        strategy = None if probing else "local_reparam"
         mean = jnp.zeros(shape, at_least_float32(node.loc).dtype)
-        values.append(View(index, strategy, shape, node.loc.dtype, mean, scale, signs))
+        values.append(View(index, strategy, shape, node.loc.dtype, mean, scale, positions))
     outputs = evaluate(context or Context(), closed.jaxpr, consts, values)
     return _leaves(outputs) if probing else outputs
 

@@ -1,7 +1,6 @@
 """E[-log p(y | f)] of each example where f is Gaussian: exact, a bound, or by quadrature."""
 
 import dataclasses
-from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -54,15 +53,12 @@ def check_bound(caller: str, bound: Any, num_points: Any) -> None:
     check_count(caller, "num_points", num_points)
 
 
-def expected_losses(
-    data: DataTerm, model: LinearModel, apart: Callable[[], Collection[int]], *, bound: SoftmaxBound, num_points: int
-) -> jax.Array:
+def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, num_points: int) -> jax.Array:
     """The expected loss of each example, (B,), or the scalar of loss_fn.
 
     Args:
         data: of the losses.
         model: the law of the outputs.
-        apart: the nodes of which no number reaches two numbers of the last axis of an example's outputs.
         bound, num_points: as in `analytic_elbo_loss`.
     """
     likelihood = data.loss_fn or default_loss(data.caller, jax.tree.map(at_least_float32, model.mean), data.y)
@@ -78,7 +74,7 @@ def expected_losses(
             "do. Predict the others, such as the scale of the noise, with deterministic parameters; or use elbo_loss."
         )
     if likelihood is categorical_nll:
-        return _softmax_losses(data, model, apart, bound)
+        return _softmax_losses(data, model, bound)
     (variance,) = model.law.variances()
     if likelihood is gaussian_nll and random == [0]:
         losses = data.losses_of_outputs(model.mean)
@@ -113,9 +109,7 @@ def _name(f: Any) -> str:
     return f"the function {f.__name__}" if hasattr(f, "__name__") else describe(f)
 
 
-def _softmax_losses(
-    data: DataTerm, model: LinearModel, apart: Callable[[], Collection[int]], bound: SoftmaxBound
-) -> jax.Array:
+def _softmax_losses(data: DataTerm, model: LinearModel, bound: SoftmaxBound) -> jax.Array:
     """Upper bounds of E[-log softmax(f)_y], f ~ N(m, V): for any a,
 
         -m_y + 1/2 a^T V a + log sum_k exp(m_k + V_kk / 2 - (V a)_k)
@@ -123,7 +117,7 @@ def _softmax_losses(
     which is convex in a. Jensen's inequality is a = 0, and the tightest has a = softmax(m + diag(V) / 2 - V a). Of a
     diagonal V its diagonal is all there is.
     """
-    second = model.law.variances()[0] if bound == "jensen" else model.law.covariance(apart())
+    second = model.law.variances()[0] if bound == "jensen" else model.law.covariance()
 
     def loss(outputs: tuple[jax.Array, jax.Array], labels: jax.Array) -> jax.Array:
         mean, second = outputs

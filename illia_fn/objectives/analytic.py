@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import split_aux
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling._linearity import LinearModel, apart
+from illia_fn.coupling._linearity import LinearModel
 from illia_fn.engine._eager import compiled_once
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives._draws import Draws
@@ -120,14 +120,8 @@ def _mean_nll(draws: Draws, bound: SoftmaxBound, num_points: int) -> tuple[jax.A
         def outputs(w: PyTree) -> tuple[PyTree, PyTree]:
             return split_aux(data.caller, "apply_fn", data.apply_fn(w, data.x, *apply_key), has_aux=data.has_aux)
 
-        def nodes_apart() -> set[int]:
-            def alone(w: PyTree, x: PyTree, *key: jax.Array) -> PyTree:
-                return split_aux(data.caller, "apply_fn", data.apply_fn(w, x, *key), has_aux=data.has_aux)[0]
-
-            return apart(data.caller, alone, params, data.x, *apply_key)
-
         model = LinearModel.of(data.caller, outputs, params, data.x)
-        losses = expected_losses(data, model, nodes_apart, bound=bound, num_points=num_points)
+        losses = expected_losses(data, model, bound=bound, num_points=num_points)
         return data.mean(losses), model.aux
 
     if data.needs_key and draws.num_samples > 1:

@@ -8,7 +8,7 @@ import pytest
 import illia_fn
 from illia_fn import Posterior, explain_linearity, frozen_pytree, mean_field
 from illia_fn.coupling._affine import breaks_of
-from illia_fn.coupling._linearity import LinearModel, apart
+from illia_fn.coupling._linearity import LinearModel
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
 KERNEL = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4)), jnp.float32)
@@ -142,28 +142,39 @@ def tied(w, x):
     return jnp.stack([x[:, 0] * w["b"][0], x[:, 1] * w["b"][0] + w["b"][1]], axis=1)
 
 
+OF_COVARIANCES = {
+    "a layer": lambda w, x: x @ w["k"] + w["b"][None],
+    "a layer of the data, row by row": lambda w, x: jax.vmap(lambda row: w["k"].T @ row + w["b"])(x),
+    "a layer of sequences": lambda w, x: jnp.stack([x, 2 * x], 1) @ w["k"] + w["b"][None, None],
+    "a layer, then in another shape": lambda w, x: (x @ w["k"]).reshape(10, 2),
+    "one bias for all": shared_bias,
+    "tied": tied,
+    "one by one": lambda w, x: x * w["b"][None, :3],
+    "one number": lambda w, x: x * w["b"][0],
+    "mixed": lambda w, x: (x @ w["k"]) @ KERNEL.T,
+    "backwards": lambda w, x: (x @ w["k"])[:, ::-1] / 2.0 - x[:, :1],
+    "of the rows": lambda w, x: (w["k"].T @ x.T).reshape(5, 4),
+}
+
+
 @pytest.mark.promotes
-@pytest.mark.parametrize("apply_fn", [shared_bias, tied, lambda w, x: (x @ w["k"]) @ KERNEL.T, lambda w, x: x @ w["k"]])
-def test_covariances(apply_fn):
-    q = mean_field(W, scale=0.3)
-    known = jax.jit(lambda q: law(lambda w: apply_fn(w, X), q).law.covariance(apart("test", apply_fn, q, X)))(q)
+@pytest.mark.parametrize("name", OF_COVARIANCES)
+def test_covariances(name):
+    apply_fn, q = OF_COVARIANCES[name], mean_field(W, scale=0.3)
+    known = jax.jit(lambda q: law(lambda w: apply_fn(w, X), q).law.covariance())(q)
     slopes = jacobian(lambda w: apply_fn(w, X), W)
     exact = 0.09 * np.einsum("...ip,...jp->...ij", slopes, slopes)
-    known = known if known.ndim == 3 else np.asarray(known)[..., None] * np.eye(known.shape[-1])
+    is_diagonal = known.ndim < exact.ndim
+    known = np.asarray(known)[..., None] * np.eye(known.shape[-1]) if is_diagonal else known
     np.testing.assert_allclose(known, exact, rtol=1e-5, atol=1e-6)
-
-
-def test_independent_logits_have_no_matrix():
-    q = mean_field(W, scale=0.3)
-    model = law(dense, q)
-    assert model.law.covariance(apart("test", lambda w, x: x @ w["k"] + w["b"][None], q, X)).shape == (5, 4)
+    assert is_diagonal == name.startswith(("a layer", "backwards", "one by one"))
 
 
 def test_many_directions_go_in_chunks(monkeypatch):
     q = FullRank(W, jnp.eye(16))
     whole = jax.jit(lambda q: law(dense, q).law.variances()[0])(q)
     monkeypatch.setattr("illia_fn.coupling._variances._AT_ONCE", 100)  # five at once, the last chunk one
-    one, other = jax.jit(lambda q: (law(dense, q).law.variances()[0], law(dense, q).law.covariance(set())))(q)
+    one, other = jax.jit(lambda q: (law(dense, q).law.variances()[0], law(dense, q).law.covariance()))(q)
     np.testing.assert_allclose(one, whole, rtol=1e-6)
     np.testing.assert_allclose(other[2], np.diag(whole[2]), rtol=1e-6)
 
