@@ -52,8 +52,9 @@ def analytic_elbo_loss(
       2011, Non-conjugate variational message passing for multinomial and binary regression, or Jensen's inequality,
       -m_y + log sum_k exp(m_k + c_k / 2).
     - the other likelihoods of illia_fn, but for mixtures, and any loss_fn of one output for each example:
-      Gauss-Hermite quadrature. It is exact to a few digits of float32 where the loss is smooth over a few standard
-      deviations of f; at a kink, as that of `laplace_nll`, it is off by some hundredths of the standard deviation.
+      Gauss-Hermite quadrature. With 20 points, that of a Bernoulli is within 1e-6 nats where the standard deviation of
+      its logit is 2, 1e-3 where it is 4, and .02 where it is 8; at a kink, as that of `laplace_nll`, it is off by up to
+      .03 standard deviations. Five times the points make that .006.
 
     Variational Bayesian last layers: Harrison et al. 2024, https://arxiv.org/abs/2404.11599. Here any posterior whose
     draws are linear in their noise serves, for any model: what is linear is read off the model's derivatives (see

@@ -282,17 +282,29 @@ def test_likelihoods_of_many_numbers_are_sums():
     np.testing.assert_allclose(loss, nll.sum(axis=1).mean(), rtol=2e-6)
 
 
-def test_more_points_are_closer():
-    exact = integrate.quad(lambda z: stats.norm.pdf(z) * np.logaddexp(0.0, 1.0 + 4.0 * z), -12, 12)[0]
-    q = {"w": illia_fn.Gaussian(jnp.ones(1), jnp.log(jnp.expm1(jnp.array([4.0]))))}
-    data = jnp.ones((1, 1)), jnp.array([0])
+def test_the_accuracy_of_quadrature_is_as_told(x64):
+    """Of the docstring: E[softplus(m + s z)] for s = 2, 4, 8, and E|d + z|, at 20 and 100 points."""
+    mean = jnp.linspace(-3.0, 3.0, 31)
 
-    def error(num_points):
-        loss_fn = illia_fn.bernoulli_nll
-        loss = partial(analytic_elbo_loss, lambda w, x: x @ w["w"], loss_fn=loss_fn, num_points=num_points)
-        return abs(loss(q, *data, num_data=1, kl_weight=0.0) - exact)
+    def errors(loss_fn, scale, exact, num_points):
+        q = {"w": mean_field(jnp.zeros(()), scale=scale)}
 
-    assert error(5) > 10 * error(20) > 100 * error(100)
+        def nll(center):
+            data = jnp.ones(1), jnp.zeros(1)
+            apply_fn = lambda w, x: center + x * w["w"]  # noqa: E731
+            options = {"num_points": num_points, "num_data": 1, "kl_weight": 0.0}
+            return analytic_elbo_loss(apply_fn, q, *data, loss_fn=loss_fn, **options)
+
+        return np.abs(np.asarray(jax.jit(jax.vmap(nll))(mean)) - exact).max()
+
+    z = np.linspace(-12.0, 12.0, 20_001)[:, None]
+    for scale, bound in ((2.0, 2e-6), (4.0, 1e-3), (8.0, 0.02)):
+        exact = integrate.simpson(stats.norm.pdf(z) * np.logaddexp(0.0, np.asarray(mean) + scale * z), x=z, axis=0)
+        assert errors(illia_fn.bernoulli_nll, scale, exact, 20) < bound
+    center = np.asarray(mean)
+    exact = np.sqrt(2 / np.pi) * np.exp(-(center**2) / 2) + center * special.erf(center / np.sqrt(2)) + np.log(2)
+    assert errors(illia_fn.laplace_nll, 1.0, exact, 20) < 0.031
+    assert errors(illia_fn.laplace_nll, 1.0, exact, 100) < 0.0065
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
