@@ -31,6 +31,7 @@ from illia_fn import schedules as schedules
 from illia_fn.coupling import check_separable as check_separable
 from illia_fn.coupling import decorrelate as decorrelate
 from illia_fn.coupling import explain_coupling as explain_coupling
+from illia_fn.coupling import explain_linearity as explain_linearity
 from illia_fn.diagnostics import check_setup as check_setup
 from illia_fn.diagnostics import diagnose as diagnose
 from illia_fn.diagnostics import prune as prune
@@ -58,6 +59,7 @@ from illia_fn.likelihoods import register_law as register_law
 from illia_fn.likelihoods import student_t_nll as student_t_nll
 from illia_fn.likelihoods import von_mises_nll as von_mises_nll
 from illia_fn.objectives import ELBOTerms as ELBOTerms
+from illia_fn.objectives import analytic_elbo_loss as analytic_elbo_loss
 from illia_fn.objectives import cubo_loss as cubo_loss
 from illia_fn.objectives import divergences as divergences
 from illia_fn.objectives import elbo_loss as elbo_loss

@@ -9,7 +9,10 @@ The interpreter knows what an operation does with a weight from three tables: LA
 """
 
 from illia_fn.coupling._explain import Explanation as Explanation
+from illia_fn.coupling._explain import LinearityExplanation as LinearityExplanation
 from illia_fn.coupling._explain import explain_coupling as explain_coupling
+from illia_fn.coupling._explain import explain_linearity as explain_linearity
+from illia_fn.coupling._linearity import LeafLinearity as LeafLinearity
 from illia_fn.coupling._plan import Coupling as Coupling
 from illia_fn.coupling._plan import LeafPlan as LeafPlan
 from illia_fn.coupling._separable import check_separable as check_separable

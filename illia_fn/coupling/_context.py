@@ -26,6 +26,7 @@ class Use:
         meets: for an element-wise operation on data, the size of its output; else 0.
         part: for a concatenation with other weights, the number of the whole, and where it begins there.
         stands_once: whether each element stands in that part once.
+        copies: how many times an element of the leaf stands in the weight that is met.
     """
 
     primitive: str
@@ -37,6 +38,7 @@ class Use:
     meets: int
     part: tuple[int, int] | None = None
     stands_once: bool = True
+    copies: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Context:
     def note(self, position: int, view: View, primitive: str, meets: int = 0, **use: Any) -> None:
         """A use of a weight, which only a probe may find without a strategy for it."""
         assert self.uses is not None, f"no strategy for a weight in {primitive}"
-        use |= {"positions": view.signs, "varying": frozenset(axis for axis in view.signs if view.spans(axis))}
+        varying = frozenset(axis for axis in view.signs if view.spans(axis))
+        use |= {"copies": view.copies, "positions": view.signs, "varying": varying}
         self.uses[view.leaf, (*self.path, position)] = Use(primitive, meets=meets * self.rounds, **use)
 
 

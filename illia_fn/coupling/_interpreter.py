@@ -13,8 +13,8 @@ from illia_fn._base.sharding import own_mesh
 from illia_fn.coupling._concatenation import concatenated, expanded, probed
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._layout import AFFINE, LAYOUT
-from illia_fn.coupling._linear import LINEAR, flipout, moments, movable
-from illia_fn.coupling._moments import Moments, added, in_units, square, total
+from illia_fn.coupling._linear import LINEAR, flipout, moments, movable, owner
+from illia_fn.coupling._moments import Moments, added, in_units, scaled, square, total
 from illia_fn.coupling._recursion import RECURSION
 from illia_fn.coupling._values import PerExample, View, along
 
@@ -108,11 +108,18 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
                 variance = jnp.broadcast_to(total(parts), value.mean.shape)
             mean, variance = (eqn.primitive.bind(x, *others, **eqn.params) for x in (value.mean, variance))
             unit = LAYOUT[name](unit, value.mean.shape, *others, **params)
-            return [Moments(mean, (in_units(variance, unit),), value.site)]
-    is_affine = name in AFFINE and isinstance(value, View) and jnp.issubdtype(outputs[0].dtype, jnp.floating)
-    if is_affine and not (name == "div" and position == 1):
+            owners = tuple((leaf, LAYOUT[name](x, value.mean.shape, *others, **params)) for leaf, x in value.owners)
+            return [Moments(mean, (in_units(variance, unit),), value.site, owners)]
+    if name not in AFFINE or not jnp.issubdtype(outputs[0].dtype, jnp.floating) or (name == "div" and position == 1):
+        return None
+    if isinstance(value, View):
         return [value.mapped(AFFINE[name], position, others, outputs[0])]
-    return None
+    if name in SUMS or outputs[0].size != value.mean.size:
+        return None
+    mean = eqn.primitive.bind(
+        *[value.mean if index == position else x for index, x in enumerate(operands)], **eqn.params
+    )
+    return [value._replace(mean=mean, variances=(scaled(value.variances, name, others),))]
 
 
 def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
@@ -127,7 +134,7 @@ def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[
         return [PerExample(flipout(linear, view))]
     if view.strategy == "local_reparam":
         mean, variance = moments(linear, view)
-        return [Moments(mean, (variance,), ctx.path)]
+        return [Moments(mean, (variance,), ctx.path, owner(view, linear.to_output, mean.ndim))]
     reads = view.copies * linear.reads
     ctx.note(position, view, name, reads=reads, movable=frozenset(movable(linear, view)), draws_output=True)
     return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
@@ -164,7 +171,7 @@ def _fenced(x: jax.Array) -> jax.Array:
 def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
     """The law of a sum with independent Gaussians, such as a layer's output and its bias."""
     output, name = eqn.outvars[0].aval, eqn.primitive.name
-    mean, variances = [], []
+    mean, variances, owners = [], [], ()
     for position, value in enumerate(operands):
         if isinstance(value, View) and value.strategy is None:  # probing
             reads = value.copies * max(1, output.size // math.prod(value.shape))
@@ -174,12 +181,15 @@ def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
             mean.append(value.dense(value.mean))
             dev = value.dense(value.dev, value.dev.dtype)
             variances.append(square(dev.reshape((1,) * (output.ndim - dev.ndim) + dev.shape)))
+            places = {axis: axis + output.ndim - dev.ndim for axis in range(dev.ndim)}
+            owners += owner(value, places, output.ndim)
         elif isinstance(value, Moments) and value.mean.size == output.size:
             mean.append(value.mean)
             variances += value.variances
+            owners += value.owners
         else:
             mean += arrays(concrete(ctx, [value]))
     total_mean = eqn.primitive.bind(*mean, **eqn.params)
     if ctx.uses is not None or not variances:
         return [PerExample(total_mean)]
-    return [Moments(total_mean, tuple(variances), ctx.path)]
+    return [Moments(total_mean, tuple(variances), ctx.path, owners)]

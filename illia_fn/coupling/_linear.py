@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
+from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._moments import Variance, in_units, magnitude
 from illia_fn.coupling._values import View
 
@@ -168,6 +169,24 @@ def moments(linear: LinearMap, view: View) -> tuple[Array, Variance]:
     return mean, linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
 
 
+def owner(view: View, places: Mapping[int, int], rank: int) -> tuple[tuple[int, np.ndarray], ...]:
+    """The leaf, and numbers of outputs, a thin array: outputs of different numbers share no element of the leaf.
+
+    They are the positions along those axes of the leaf that have places among the axes of the output.
+    """
+    known = [
+        positions for axis, positions in view.signs.items() if view.spans(axis) and view.spans(axis) <= places.keys()
+    ]
+    if not all(isinstance(positions, np.ndarray) for positions in view.signs.values()):
+        return ()
+    numbers, stride = np.zeros((1,) * rank, int), 1
+    for positions in known:
+        if UNKNOWN not in positions:
+            numbers = numbers + stride * _moved(positions, places, rank)
+            stride *= int(positions.max()) + 1
+    return ((view.leaf, numbers),)
+
+
 def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:
     """x * sign, each axis of the sign that is not of size 1 at its place among the axes of x."""
     sign = _moved(sign, places, x.ndim)
@@ -175,7 +194,7 @@ def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:
     return x * jnp.tile(sign, groups).astype(x.dtype)
 
 
-def _moved(thin: Array, places: Mapping[int, int], rank: int) -> Array:
+def _moved(thin: Any, places: Mapping[int, int], rank: int) -> Any:
     """A thin array of another rank, its axes that are not of size 1 at their places."""
     axes = sorted((axis for axis, size in enumerate(thin.shape) if size > 1), key=places.__getitem__)
     shape = [1] * rank

@@ -33,17 +33,38 @@ class Model(NamedTuple):
     takes_max: bool
 
 
+class Weights(NamedTuple):
+    """The posterior nodes of a tree.
+
+    Attributes:
+        paths: of the nodes, or of the leaves that they stand for.
+        nodes: themselves.
+        tree: from what takes their places to the tree.
+    """
+
+    paths: list[str]
+    nodes: list[Posterior]
+    tree: Callable[[Sequence[PyTree]], PyTree]
+
+    @staticmethod
+    def of(q: PyTree) -> "Weights":
+        leaves, structure = jax.tree.flatten(q, is_leaf=is_posterior)
+        paths = [_paths(path, leaf) for path, leaf in leaves_with_path(q, is_posterior) if is_posterior(leaf)]
+
+        def tree(weights: Sequence[PyTree]) -> PyTree:
+            remaining = iter(weights)
+            return structure.unflatten([next(remaining) if is_posterior(leaf) else leaf for leaf in leaves])
+
+        return Weights(paths, [leaf for leaf in leaves if is_posterior(leaf)], tree)
+
+
 def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None) -> Model:
     """The model of one example; refuses one whose outputs for a batch are not those of its examples, stacked."""
     batch_size = _batch_size(caller, x)
-    leaves, structure = jax.tree.flatten(q, is_leaf=is_posterior)
-    paths = [_paths(path, leaf) for path, leaf in leaves_with_path(q, is_posterior) if is_posterior(leaf)]
-    nodes = [leaf for leaf in leaves if is_posterior(leaf)]
+    paths, nodes, tree = Weights.of(q)
 
     def apply(weights: Sequence[PyTree], x: PyTree, *key: jax.Array) -> Any:
-        remaining = iter(weights)
-        tree = structure.unflatten([next(remaining) if is_posterior(leaf) else leaf for leaf in leaves])
-        return apply_fn(tree, x, *key)
+        return apply_fn(tree(weights), x, *key)
 
     weights = jax.tree.map(lambda mean: jax.typeof(mean).update(weak_type=False), [node.mean for node in nodes])
     keys = [] if key is None else [jax.typeof(key)]

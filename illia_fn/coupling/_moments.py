@@ -35,11 +35,13 @@ class Moments(NamedTuple):
         mean: their means.
         variances: terms of their variances; one at least.
         site: the place of their noise.
+        owners: for each leaf in them, see `owner`; none where positions are not known.
     """
 
     mean: Array
     variances: tuple[Variance, ...]
     site: Site
+    owners: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 def magnitude(x: Array, *, along: Sequence[int] = ()) -> Array:
@@ -77,6 +79,18 @@ def added(terms: Sequence[Variance]) -> tuple[list[tuple[Array, Array | None]], 
     unit = functools.reduce(jnp.maximum, [term.unit for term in terms])
     divisor = jnp.maximum(unit, jnp.finfo(unit.dtype).tiny)  # a product of two units may be 0
     return [term.times(term.unit / divisor) for term in terms], unit
+
+
+def scaled(terms: Sequence[Variance], name: str, others: Sequence[Array]) -> Variance:
+    """The variance of Gaussians that are multiplied or divided by something; other operations leave it as it is."""
+    parts, unit = added(terms)
+    variance = total(parts)
+    if name not in ("mul", "div"):
+        return in_units(variance, unit)
+    factor = jnp.asarray(others[0]).astype(variance.dtype)
+    factor = 1.0 / factor if name == "div" else factor
+    size = magnitude(factor)
+    return in_units(variance * jnp.square(factor * (1.0 / size)), unit * size.reshape((1,) * unit.ndim))
 
 
 def total(parts: Sequence[tuple[Array, Array | None]]) -> Array:

@@ -131,11 +131,11 @@ def _leaf_plans(
     leaves = []
     for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True)):
         decision = _of_node(node, of(index), coupling, of_wholes)
-        leaves.append(settled.get(index) or LeafPlan(path, _shape(node), *decision))
+        leaves.append(settled.get(index) or LeafPlan(path, shape_of(node), *decision))
     return leaves, wholes, of_wholes
 
 
-def _shape(node: Posterior) -> tuple[Any, ...]:
+def shape_of(node: Posterior) -> tuple[Any, ...]:
     """The shape of its array, or the shapes of its arrays."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(node.mean)]
     return shapes[0] if jax.tree.structure(node.mean) == jax.tree.structure(0) else tuple(shapes)

@@ -83,6 +83,11 @@ def random_shapes(jaxpr: Any, *, takes_key: bool) -> list[tuple[int, ...]]:
     return sorted([*of_inputs, *((draw.rounds, *draw.shape) for draw in draws if not draw.from_inputs)])
 
 
+def depends_on(jaxpr: Any, flags: list[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on the arguments that are flagged."""
+    return _draws(jaxpr, flags, 1)[1]
+
+
 def _draws(jaxpr: Any, from_inputs: list[bool], rounds: int) -> tuple[list[Draw], list[bool]]:
     """All draws, and which outputs come from the inputs, given which arguments of the jaxpr do."""
     known = {variable for variable, flag in zip(jaxpr.invars, from_inputs, strict=True) if flag}

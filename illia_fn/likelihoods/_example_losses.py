@@ -27,7 +27,7 @@ def example_losses(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, we
                 f"{caller}: weights must have shape ({batch_size},), one per example, got {jnp.shape(weights)}."
             )
         outputs, y = jax.tree.map(partial(_fill_padding, jnp.asarray(weights)), (outputs, y))
-    values = (loss_fn or _default_loss(caller, outputs, y))(outputs, y)
+    values = (loss_fn or default_loss(caller, outputs, y))(outputs, y)
     if jax.tree.structure(values) != jax.tree.structure(0):
         raise TypeError(f"{caller}: loss_fn must return one array, got a {type(values).__name__}.")
     values = jnp.asarray(values)
@@ -89,7 +89,7 @@ def _check_values(caller: str, values: jax.Array, outputs: Any, y: Any) -> None:
         )
 
 
-def _default_loss(caller: str, outputs: Any, y: Any) -> LossFn:
+def default_loss(caller: str, outputs: Any, y: Any) -> LossFn:
     """Integer targets are class labels, floating-point targets have a Gaussian likelihood of unit scale."""
     dtype = getattr(y, "dtype", np.dtype(object))
     if jnp.issubdtype(dtype, jnp.integer):

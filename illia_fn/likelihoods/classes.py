@@ -63,7 +63,7 @@ def categorical_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     check_shapes("categorical_nll", "logits without their last axis", logits[..., 0], labels)
     inside = (labels >= 0) & (labels < logits.shape[-1])
     nll = surprise(logits, jnp.where(inside, labels, 0))
-    return per_example(nll * _nan_unless(inside, nll.dtype))
+    return per_example(nll * nan_unless(inside, nll.dtype))
 
 
 def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax.Array:
@@ -95,7 +95,7 @@ def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax
     check_shapes("ordinal_nll", "f", log_prob[..., 0], labels)
     inside = (labels >= 0) & (labels < log_prob.shape[-1])
     nll = -jnp.take_along_axis(log_prob, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
-    return per_example(nll * _nan_unless(inside, nll.dtype))
+    return per_example(nll * nan_unless(inside, nll.dtype))
 
 
 def ordinal_log_probs(outputs: tuple[ArrayLike, ArrayLike]) -> jax.Array:
@@ -119,7 +119,7 @@ def ordinal_log_probs(outputs: tuple[ArrayLike, ArrayLike]) -> jax.Array:
     return log_below + log_above + jnp.concatenate([open_end, log_width, open_end], axis=-1)
 
 
-def _nan_unless(inside: jax.Array, dtype: Any) -> jax.Array:
+def nan_unless(inside: jax.Array, dtype: Any) -> jax.Array:
     """A factor: a sum would leave the gradient finite, and wrong."""
     return jnp.where(inside, 1.0, jnp.nan).astype(dtype)
 

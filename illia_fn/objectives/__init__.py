@@ -8,6 +8,7 @@ from illia_fn.objectives import pac_bayes as pac_bayes
 from illia_fn.objectives._data import DataTerm as DataTerm
 from illia_fn.objectives._draws import Draws as Draws
 from illia_fn.objectives._regulariser import Regulariser as Regulariser
+from illia_fn.objectives.analytic import analytic_elbo_loss as analytic_elbo_loss
 from illia_fn.objectives.elbo import ELBOTerms as ELBOTerms
 from illia_fn.objectives.elbo import elbo_loss as elbo_loss
 from illia_fn.objectives.f_divergence import f_divergence_loss as f_divergence_loss

@@ -1,0 +1,491 @@
+# ruff: noqa: E501  the refusals stand in a table
+"""The ELBO without sampling, against formulas, quadrature, Monte Carlo, and the evidence of linear regression."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import linear_regression
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy import integrate, special, stats
+
+import illia_fn
+from illia_fn import Normal, Posterior, analytic_elbo_loss, elbo_loss, frozen_pytree, kl_loss, linearise, mean_field
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
+LABELS = jnp.array([0, 1, 2, 1, 0, 3])
+VALUES = jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32)
+PARAMS = {
+    "hidden": jnp.asarray(RNG.normal(size=(3, 5)), jnp.float32),
+    "kernel": jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32),
+    "bias": jnp.asarray(RNG.normal(size=4), jnp.float32),
+}
+MASK = {"hidden": False, "kernel": True, "bias": True}
+Q = mean_field(PARAMS, scale=0.4, mask=MASK)
+
+
+def mlp(w, x):
+    return jnp.tanh(x @ w["hidden"]) @ w["kernel"] + w["bias"][None]
+
+
+def one(w, x):
+    return mlp(w, x)[:, 0]
+
+
+def moments(q=Q, x=X):
+    """Of the outputs of the network, from its formula in float64."""
+    kernel, bias = q["kernel"], q["bias"]
+    hidden = np.tanh(np.asarray(x, np.float64) @ np.asarray(q["hidden"], np.float64))
+    mean = hidden @ np.asarray(kernel.loc, np.float64) + np.asarray(bias.loc, np.float64)
+    variance = hidden**2 @ np.asarray(kernel.scale, np.float64) ** 2 + np.asarray(bias.scale, np.float64) ** 2
+    return mean, variance
+
+
+def gaussian(mean, variance, y, scale=1.0):
+    """The expected negative log-likelihood of each number."""
+    return 0.5 * ((y - mean) ** 2 + variance) / scale**2 + np.log(scale) + 0.5 * np.log(2 * np.pi)
+
+
+# --- the Gaussian likelihood, exactly ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [None, 0.3, 1e-15, 1e15])
+def test_a_gaussian_likelihood(scale):
+    loss_fn = None if scale is None else partial(illia_fn.gaussian_nll, scale=scale)
+    loss, terms = jax.jit(partial(analytic_elbo_loss, mlp, num_data=50, loss_fn=loss_fn, return_terms=True))(
+        Q, X, VALUES
+    )
+    expected = gaussian(*moments(), np.asarray(VALUES, np.float64), scale or 1.0).sum(axis=1).mean()
+    np.testing.assert_allclose(terms.nll, expected, rtol=2e-6)
+    np.testing.assert_allclose(terms.kl, kl_loss(Q, reduction="sum"), rtol=1e-6)
+    assert loss == terms.nll + terms.weight * terms.kl
+    assert terms.weight == np.float32(1 / 50)
+
+
+def test_a_scale_that_is_learned_or_predicted():
+    learned = lambda w, x: (mlp(w, x), jnp.float32(-0.7))  # noqa: E731
+    predicted = lambda w, x: (mlp(w, x), jnp.sin(x @ w["hidden"][:, :4]))  # noqa: E731
+    rhos = -0.7, np.sin(np.asarray(X, np.float64) @ np.asarray(PARAMS["hidden"][:, :4], np.float64))
+    for apply_fn, rho in zip((learned, predicted), rhos, strict=True):
+        loss = analytic_elbo_loss(apply_fn, Q, X, VALUES, loss_fn=illia_fn.gaussian_nll, num_data=6, kl_weight=0.0)
+        expected = gaussian(*moments(), np.asarray(VALUES), np.log1p(np.exp(rho))).sum(axis=1).mean()
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_gradients_of_a_scale_at_the_ends_are_finite():
+    def loss(rho, q):
+        apply_fn = lambda w, x: (mlp(w, x), rho)  # noqa: E731
+        return analytic_elbo_loss(apply_fn, q, X, VALUES, loss_fn=illia_fn.gaussian_nll, num_data=6)
+
+    grad = jax.jit(jax.grad(loss))
+    for rho in (-30.0, 30.0):
+        (mean, variance), scale = moments(), np.log1p(np.exp(rho))
+        slope = np.sum(1 - ((np.asarray(VALUES) - mean) ** 2 + variance) / scale**2, axis=1).mean()
+        np.testing.assert_allclose(grad(rho, Q), slope / (1 + np.exp(-rho)) / scale, rtol=1e-5)
+
+
+@frozen_pytree
+class FullRank(Posterior):
+    """N(loc, factor factor') over a vector."""
+
+    loc: jax.Array
+    factor: jax.Array
+
+    def reparameterise(self):
+        return lambda noise: self.loc + self.factor @ noise
+
+    def log_prob(self, w):
+        z = jnp.linalg.solve(self.factor, w - self.loc)
+        return -0.5 * jnp.sum(z**2) - self._log_det - 0.5 * len(z) * jnp.log(2 * jnp.pi)
+
+    def entropy(self):
+        return self._log_det + 0.5 * len(self.loc) * jnp.log(2 * jnp.pi * jnp.e)
+
+    @property
+    def _log_det(self):
+        return jnp.sum(jnp.log(jnp.abs(jnp.diagonal(self.factor))))
+
+    @property
+    def mean(self):
+        return self.loc
+
+    @property
+    def stddev(self):
+        return jnp.sqrt(jnp.sum(self.factor**2, axis=1))
+
+
+@illia_fn.register_kl(FullRank, Normal)
+def _(q, p):
+    quadratic = jnp.sum((q.loc - p.loc) ** 2 + q.stddev**2) / p.scale**2
+    return 0.5 * (quadratic + len(q.loc) * (jnp.log(2 * jnp.pi) + 2 * jnp.log(p.scale))) - q.entropy()
+
+
+def test_at_the_posterior_it_is_the_evidence(x64):
+    problem = linear_regression.problem("yacht")
+    q = {"w": FullRank(jnp.asarray(problem.loc), jnp.asarray(np.linalg.cholesky(np.linalg.inv(problem.precision))))}
+    likelihood = partial(illia_fn.gaussian_nll, scale=linear_regression.NOISE_VARIANCE**0.5)
+    count = len(problem.y)
+    loss = partial(analytic_elbo_loss, lambda w, x: x @ w["w"], loss_fn=likelihood, num_data=count)
+    value, grads = jax.jit(jax.value_and_grad(loss))(q, jnp.asarray(problem.x), jnp.asarray(problem.y))
+    np.testing.assert_allclose(-count * value, problem.log_evidence, rtol=1e-12)
+    # the triangle below the diagonal is the factor
+    slopes = [np.asarray(grads["w"].loc), np.tril(grads["w"].factor)]
+    assert all(np.abs(slope).max() < 1e-12 for slope in slopes)
+
+
+def test_a_mean_field_of_linear_regression(x64):
+    problem = linear_regression.problem("energy")
+    scale = 1.3 * problem.scale
+    q = mean_field({"w": jnp.asarray(problem.loc + 0.1)}, scale={"w": jnp.asarray(scale)})
+    likelihood = partial(illia_fn.gaussian_nll, scale=linear_regression.NOISE_VARIANCE**0.5)
+    data = jnp.asarray(problem.x), jnp.asarray(problem.y)
+    loss = analytic_elbo_loss(lambda w, x: x @ w["w"], q, *data, loss_fn=likelihood, num_data=len(problem.y))
+    np.testing.assert_allclose(-len(problem.y) * loss, problem.elbo(problem.loc + 0.1, scale), rtol=1e-12)
+
+
+# --- against elbo_loss ------------------------------------------------------------------------------------------------
+
+
+def test_it_is_the_mean_of_the_sampled_loss():
+    """Of both signs of the noise of 4000 draws, within five standard errors, values and gradients."""
+
+    def sampled(q, key):
+        return elbo_loss(mlp, q, X, VALUES, key, 2, antithetic=True, num_data=6)
+
+    @jax.jit
+    def both(keys):
+        exact = jax.value_and_grad(lambda q: analytic_elbo_loss(mlp, q, X, VALUES, num_data=6))(Q)
+        draws = jax.vmap(jax.value_and_grad(sampled), (None, 0))(Q, keys)
+        return ravel_pytree(exact)[0], jax.vmap(lambda tree: ravel_pytree(tree)[0])(draws)
+
+    known, found = both(jax.random.split(KEY, 2000))
+    errors = np.std(found, axis=0) / np.sqrt(2000) + 1e-6
+    assert np.all(np.abs(np.mean(found, axis=0) - known) < 5 * errors)
+
+
+# --- softmax ----------------------------------------------------------------------------------------------------------
+
+
+def softmax_integral(mean, covariance, label, count=400_000):
+    """E[-log softmax(f)_label], and its standard error."""
+    factor = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(mean)))
+    z = np.random.default_rng(1).normal(size=(count // 2, len(mean))) @ factor.T
+    f = mean + np.concatenate([z, -z])
+    losses = np.logaddexp.reduce(f, axis=1) - f[:, label]
+    pairs = 0.5 * (losses[: count // 2] + losses[count // 2 :])
+    return pairs.mean(), pairs.std() / np.sqrt(count // 2)
+
+
+def bounds(mean, covariance, label):
+    """Jensen's, and the least of the bounds of Knowles and Minka, by many steps in float64."""
+    half, a, slope = np.diag(covariance) / 2, np.full(len(mean), 1 / len(mean)), 1 + np.abs(covariance).sum(1).max() / 2
+    at = lambda a: a @ covariance @ a / 2 + np.logaddexp.reduce(mean + half - covariance @ a) - mean[label]  # noqa: E731
+    for _ in range(3000):
+        u = mean + half - covariance @ a
+        a = a + (np.exp(u - np.logaddexp.reduce(u)) - a) / slope
+    return at(0 * a), at(a)
+
+
+class Logits:
+    """One example whose logits have a mean and a covariance: those of a bias and of columns that it is added to."""
+
+    def __init__(self, mean, covariance):
+        factor = np.linalg.cholesky(covariance)
+        self.q = {"w": mean_field(jnp.zeros(len(mean)), scale=1.0)}
+        self.apply_fn = lambda w, x: (
+            x @ (jnp.asarray(factor, jnp.float32) @ w["w"] + jnp.asarray(mean, jnp.float32))[None]
+        )
+
+    def loss(self, label, **options):
+        data = jnp.ones((1, 1)), jnp.array([label])
+        return analytic_elbo_loss(self.apply_fn, self.q, *data, num_data=1, kl_weight=0.0, **options)
+
+
+def test_bounds_of_a_softmax():
+    """Independent logits (standard deviations .4 to 2) and correlated ones: above the integral, the first bound most."""
+    mean, scale = np.array([1.0, -1.0, 0.5, 2.0]), np.array([0.4, 1.0, 1.5, 2.0])
+    mix = np.array([[1, 0, 0, 0], [0.5, 1, 0, 0], [0.9, 0.1, 0.5, 0], [-0.5, 0.3, 0.0, 1]])
+    gaps = []
+    for covariance in (np.diag(scale**2), mix @ np.diag(scale**2) @ mix.T):
+        integral, error = softmax_integral(mean, covariance, 1)
+        logits = Logits(mean, covariance)
+        jensen, tight = logits.loss(1, bound="jensen"), logits.loss(1)
+        np.testing.assert_allclose([jensen, tight], bounds(mean, covariance, 1), rtol=1e-5)
+        assert integral - 5 * error < tight < jensen
+        gaps.append((tight - integral, jensen - integral))
+    assert gaps[0][0] < 0.5 * gaps[0][1]
+
+
+def test_correlated_logits_take_their_covariance():
+    """What all logits share changes no probability: the bound of their variances alone is below the integral."""
+    covariance = 4.0 * np.ones((3, 3)) + 1e-6 * np.eye(3)
+    mean = np.array([0.3, -0.2, 0.1])
+    exact = np.logaddexp.reduce(mean) - mean[0]
+    np.testing.assert_allclose(Logits(mean, covariance).loss(0), exact, atol=2e-5)
+    assert Logits(mean, covariance).loss(0, bound="jensen") > exact + 1.9
+
+
+def test_a_last_layer_of_classes():
+    loss = jax.jit(partial(analytic_elbo_loss, mlp, num_data=60, kl_weight=0.0))
+    known = [bounds(m, np.diag(c), label)[1] for m, c, label in zip(*moments(), np.asarray(LABELS), strict=True)]
+    np.testing.assert_allclose(loss(Q, X, LABELS), np.mean(known), rtol=1e-6)
+    sequences = jnp.stack([X, -X], axis=1), jnp.stack([LABELS, LABELS], axis=1)
+
+    def of_tokens(w, x):
+        return jnp.tanh(x @ w["hidden"]) @ w["kernel"] + w["bias"][None, None]
+
+    others = zip(*moments(x=-X), np.asarray(LABELS), strict=True)
+    known = np.mean(known) + np.mean([bounds(m, np.diag(c), label)[1] for m, c, label in others])
+    loss = analytic_elbo_loss(of_tokens, Q, *sequences, num_data=60, kl_weight=0.0)
+    np.testing.assert_allclose(loss, known, rtol=1e-6)
+
+
+# --- quadrature -------------------------------------------------------------------------------------------------------
+
+COUNTS, BITS, REALS = jnp.array([0, 1, 3, 2, 7, 0]), jnp.array([0, 1, 1, 0, 1, 0]), VALUES[:, 0]
+GAPS = jnp.broadcast_to(jnp.array([-1.0, 0.5, 0.2]), (6, 3))
+LIKELIHOODS = {
+    "bernoulli": (illia_fn.bernoulli_nll, BITS, 1e-6),
+    "poisson": (illia_fn.poisson_nll, COUNTS, 1e-5),
+    "negative binomial": (partial(illia_fn.negative_binomial_nll, total_count=2.0), COUNTS, 1e-5),
+    "student t": (partial(illia_fn.student_t_nll, df=3.0, scale=0.7), REALS, 2e-4),
+    "von mises": (partial(illia_fn.von_mises_nll, concentration=2.0), REALS, 1e-5),
+    "laplace, of a kink": (illia_fn.laplace_nll, REALS, 5e-2),
+    "ordinal": (lambda f, y: illia_fn.ordinal_nll((f, GAPS), y), LABELS, 1e-5),
+    "of one's own": (lambda f, y: jnp.cosh(f - y), REALS, 1e-5),
+    "of one's own, a mean": (lambda f, y: jnp.mean(jnp.cosh(f - y)), REALS, 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods_of_one_output(name):
+    loss_fn, y, tolerance = LIKELIHOODS[name]
+    loss = analytic_elbo_loss(one, Q, X, y, loss_fn=loss_fn, num_data=6, kl_weight=0.0)
+    mean, stddev = moments()[0][:, 0], np.sqrt(moments()[1][:, 0])
+    z = np.linspace(-9.0, 9.0, 4001)  # the trapezoidal rule, which is exact for what vanishes at both ends
+    grid = jnp.asarray(mean + z[:, None] * stddev, jnp.float32)
+    values = np.asarray(jax.vmap(lambda f: jnp.broadcast_to(loss_fn(f, y), (6,)))(grid), np.float64)
+    exact = np.sum(stats.norm.pdf(z)[:, None] * values, axis=0) * (z[1] - z[0])
+    np.testing.assert_allclose(loss, exact.mean(), rtol=tolerance)
+
+
+def test_likelihoods_of_many_numbers_are_sums():
+    likelihood, targets = illia_fn.poisson_nll, jnp.stack([COUNTS] * 4, axis=1)
+    loss = analytic_elbo_loss(mlp, Q, X, targets, loss_fn=likelihood, num_data=6, kl_weight=0.0)
+    mean, variance = moments()
+    nll = np.exp(mean + variance / 2) - np.asarray(targets) * mean + special.gammaln(np.asarray(targets) + 1.0)
+    np.testing.assert_allclose(loss, nll.sum(axis=1).mean(), rtol=2e-6)
+
+
+def test_the_accuracy_of_quadrature_is_as_told(x64):
+    """Of the docstring: E[softplus(m + s z)] for s = 2, 4, 8, and E|d + z|, at 20 and 100 points."""
+    mean = jnp.linspace(-3.0, 3.0, 31)
+
+    def errors(loss_fn, scale, exact, num_points):
+        q = {"w": mean_field(jnp.zeros(()), scale=scale)}
+
+        def nll(center):
+            data = jnp.ones(1), jnp.zeros(1)
+            apply_fn = lambda w, x: center + x * w["w"]  # noqa: E731
+            options = {"num_points": num_points, "num_data": 1, "kl_weight": 0.0}
+            return analytic_elbo_loss(apply_fn, q, *data, loss_fn=loss_fn, **options)
+
+        return np.abs(np.asarray(jax.jit(jax.vmap(nll))(mean)) - exact).max()
+
+    z = np.linspace(-12.0, 12.0, 20_001)[:, None]
+    for scale, bound in ((2.0, 2e-6), (4.0, 1e-3), (8.0, 0.02)):
+        exact = integrate.simpson(stats.norm.pdf(z) * np.logaddexp(0.0, np.asarray(mean) + scale * z), x=z, axis=0)
+        assert errors(illia_fn.bernoulli_nll, scale, exact, 20) < bound
+    center = np.asarray(mean)
+    exact = np.sqrt(2 / np.pi) * np.exp(-(center**2) / 2) + center * special.erf(center / np.sqrt(2)) + np.log(2)
+    assert errors(illia_fn.laplace_nll, 1.0, exact, 20) < 0.031
+    assert errors(illia_fn.laplace_nll, 1.0, exact, 100) < 0.0065
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+OF_GRADIENTS = {
+    "gaussian": (mlp, VALUES, {}),
+    "knowles and minka": (mlp, LABELS, {}),
+    "jensen": (mlp, LABELS, {"bound": "jensen"}),
+    "knowles and minka, correlated": (lambda w, x: mlp(w, x) @ jnp.tril(jnp.ones((4, 4), x.dtype)), LABELS, {}),
+    "quadrature": (one, BITS, {"loss_fn": illia_fn.bernoulli_nll}),
+}
+
+
+@pytest.mark.parametrize("name", OF_GRADIENTS)
+def test_gradients_are_those_of_the_value(name, x64):
+    apply_fn, y, options = OF_GRADIENTS[name]
+    wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, tree)  # noqa: E731
+    q, x, y = wide((Q, X, y))
+    flat, unravel = ravel_pytree(q)
+    loss = jax.jit(lambda flat: analytic_elbo_loss(apply_fn, unravel(flat), x, y, num_data=10, **options))
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=flat.shape))
+    step = 1e-5
+    slope = (loss(flat + step * direction) - loss(flat - step * direction)) / (2 * step)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(flat) @ direction, slope, rtol=1e-7)
+    assert loss(flat).dtype == jnp.float64
+
+
+def test_zero_features_have_finite_gradients():
+    data = jnp.zeros((6, 3)), BITS
+    q = mean_field({"w": jnp.ones(3)}, scale=0.1)
+    loss = partial(analytic_elbo_loss, lambda w, x: x @ w["w"], loss_fn=illia_fn.bernoulli_nll, num_data=6)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.grad(loss)(q, *data)))
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_low_rank_family_of_the_chapter():
+    page = (Path(illia_fn.__file__).parent / "posteriors" / "README.md").read_text()
+    source = page.partition("```python\nfrom jax.flatten_util")[2].partition("```")[0]
+    namespace = {"illia_fn": illia_fn, "jax": jax, "jnp": jnp}
+    exec("from jax.flatten_util" + source, namespace)
+    head = {"bias": PARAMS["bias"], "kernel": PARAMS["kernel"]}
+    factor = 0.3 * jax.random.normal(KEY, (24, 2))
+    q = {"hidden": PARAMS["hidden"], "head": namespace["LowRank"](head, jnp.full(24, -1.0), factor)}
+    apply_fn = lambda w, x: mlp(w["head"] | {"hidden": w["hidden"]}, x)  # noqa: E731
+    # the same Gaussian, by its dense matrix
+    law = linearise(apply_fn, q, X)
+    values, classes = jax.jit(
+        lambda q: [analytic_elbo_loss(apply_fn, q, X, y, KEY, num_data=6, kl_weight=0.0) for y in (VALUES, LABELS)]
+    )(q)
+    exact = gaussian(np.asarray(law.mean), np.asarray(law.variance), np.asarray(VALUES)).sum(axis=1).mean()
+    np.testing.assert_allclose(values, exact, rtol=1e-5)
+    law = zip(np.asarray(law.mean, np.float64), np.asarray(law.covariance, np.float64), np.asarray(LABELS), strict=True)
+    np.testing.assert_allclose(classes, np.mean([bounds(*each)[1] for each in law]), rtol=1e-5)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_padding_of_weight_zero_is_nothing():
+    loss = partial(analytic_elbo_loss, mlp, num_data=60)
+    jitted = jax.jit(jax.value_and_grad(loss))
+    rows = jnp.array([0, 1, 2, 3, 4, 5, 0, 0])
+    weights = (jnp.arange(8) < 6).astype(jnp.float32)
+    for y, missing in ((VALUES, jnp.nan), (LABELS, -1)):
+        padded = jnp.where(weights.reshape(-1, *[1] * (y.ndim - 1)) > 0, y[rows], jnp.asarray(missing, y.dtype))
+        value, grads = jitted(Q, X[rows], padded, weights=weights)
+        np.testing.assert_allclose([value, loss(Q, X[rows], padded, weights=weights)], loss(Q, X, y), rtol=1e-6)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def test_regularisers_are_those_of_elbo_loss():
+    for options in ({"kl_weight": 0.3}, {"temperature": 0.5}, {"free_nats": 3.0}, {"num_data": None}, {}):
+        given = {"num_data": 60, "return_terms": True, "prior": Normal(0.5, 2.0)} | options
+        _, terms = analytic_elbo_loss(mlp, Q, X, VALUES, **given)
+        _, sampled = elbo_loss(mlp, Q, X, VALUES, KEY, **given)
+        assert (terms.kl, terms.weight) == (sampled.kl, sampled.weight)
+
+
+def test_a_prior_without_a_closed_form_takes_a_key():
+    prior = stats_prior()
+    with pytest.raises(ValueError, match=r"analytic_elbo_loss: KL.* must be sampled\. Pass a key"):
+        analytic_elbo_loss(mlp, Q, X, VALUES, num_data=6, prior=prior)
+    _, terms = analytic_elbo_loss(mlp, Q, X, VALUES, KEY, 8, num_data=6, prior=prior, return_terms=True)
+    _, sampled = elbo_loss(mlp, Q, X, VALUES, KEY, 8, num_data=6, prior=prior, return_terms=True)
+    assert terms.kl == sampled.kl
+
+
+def stats_prior():
+    class Logistic:
+        def log_prob(self, w):
+            return -w - 2 * jax.nn.softplus(-w)
+
+    return Logistic()
+
+
+def test_under_vmap_and_in_half_precision():
+    loss = partial(analytic_elbo_loss, mlp, num_data=60)
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), Q)
+    other = jax.tree.map(lambda leaf: 0.5 * leaf, Q)
+    for y in (VALUES, LABELS):
+        pair = jax.jit(jax.vmap(loss, (0, None, None)))(two, X, y)
+        np.testing.assert_allclose(pair, [loss(Q, X, y), loss(other, X, y)], rtol=1e-6)
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), Q)
+        rounded = loss(half, X.astype(jnp.bfloat16), y)
+        assert rounded.dtype == jnp.float32
+        np.testing.assert_allclose(rounded, loss(Q, X, y), rtol=2e-2)
+
+
+def test_nothing_bayesian_is_the_deterministic_loss():
+    loss = analytic_elbo_loss(mlp, PARAMS, X, LABELS, num_data=6, kl_weight=0.0)
+    np.testing.assert_allclose(loss, illia_fn.categorical_nll(mlp(PARAMS, X), LABELS).mean(), rtol=1e-6)
+
+
+def test_dropout_and_what_is_beside_the_outputs():
+    def apply_fn(w, x, key):
+        keep = jax.random.bernoulli(key, 0.5, (len(x), 5))
+        hidden = jnp.tanh(x @ w["hidden"]) * keep.astype(jnp.float32)
+        return hidden @ w["kernel"] + w["bias"][None], keep
+
+    options = {"needs_key": True, "has_aux": True, "num_data": 6, "kl_weight": 0.0}
+    for count in (1, 3):
+        loss, keep = jax.jit(partial(analytic_elbo_loss, apply_fn, num_samples=count, **options))(Q, X, VALUES, KEY)
+        hidden = np.tanh(np.asarray(X, np.float64) @ np.asarray(Q["hidden"], np.float64)) * np.asarray(keep)
+        mean = hidden @ np.asarray(Q["kernel"].loc) + np.asarray(Q["bias"].loc)
+        variance = hidden**2 @ np.asarray(Q["kernel"].scale) ** 2 + np.asarray(Q["bias"].scale) ** 2
+        np.testing.assert_allclose(loss, gaussian(mean, variance, np.asarray(VALUES)).sum(-1).mean(), rtol=1e-5)
+        assert keep.shape == (count, 6, 5)
+    with pytest.raises(ValueError, match="analytic_elbo_loss: needs_key=True takes a key"):
+        analytic_elbo_loss(apply_fn, Q, X, VALUES, **options)
+
+
+def test_examples_may_interact_in_deterministic_layers():
+    def normalised(w, x):
+        hidden = x @ w["hidden"]
+        hidden = (hidden - hidden.mean(axis=0, keepdims=True)) / hidden.std(axis=0, keepdims=True)
+        return hidden @ w["kernel"] + w["bias"][None]
+
+    hidden = np.asarray(X, np.float64) @ np.asarray(PARAMS["hidden"], np.float64)
+    hidden = (hidden - hidden.mean(axis=0)) / hidden.std(axis=0)
+    mean = hidden @ np.asarray(Q["kernel"].loc) + np.asarray(Q["bias"].loc)
+    variance = hidden**2 @ np.asarray(Q["kernel"].scale) ** 2 + np.asarray(Q["bias"].scale) ** 2
+    loss = partial(analytic_elbo_loss, normalised, Q, X, num_data=6, kl_weight=0.0)
+    np.testing.assert_allclose(loss(VALUES), gaussian(mean, variance, np.asarray(VALUES)).sum(1).mean(), rtol=1e-5)
+    known = [bounds(m, np.diag(c), label)[1] for m, c, label in zip(mean, variance, np.asarray(LABELS), strict=True)]
+    np.testing.assert_allclose(loss(LABELS), np.mean(known), rtol=1e-5)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+ALL = mean_field(PARAMS, scale=0.1)
+
+
+def both(w, x):
+    outputs = mlp(w, x)
+    return outputs[:, 0], outputs[:, 1]
+
+
+REFUSED = {
+    "a hidden layer": (lambda: analytic_elbo_loss(mlp, ALL, X, VALUES, num_data=6), r"must be linear in the Bayesian leaves, and are not in params\['hidden'\] \(tanh: not linear in it\).* explain_linearity"),
+    "two outputs": (lambda: analytic_elbo_loss(both, Q, X, REALS, loss_fn=illia_fn.gaussian_nll, num_data=6), "one output may depend on the Bayesian leaves, but 2"),
+    "a likelihood of its own": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES, loss_fn=lambda f, y: ((f - y) ** 2).sum(1), num_data=6), r"loss_fn must be a likelihood .* got the function <lambda> for outputs of shape \(6, 4\)"),
+    "a mixture": (lambda: analytic_elbo_loss(lambda w, x: (0 * x @ w["hidden"][:, :4], mlp(w, x), 0 * x @ w["hidden"][:, :4]), Q, X, REALS, loss_fn=illia_fn.mixture_density_nll, num_data=6), "mixture_density_nll for outputs"),
+    "an unknown bound": (lambda: analytic_elbo_loss(mlp, Q, X, LABELS, num_data=6, bound="jaakkola"), "bound must be one of knowles_minka, jensen, got 'jaakkola'"),
+    "no points": (lambda: analytic_elbo_loss(one, Q, X, BITS, num_data=6, num_points=0), "num_points must be an int of at least 1, got 0"),
+    "labels that are no classes": (lambda: analytic_elbo_loss(mlp, Q, X, LABELS + 3, num_data=6), "targets must be classes from 0 to 3, got 3 to 6"),
+    "labels against values": (lambda: analytic_elbo_loss(one, Q, X, LABELS, num_data=6), "integer targets of shape .* are class labels"),
+    "no posterior": (lambda: analytic_elbo_loss(mlp, PARAMS, X, VALUES, num_data=6), "params has no posterior node"),
+    "another batch": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES[:3], num_data=6), "must have the same batch size"),
+    "another batch of labels": (lambda: analytic_elbo_loss(mlp, Q, X, LABELS[:3], num_data=6), "must have the same batch size|with one more axis"),
+    "no key but something": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES, 0, num_data=6), "key must be a single PRNG key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name):
+    call, message = REFUSED[name]
+    with pytest.raises((ValueError, TypeError), match=f"(?s)analytic_elbo_loss: .*{message}"):
+        call()
+
+
+def test_labels_that_are_no_classes_make_it_nan_under_jit():
+    assert jnp.isnan(jax.jit(partial(analytic_elbo_loss, mlp, num_data=6))(Q, X, LABELS + 3))
