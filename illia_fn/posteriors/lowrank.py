@@ -26,7 +26,7 @@ class LowRank(Posterior):
     Gaussian variational approximation with a factor covariance structure, https://arxiv.org/abs/1701.03208.
 
     Densities, entropies and KLs come from the triangle of a QR decomposition, and not from its square, so that in
-    float32 they hold for condition numbers of the covariance up to some 1e8.
+    float32 they hold for condition numbers of the covariance up to some 1e8. Directions of 1e19 scales overflow.
 
     Args:
         loc: means, an array or a subtree of arrays of P numbers together, in the order of its leaves.
