@@ -12,6 +12,7 @@ from illia_fn._base.checks import check_count, describe
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._linearity import LinearModel
 from illia_fn.coupling._moments import root
+from illia_fn.engine.estimators import with_gradient_of
 from illia_fn.likelihoods import (
     asymmetric_laplace_nll,
     bernoulli_nll,
@@ -133,7 +134,14 @@ def _softmax_losses(data: DataTerm, model: LinearModel, bound: SoftmaxBound) -> 
         return per_example(nll * nan_unless(inside, nll.dtype))
 
     (mean,) = jax.tree.leaves(model.mean)
-    return dataclasses.replace(data, loss_fn=loss).losses_of_outputs((mean, second))
+    losses = dataclasses.replace(data, loss_fn=loss).losses_of_outputs((mean, second))
+    if bound == "jensen":
+        return losses
+    once = (
+        f'{data.caller}: bound="{bound}" has first derivatives only, and this asks for a second one. Take '
+        'bound="jensen".'
+    )
+    return with_gradient_of(losses, losses, once)
 
 
 def _diagonal(mean: jax.Array, second: jax.Array) -> jax.Array:

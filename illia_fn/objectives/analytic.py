@@ -69,7 +69,7 @@ def analytic_elbo_loss(
         loss_fn: as in `elbo_loss`, of the kinds above. Keywords are bound with `functools.partial`.
         bound: that of `categorical_nll`, "knowles_minka" or "jensen". The first one is a fixed number of steps towards
             the tightest, within 1e-5 nats of it where the standard deviation of each logit is below 3; it needs the
-            covariance of the logits of an example, unless they are independent.
+            covariance of the logits of an example, unless they are independent, and has first derivatives only.
         num_points: points of the quadrature.
         others: as in `elbo_loss`.
 
@@ -79,6 +79,7 @@ def analytic_elbo_loss(
     Raises:
         ValueError: as `elbo_loss`, and if the outputs are not linear in a Bayesian leaf, which it names along with the
             operation that is in the way, for a posterior that is not Gaussian, and for a loss_fn of another kind.
+        TypeError: if `key` is not a PRNG key, and for a second derivative of `bound="knowles_minka"`.
 
     >>> from illia_fn import mean_field
     >>> q = mean_field({"w": jnp.ones((3, 2))}, scale=0.1)  # two outputs of mean 3 and variance 0.03

@@ -330,6 +330,14 @@ def test_gradients_are_those_of_the_value(name, x64):
     slope = (loss(flat + step * direction) - loss(flat - step * direction)) / (2 * step)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(flat) @ direction, slope, rtol=1e-7)
     assert loss(flat).dtype == jnp.float64
+    curvature = jax.jit(lambda flat: jax.jvp(jax.grad(loss), (flat,), (direction,))[1] @ direction)
+    if name.startswith("knowles"):
+        with pytest.raises(TypeError, match=r"analytic_elbo_loss: bound=.* has first derivatives only.*jensen"):
+            curvature(flat)
+        return
+    step = 1e-3
+    second = (loss(flat + step * direction) - 2 * loss(flat) + loss(flat - step * direction)) / step**2
+    np.testing.assert_allclose(curvature(flat), second, rtol=1e-4)
 
 
 def test_zero_features_have_finite_gradients():
