@@ -99,7 +99,7 @@ def analytic_elbo_loss(
         _refuse_missing_key(regulariser)
     nll, aux = _mean_nll(draws, bound, num_points)
     kl = regulariser.kl()
-    terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype))
+    terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype), regulariser.hyperprior())
     return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
 
 

@@ -111,6 +111,11 @@ def _check_nodes(pairs: list[Pair]) -> None:
                 f"{pair.name}: laplace makes Gaussian and FullCovariance nodes, and this is a {type(pair.q).__name__}. "
                 "Build it with mean_field or full_covariance."
             )
+        if pair.hyperpriors:
+            raise ValueError(
+                f"{pair.name}: laplace takes a prior whose scale is known, and EmpiricalBayes fits it to the scales of "
+                "q. Pass what it has found: prior.fit(node.mean, node.stddev)[0]."
+            )
 
 
 def _factors(apply_fn: Callable[..., Any], loss_fn: LossFn | None, params: PyTree, x: PyTree, y: PyTree) -> Any:

@@ -126,6 +126,7 @@ def test_priors():
         (mean_field(PARAMS), {"num_data": 0}, "num_data must be an int of at least 1"),
         (mean_field(PARAMS), {"prior": dist.StudentT(1.0, 0.0, 1e-2)}, "the precision must be positive"),
         (full_covariance(PARAMS), {"y": LABELS[:4]}, "share a leading axis"),
+        (mean_field(PARAMS), {"prior": illia_fn.priors.EmpiricalBayes(1.0, 1.0)}, "takes a prior whose scale is known"),
     ],
 )  # fmt: skip
 def test_refusals(params, options, message):

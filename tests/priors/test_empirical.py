@@ -68,7 +68,7 @@ ARGS = lambda w, x: x @ w["a"] + w["b"][None, :], Q, X, Y, jax.random.key(0)
 
 
 @pytest.mark.promotes
-@pytest.mark.parametrize("loss", [illia_fn.elbo_loss, illia_fn.predictive_loss])
+@pytest.mark.parametrize("loss", [illia_fn.elbo_loss, illia_fn.predictive_loss, illia_fn.analytic_elbo_loss])
 def test_the_hyperprior_is_a_term(loss):
     """It has the weight of the KL, so that the scales stay the best ones; also of a tempered objective."""
     options = {"num_data": 50, "kl_weight": 0.3, "temperature": 0.7, "return_terms": True}
@@ -93,7 +93,7 @@ def test_other_objectives_have_no_such_term():
 
 def test_a_tree_of_priors_of_one_node():
     """A node over a subtree is one group, or with a tree of priors a group for each of its arrays."""
-    from illia_fn.kl.table import fitted
+    from illia_fn.kl._priors import fitted
 
     class Node(illia_fn.Posterior):
         mean = PARAMS
