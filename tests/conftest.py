@@ -1,19 +1,17 @@
-import gc
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
+from quicker import call_in_a_large_frame
 
 collect_ignore = ["mesh_program.py", "coupling/mesh_models.py"]  # programs of their own
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
 settings.load_profile("fixed")
-
-# Tracing makes many objects that live on: to look through them all as often as Python does takes a fifth of the time.
-gc.set_threshold(200_000, 50, 1000)
 
 # What XLA compiled is kept from run to run, outside of the tree: most of the suite's time goes there. The environment
 # tells it to the processes that tests start.
@@ -58,6 +56,8 @@ def pytest_collection_modifyitems(items):
     if os.environ.get("XLA_FLAGS") == QUICK:
         items[:] = [item for item in items if item.get_closest_marker("optimised") is None]
     items.sort(key=lambda item: item.path.name not in ("test_optimised.py", "test_mesh.py"))
+    for item in items:
+        item.runtest = partial(call_in_a_large_frame, item.runtest)
 
 
 @pytest.fixture(autouse=True)
