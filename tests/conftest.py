@@ -34,10 +34,14 @@ QUICK = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="compile quickly, as the whole suite does, what is named")
+
+
 def pytest_configure(config):
     """The whole suite is compiled quickly, by its worker processes; single files are as XLA makes them for users."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if is_whole and "XLA_FLAGS" not in os.environ and _knows_these_flags():
+    if (is_whole or config.getoption("quick")) and "XLA_FLAGS" not in os.environ and _knows_these_flags():
         os.environ["XLA_FLAGS"] = QUICK
 
 
