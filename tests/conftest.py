@@ -1,19 +1,17 @@
-import gc
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
+from quicker import call_in_a_large_frame
 
 collect_ignore = ["mesh_program.py", "coupling/mesh_models.py"]  # programs of their own
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
 settings.load_profile("fixed")
-
-# Tracing makes many objects that live on: to look through them all as often as Python does takes a fifth of the time.
-gc.set_threshold(200_000, 50, 1000)
 
 # What XLA compiled is kept from run to run, outside of the tree: most of the suite's time goes there. The environment
 # tells it to the processes that tests start.
@@ -36,10 +34,14 @@ QUICK = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="compile quickly, as the whole suite does, what is named")
+
+
 def pytest_configure(config):
     """The whole suite is compiled quickly, by its worker processes; single files are as XLA makes them for users."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if is_whole and "XLA_FLAGS" not in os.environ and _knows_these_flags():
+    if (is_whole or config.getoption("quick")) and "XLA_FLAGS" not in os.environ and _knows_these_flags():
         os.environ["XLA_FLAGS"] = QUICK
 
 
@@ -58,6 +60,8 @@ def pytest_collection_modifyitems(items):
     if os.environ.get("XLA_FLAGS") == QUICK:
         items[:] = [item for item in items if item.get_closest_marker("optimised") is None]
     items.sort(key=lambda item: item.path.name not in ("test_optimised.py", "test_mesh.py"))
+    for item in items:
+        item.runtest = partial(call_in_a_large_frame, item.runtest)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ if MODE == "processes":  # before there is an array
     jax.distributed.initialize(ARGUMENTS[0], num_processes=2, process_id=int(ARGUMENTS[1]))
 
 import illia_fn  # noqa: E402
+from tests.quicker import call_in_a_large_frame  # noqa: E402
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -232,4 +233,5 @@ def processes():
 
 
 if __name__ == "__main__":
-    {"kinds": kinds, "shared_out": shared_out, "families": families, "processes": processes}[MODE]()
+    modes = {"kinds": kinds, "shared_out": shared_out, "families": families, "processes": processes}
+    call_in_a_large_frame(modes[MODE])

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import illia_fn
+from tests.quicker import call_in_a_large_frame
 
 KEY = jax.random.key(4)
 RNG = np.random.default_rng(0)
@@ -110,5 +111,5 @@ def outputs():
 
 
 if __name__ == "__main__":
-    objectives()
-    outputs()
+    call_in_a_large_frame(objectives)
+    call_in_a_large_frame(outputs)

@@ -120,16 +120,26 @@ def test_losses_are_those_of_the_leaves(prior, monkeypatch):
         x, y = jnp.ones((2, 3)), jnp.array([0, 2])
         return elbo_loss(apply_fn, q, x, y, jax.random.key(2), 4, prior=prior(q), num_data=10)
 
+    def run(q):
+        by_leaf = kl_tree(q, prior(q), key=jax.random.key(1))
+        return jax.value_and_grad(kl)(q), jax.value_and_grad(elbo)(q), sum(by_leaf.values())
+
     with jax.numpy_dtype_promotion("standard"):
-        joined = [jax.jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
-        np.testing.assert_allclose(joined[0][0], sum(kl_tree(q, prior(q), key=jax.random.key(1)).values()), rtol=1e-5)
+        *joined, by_leaf = jax.jit(run)(q)
+        np.testing.assert_allclose(joined[0][0], by_leaf, rtol=1e-5)
         monkeypatch.setattr(_join, "_SMALL", -1)
-        apart = [jax.jit(jax.value_and_grad(f))(q) for f in (kl, elbo)]
+        *apart, _ = jax.jit(lambda q: run(q))(q)
     assert_close(joined[0], apart[0])
-    draws = jax.vmap(sample, (0, None))(jax.random.split(jax.random.key(3), 2), q)
-    assert jax.tree.map(jnp.shape, draws) == jax.tree.map(lambda leaf: (2, *leaf.shape), mean_of(q))
     if prior is not PRIORS["sampled"]:  # whose draws for the prior go by the leaf
         assert_close(joined[1], apart[1])
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("small", [_join._SMALL, -1])
+def test_shapes_of_draws_under_vmap(small, monkeypatch):
+    monkeypatch.setattr(_join, "_SMALL", small)
+    draws = jax.eval_shape(jax.vmap(sample, (0, None)), jax.random.split(jax.random.key(3), 2), tree())
+    assert jax.tree.map(jnp.shape, draws) == jax.tree.map(lambda leaf: (2, *leaf.shape), mean_of(tree()))
 
 
 def test_forms_of_others_see_their_leaves():
