@@ -68,8 +68,9 @@ def analytic_elbo_loss(
         num_samples: how many draws to take of that; the weights need none.
         loss_fn: as in `elbo_loss`, of the kinds above. Keywords are bound with `functools.partial`.
         bound: that of `categorical_nll`, "knowles_minka" or "jensen". The first one is a fixed number of steps towards
-            the tightest, within 1e-5 nats of it where the standard deviation of each logit is below 3; it needs the
-            covariance of the logits of an example, unless they are independent, and has first derivatives only.
+            the tightest: within 1e-5 nats of it where the standard deviation of each logit is below 3, or below 2 if
+            they are correlated (then within 1e-2 at 3). It needs the covariance of the logits of an example, unless
+            they are independent, and has first derivatives only.
         num_points: points of the quadrature.
         others: as in `elbo_loss`.
 
