@@ -2,7 +2,6 @@
 """The ELBO without sampling, against formulas, quadrature, Monte Carlo, and the evidence of linear regression."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -350,14 +349,19 @@ def test_zero_features_have_finite_gradients():
 # --- families ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_low_rank_family_of_the_chapter():
-    page = (Path(illia_fn.__file__).parent / "posteriors" / "README.md").read_text()
-    source = page.partition("```python\nfrom jax.flatten_util")[2].partition("```")[0]
-    namespace = {"illia_fn": illia_fn, "jax": jax, "jnp": jnp}
-    exec("from jax.flatten_util" + source, namespace)
+def head_of(family):
     head = {"bias": PARAMS["bias"], "kernel": PARAMS["kernel"]}
-    factor = 0.3 * jax.random.normal(KEY, (24, 2))
-    q = {"hidden": PARAMS["hidden"], "head": namespace["LowRank"](head, jnp.full(24, -1.0), factor)}
+    if family == "low rank":
+        return illia_fn.LowRank(head, jnp.full(24, -1.0), 0.3 * jax.random.normal(KEY, (24, 2)))
+    if family == "full":
+        root = 0.1 * jax.random.normal(KEY, (24, 24)) + jnp.eye(24)
+        return illia_fn.FullCovariance.from_covariance(head, 0.1 * root @ root.T)
+    return {"bias": mean_field(head["bias"]), "kernel": illia_fn.matrix_normal(head["kernel"], scale=0.3)}
+
+
+@pytest.mark.parametrize("family", ["low rank", "full", "matrix normal"])
+def test_joint_families(family):
+    q = {"hidden": PARAMS["hidden"], "head": head_of(family)}
     apply_fn = lambda w, x: mlp(w["head"] | {"hidden": w["hidden"]}, x)  # noqa: E731
     # the same Gaussian, by its dense matrix
     law = linearise(apply_fn, q, X)
