@@ -1,4 +1,4 @@
-"""Claim: the rates of natural gradients matter little: at its worst their bound is within twice that of Adam's best.
+"""Claim: the rates of natural gradients matter little: at their worst the bound is within twice that of Adam's best.
 
 python -m benchmarks.natural_gradient [SEEDS]
 
