@@ -159,15 +159,18 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
     check_nodes(caller, params)
     arrays = mean(params)  # a prior may tell apart the arrays that one node stands for
     prior = jax.tree.map(in_known_form, prior, is_leaf=_is_prior_leaf)
-    priors = iter(broadcast_prefix(caller, "prior", prior, arrays, None, _is_prior_leaf))
+    # by number: equal objects may be two priors, and one object becomes two where a tree passes through jit
+    priors, of_priors = jax.tree.flatten(prior, is_leaf=_is_prior_leaf)
+    numbered = of_priors.unflatten(range(len(priors)))
+    numbers = iter(broadcast_prefix(caller, "prior", numbered, arrays, None, _is_prior_leaf))
     paths = iter(path for path, _ in leaves_with_path(arrays))
     pairs = []
     for index, (path, q) in enumerate(leaves_with_path(params, is_posterior)):
         structure = jax.tree.structure(q.mean if is_posterior(q) else q)
-        mine = [(next(paths), next(priors)) for _ in range(structure.num_leaves)]
+        mine = [(next(paths), next(numbers)) for _ in range(structure.num_leaves)]
         if is_posterior(q):
             own_paths, own = map(list, zip(*mine, strict=True))
-            p = own[0] if all(each is own[0] for each in own) else structure.unflatten(own)
+            p = priors[own[0]] if len(set(own)) == 1 else structure.unflatten([priors[number] for number in own])
             p, of_scales = fitted(q, p)
             pairs.append(Pair(f"{caller} at params{path}", own_paths, q, p, key, index, of_scales))
     return pairs

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from illia_fn._base.numerics import log_softplus, matmul, minus_log1p, softplus, widest_dtype
+from illia_fn._base.numerics import log_softplus, minus_log1p, softplus, widest_dtype
 from illia_fn._base.trees import PyTree
 from illia_fn.kl._priors import blocks_of
 from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.independent import INDEPENDENT, are_independent, kl_to_independent, marginals_of
 from illia_fn.kl.table import register_kl, register_kl_to_trees
-from illia_fn.posteriors._factors import Marginals
+from illia_fn.posteriors._factors import Marginals, positive_qr
 from illia_fn.posteriors._flat import ravel, wide
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.lowrank import LowRank, LowRankForm, excess_of_root, stacked_root
@@ -47,8 +47,10 @@ def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
     of_factors = prior.squares(apart) - jnp.sum(jnp.square(_right_solve(apart, prior.root)))
     of_factors += jnp.sum(jnp.square(roots)) + 2.0 * jnp.sum(minus_log1p(jnp.diagonal(roots), logs))
 
-    tilted = matmul(form.basis.T, more[:, None] * form.basis)
-    excess = excess_of_root(jnp.linalg.cholesky(jnp.eye(rank, dtype=tilted.dtype) + tilted))
+    # I - H_q^T H_q = R_q^-T R_q^-1, so that I + H_q^T diag(r - 1) H_q has the triangle of a sum of squares
+    inverse_root = solve_triangular(form.root, jnp.eye(rank, dtype=form.root.dtype))
+    tilted = jnp.concatenate([(1.0 + t)[:, None] * form.basis, inverse_root])
+    excess = excess_of_root(positive_qr(tilted)[1])
     of_scales = jnp.sum(more * (_squared_rows(form.basis) - _squared_rows(prior.basis))) - excess
     of_loc = prior.squares((form.loc - prior.loc) * prior.inverse)
     return kl_normal_normal(*diagonals) + 0.5 * (of_loc + of_factors + of_scales)

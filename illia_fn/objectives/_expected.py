@@ -32,7 +32,7 @@ from illia_fn.objectives._data import DataTerm
 
 SoftmaxBound = Literal["knowles_minka", "jensen"]
 
-# sums over numbers of which each depends on one number of an output
+# sums over numbers of which each depends on one number of an output; ordinal_nll if that is its location
 _SEPARABLE = {
     asymmetric_laplace_nll,
     bernoulli_nll,
@@ -83,6 +83,11 @@ def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, 
         ratio = standardise(variance, jnp.zeros_like(variance), scale, log_scale)
         ratio = standardise(ratio, jnp.zeros_like(variance), scale, log_scale)  # twice, as its square leaves the range
         return losses + per_example(0.5 * ratio)
+    if likelihood is ordinal_nll and random != [0]:
+        raise ValueError(
+            f"{data.caller}: of ordinal_nll the location may be Bayesian, and the gaps between the cutpoints are: the "
+            "loss of one example depends on several of them. Make them deterministic, or use elbo_loss."
+        )
     if likelihood not in _SEPARABLE and variance.size != data.batch_size:
         raise ValueError(
             f"{data.caller}: loss_fn must be a likelihood of illia_fn or one of a single output for each example, got "

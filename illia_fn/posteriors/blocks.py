@@ -71,9 +71,11 @@ def _chosen(block: Callable[[PyTree], PyTree], like: PyTree, count: int) -> np.n
             return np.concatenate([np.zeros(0, int), *[np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(found)]])
 
     places = np.arange(count, dtype=np.int32)
-    forward, backward = picked(places), picked(places[::-1])
-    # of numbers that are only moved, their places from either end add up
-    if forward.dtype.kind not in "iu" or not np.array_equal(forward + backward, np.full(forward.shape, count - 1)):
+    forward = picked(places)
+    orders = places[::-1], np.random.default_rng(0).permutation(places)
+    are_places = forward.dtype.kind in "iu" and np.all((forward >= 0) & (forward < count))
+    # numbers that are only moved are found where any other order has put them
+    if not are_places or not all(np.array_equal(order[forward], picked(order)) for order in orders):
         raise TypeError(
             "covariance: block must pick numbers of the tree, by indexing, slicing, reshaping and concatenating alone, "
             "and it computes with them."

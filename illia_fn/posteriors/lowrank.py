@@ -96,9 +96,13 @@ class LowRank(Posterior):
 
     def total_correlation(self) -> jax.Array:
         """KL(q || product of its marginals), in nats: 1/2 [sum_i log(1 + |v_i|^2) - log|I + V^T V|], V = U / scale."""
-        form = self.form()  # near V = 0 both terms are |V|^2, which is taken out of each
+        form = self.form()
         each = jnp.sum(jnp.square(form.factor), axis=1)
-        return 0.5 * (excess_of_root(form.root) - jnp.sum(minus_log1p(each, jnp.log1p(each))))
+        logs = jnp.log1p(each)
+        # near V = 0 both terms are |V|^2, which is taken out of each; where that is large it would drown them
+        near = 0.5 * (excess_of_root(form.root) - jnp.sum(minus_log1p(each, logs)))
+        far = 0.5 * jnp.sum(logs) - jnp.sum(jnp.log(jnp.diagonal(form.root)))
+        return jnp.where(jnp.sum(each) < 1.0, near, far)
 
     def form(self) -> "LowRankForm":
         """In units of the scales."""

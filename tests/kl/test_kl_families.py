@@ -101,6 +101,24 @@ def ill_conditioned(q, p, other):
     return found, slopes
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-3, 1e-4])
+def test_low_rank_of_small_scales_in_float32(scale):
+    """Conditions of 1e4 to 1e8 where the KL is of some hundred nats: to a prior of scale 1, and to one of low rank."""
+    factor = jax.random.normal(KEY, (50, 2))
+    rho = jnp.full(50, jnp.log(jnp.expm1(scale)))
+    q = illia_fn.LowRank(jnp.zeros(50), rho, factor)
+    p = illia_fn.LowRank(jnp.zeros(50), jnp.full(50, jnp.log(jnp.expm1(1.0))), 0.5 * factor)
+    sd = np.asarray(jax.nn.softplus(rho), np.float64)
+    cov = np.diag(sd**2) + np.asarray(factor, np.float64) @ np.asarray(factor, np.float64).T
+    of_p = np.eye(50) + 0.25 * np.asarray(factor, np.float64) @ np.asarray(factor, np.float64).T
+    kls, slopes = jax.value_and_grad(lambda q: kl_divergence(q, Normal(0.0, 1.0)))(q)
+    for found, other in ((kls, np.eye(50)), (kl_divergence(q, p), of_p)):
+        logs = np.linalg.slogdet(other)[1] - np.linalg.slogdet(cov)[1]
+        exact = 0.5 * (np.trace(np.linalg.solve(other, cov)) - 50 + logs)
+        np.testing.assert_allclose(found, exact, rtol=1e-4)
+    chex.assert_tree_all_finite(slopes)
+
+
 def test_draws_agree_with_every_closed_form():
     q, p = nodes(), nodes(50)
 

@@ -481,6 +481,7 @@ REFUSED = {
     "two outputs": (lambda: analytic_elbo_loss(both, Q, X, REALS, loss_fn=illia_fn.gaussian_nll, num_data=6), "one output may depend on the Bayesian leaves, but 2"),
     "a likelihood of its own": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES, loss_fn=lambda f, y: ((f - y) ** 2).sum(1), num_data=6), r"loss_fn must be a likelihood .* got the function <lambda> for outputs of shape \(6, 4\)"),
     "a mixture": (lambda: analytic_elbo_loss(lambda w, x: (0 * x @ w["hidden"][:, :4], mlp(w, x), 0 * x @ w["hidden"][:, :4]), Q, X, REALS, loss_fn=illia_fn.mixture_density_nll, num_data=6), "mixture_density_nll for outputs"),
+    "cutpoints": (lambda: analytic_elbo_loss(lambda w, x: (x[:, 0], 0 * x[:, :3] + w["bias"][None, :3]), Q, X, LABELS, loss_fn=illia_fn.ordinal_nll, num_data=6), "of ordinal_nll the location may be Bayesian, and the gaps"),
     "an unknown bound": (lambda: analytic_elbo_loss(mlp, Q, X, LABELS, num_data=6, bound="jaakkola"), "bound must be one of knowles_minka, jensen, got 'jaakkola'"),
     "no points": (lambda: analytic_elbo_loss(one, Q, X, BITS, num_data=6, num_points=0), "num_points must be an int of at least 1, got 0"),
     "labels that are no classes": (lambda: analytic_elbo_loss(mlp, Q, X, LABELS + 3, num_data=6), "targets must be classes from 0 to 3, got 3 to 6"),

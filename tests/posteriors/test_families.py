@@ -413,6 +413,14 @@ ERRORS = {
         lambda: covariance(mixed(), lambda w: 2 * w["head"]["bias"]),
         "covariance: block must",
     ),
+    "an affine block": (
+        lambda: covariance(mixed(), lambda w: 2 * w["head"]["bias"][1] - w["head"]["bias"][0]),
+        "covariance: block must",
+    ),
+    "a block that adds and subtracts": (
+        lambda: covariance(mixed(), lambda w: w["head"]["bias"].sum() - 2 * w["head"]["bias"][0]),
+        "covariance: block must",
+    ),
     "a block that is no function": (lambda: covariance(mixed(), "head"), "covariance: block must be a function"),
 }
 

@@ -133,6 +133,15 @@ def test_the_doubly_reparameterised_gradient_has_the_same_mean():
         assert (error < 0.01).all()
 
 
+def test_groups_are_those_of_the_tree_of_priors():
+    """Whether two arrays have one prior is a matter of the tree, and not of the objects in it: jit makes new ones."""
+    q = illia_fn.low_rank(PARAMS, rank=1, key=jax.random.key(0))
+    for prior in (PRIOR, {"a": PRIOR, "b": PRIOR}):
+        eager = kl_loss(q, prior, reduction="sum")
+        np.testing.assert_allclose(jax.jit(partial(kl_loss, reduction="sum"))(q, prior), eager, rtol=1e-6)
+    assert kl_loss(q, {"a": PRIOR, "b": PRIOR}) != kl_loss(q, PRIOR)
+
+
 def test_what_looks_at_q_takes_it():
     assert illia_fn.summary(Q, PRIOR).leaves[0].kl == pytest.approx(float(kl_tree(Q, PRIOR)["['a']"]), rel=1e-5)
     report = illia_fn.check_setup(*ARGS, num_data=50, prior=PRIOR)
