@@ -38,7 +38,8 @@ def posterior_tree(params: PyTree, families: Mapping[str, Constructor]) -> PyTre
 
     Raises:
         ValueError: for a pattern that is no regular expression or matches nothing, for patterns that name the same
-            subtree or one within the other; for a statistic of the model that would get a posterior; and what the constructors raise, with the path of the subtree.
+            subtree or one within the other; for a statistic of the model that would get a posterior; and what the
+            constructors raise, with the path of the subtree.
         TypeError: for leaves under a pattern that are not floating-point arrays, or a constructor that returns no
             posterior.
 
