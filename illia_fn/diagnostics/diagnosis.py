@@ -14,6 +14,7 @@ from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.coupling import Coupling
 from illia_fn.diagnostics.table import Summary, aligned, summary
+from illia_fn.kl.loss import hyperpriors, kl_pairs
 from illia_fn.objectives._data import LossFn
 from illia_fn.objectives.elbo import elbo_loss
 from illia_fn.objectives.importance import iwae_loss
@@ -112,7 +113,8 @@ def diagnose(
         A `Diagnosis`.
 
     Raises:
-        ValueError, TypeError: as `elbo_loss`; for one sample, no num_data, or a tree without posterior nodes.
+        ValueError, TypeError: as `elbo_loss`; for one sample, no num_data, a tree without posterior nodes, or a prior
+            that is fitted to q.
 
     >>> from illia_fn import Gaussian  # the exact posterior of y = 5 under unit noise and prior
     >>> q = Gaussian(jnp.array(2.5), jnp.log(jnp.expm1(jnp.sqrt(0.5))))
@@ -120,7 +122,7 @@ def diagnose(
     >>> print(f"{found.gap:.3f} nats from the posterior, {found.effective_sample_size:.0f} of 32 draws count")
     0.000 nats from the posterior, 32 of 32 draws count
     """
-    _check(params, key, num_samples, num_data)
+    _check(params, prior, key, num_samples, num_data)
     call: dict[str, Any] = {"loss_fn": loss_fn, "prior": prior, "num_data": num_data, "weights": weights}
     call |= {"needs_key": needs_key, "has_aux": has_aux}
     of_weights, of_terms, of_gradient, of_kl = jax.random.split(key, 4)
@@ -152,13 +154,19 @@ def diagnose(
     )
 
 
-def _check(params: PyTree, key: jax.Array, num_samples: int, num_data: int) -> None:
+def _check(params: PyTree, prior: PyTree, key: jax.Array, num_samples: int, num_data: int) -> None:
     check_draws("diagnose", key, num_samples, 1, antithetic=False)
     check_required_num_data("diagnose", num_data)
     if num_samples < 2:
         raise ValueError(f"diagnose: num_samples must be at least 2, to tell signal from noise, got {num_samples}.")
     if not num_params(params):
         raise ValueError("diagnose: params has no posterior node, so there is no q. Pass the posterior tree itself.")
+    if hyperpriors(kl_pairs("diagnose", params, prior, None)):
+        raise ValueError(
+            "diagnose: the importance weights need a prior that does not depend on q, and EmpiricalBayes is fitted to "
+            "it. Pass what it has found, for each node: prior.fit(node.mean, node.stddev)[0]. summary(params, prior) "
+            "takes it as it is."
+        )
 
 
 def _gap_and_size(log_weights: np.ndarray) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def pruning_curve(
 
     Raises:
         ValueError: as `prune` and `elbo_loss`; for a node or a prior that is not element-wise, whose weights have no KL
-            of their own.
+            of their own, or a prior that is fitted to q.
 
     >>> from illia_fn import mean_field
     >>> q = {"w": mean_field(jnp.array([2.0, 0.0]), scale=0.1)}
@@ -168,6 +168,12 @@ def _kl_of_each(caller: str, params: PyTree, prior: PyTree) -> list[np.ndarray]:
             raise ValueError(
                 f"{caller}: params{', '.join(pair.paths)} has no KL for each weight, as {type(pair.q).__name__} under "
                 f"{type(pair.p).__name__} is not element-wise. Take a mean field, or look at the data term of prune."
+            )
+        if pair.hyperpriors:
+            raise ValueError(
+                f"{pair.name}: pruning_curve takes a prior whose scale is known, and EmpiricalBayes fits it to all "
+                "weights, under a hyperprior that none of them has a share of. Pass what it has found: "
+                "prior.fit(node.mean, node.stddev)[0]."
             )
         values.append(np.asarray(each, np.float64))
     return values

@@ -13,7 +13,7 @@ from illia_fn._base.checks import split_aux
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.diagnostics._findings import Finding, of_data, of_outputs, of_posterior
 from illia_fn.engine._randomness import check_fresh_noise
-from illia_fn.kl._priors import is_prior, log_prior_of_node
+from illia_fn.kl._priors import blocks_of, is_joint, log_prior_of_node
 from illia_fn.kl.loss import kl_pairs
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives.elbo import elbo_loss
@@ -139,19 +139,21 @@ def _costs(params: PyTree, prior: PyTree, key: jax.Array, num_data: int | None) 
 
 def _cost_of_means(pair: Any) -> float:
     """log p(middle) - log p(E_q[w]): of a Normal (m_q - m_p)^2 / (2 s_p^2)."""
-    densities = [log_prior_of_node(pair.name, pair.p, w) for w in (_middle(pair.p, pair.q.mean), pair.q.mean)]
+    means = pair.q.mean
+    densities = [log_prior_of_node(pair.name, pair.p, w) for w in (_middle(pair.name, pair.p, means), means)]
     return max(0.0, float(densities[0] - densities[1]))
 
 
-def _middle(p: PyTree, w: PyTree) -> PyTree:
-    """The mean of a posterior that is a prior; else the location of each prior, or 0, in the shapes of w."""
-    if is_posterior(p):
-        return p.mean
-
-    def of_one(p: Any, w: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(getattr(p, "loc", 0.0), np.shape(leaf)), w)
-
-    return jax.tree.map(of_one, p, w, is_leaf=is_prior)
+def _middle(caller: str, p: PyTree, w: PyTree) -> PyTree:
+    """The mean of each posterior that is a prior, the location of each other prior, or 0: in the shapes of w."""
+    leaves = []
+    for prior, arrays, _ in blocks_of(p, w, caller):
+        if is_joint(prior):
+            leaves += jax.tree.leaves(prior.mean)
+        else:
+            middle = prior.mean if is_posterior(prior) else getattr(prior, "loc", 0.0)
+            leaves.append(jnp.broadcast_to(middle, np.shape(arrays[0])))
+    return jax.tree.structure(w).unflatten(leaves)
 
 
 def _of_the_prior(data: DataTerm, nll: Any, cost: float, num_data: int | None) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_factor, check_key
 from illia_fn._base.numerics import total
 from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
-from illia_fn.kl._priors import fitted, is_prior, log_prior_of_node
+from illia_fn.kl._priors import check_fits, fitted, is_prior, log_prior_of_node
 from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import closed_form, kl_of_node
 from illia_fn.posteriors._join import Joined, join, split
@@ -136,6 +136,7 @@ class Pair(NamedTuple):
         """KL(q_i || p_i) of each number; None if it is sampled, or the node or its prior is not element-wise."""
         if not (self.is_exact and getattr(self.q, "elementwise", False) and getattr(self.p, "elementwise", False)):
             return None
+        check_fits(self.name, self.p, self.q.mean)
         shape = np.shape(self.q.mean)
         q, p = jax.tree.map(lambda field: jnp.broadcast_to(jnp.asarray(field), shape).ravel(), (self.q, self.p))
         return jax.vmap(lambda q, p: self._replace(q=q, p=p).kl(1))(q, p).reshape(shape)

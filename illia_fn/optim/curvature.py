@@ -13,6 +13,7 @@ from jax.scipy.linalg import solve_triangular
 from illia_fn._base.checks import check_callable, check_count, concrete
 from illia_fn._base.numerics import at_least_float32, matmul, softplus_inverse, widest_dtype
 from illia_fn._base.trees import PyTree
+from illia_fn.kl._priors import check_support
 from illia_fn.kl.loss import Pair, kl_pairs, log_prior_of_node
 from illia_fn.likelihoods._example_losses import LossFn, example_losses
 from illia_fn.posteriors._flat import ravel, unravel
@@ -67,7 +68,8 @@ def laplace(
 
     Raises:
         ValueError: without posterior nodes or for those of another family; for a loss_fn that returns a scalar; if the
-            arrays share no leading axis; where the precision is not positive, which a heavy-tailed prior can do.
+            arrays share no leading axis; for a num_data below their number, or a prior without a density on part of
+            the real line; where the precision is not positive, which a heavy-tailed prior can do.
 
     >>> from illia_fn import full_covariance, mean_field
     >>> x, y = jnp.array([[1.0, 0.5], [1.0, 1.5]]), jnp.array([0.0, 1.0])
@@ -89,6 +91,10 @@ def laplace(
     (count,) = sizes.pop()
     if num_data is not None:
         check_count(caller, "num_data", num_data)
+        if num_data < count:
+            raise ValueError(
+                f"laplace: num_data must be the size of the training set, got {num_data} for {count} examples."
+            )
     factors = partial(_factors, apply_fn, loss_fn, params)
     weight = 1.0 if num_data is None else num_data / count
     made = [
@@ -116,6 +122,8 @@ def _check_nodes(pairs: list[Pair]) -> None:
                 f"{pair.name}: laplace takes a prior whose scale is known, and EmpiricalBayes fits it to the scales of "
                 "q. Pass what it has found: prior.fit(node.mean, node.stddev)[0]."
             )
+        if not pair.is_exact:  # a closed form is of a prior on the whole line
+            check_support(pair.name, pair.p)
 
 
 def _factors(apply_fn: Callable[..., Any], loss_fn: LossFn | None, params: PyTree, x: PyTree, y: PyTree) -> Any:

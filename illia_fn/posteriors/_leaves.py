@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,13 @@ def each_leaf(
         mask = True
     elif _is_mask_function(mask):
         mask = _of_params(caller, mask)(params)
-    statistics = _statistics(params)
+    statistics = statistics_of(params)
     masks = broadcast_prefix(caller, "mask", mask, params, is_posterior, _is_none)
     scales = broadcast_prefix(caller, "scale", scale, params, is_posterior, _is_none)
     nodes = [
         node_at(path, strong(leaf), _checked_scale(caller, path, leaf, leaf_scale))
         if _is_selected(caller, path, leaf, leaf_mask, statistics)
-        else _copied(leaf)
+        else copied(leaf)
         for (path, leaf), leaf_scale, leaf_mask in zip(leaves, scales, masks, strict=True)
     ]
     if not any(map(is_posterior, nodes)):
@@ -45,7 +45,7 @@ def each_leaf(
 def whole(caller: str, params: PyTree, scale: ArrayLike | PyTree) -> tuple[PyTree, jax.Array]:
     """A copy of `params`, all of which are real numbers, and the scale of each of them, (P,)."""
     leaves = _plain_leaves(caller, params)
-    statistics = _statistics(params)
+    statistics = statistics_of(params)
     for path, leaf in leaves:
         if not _is_selected(caller, path, leaf, mask=True, statistics=statistics):
             raise TypeError(
@@ -79,7 +79,8 @@ def strong(x: ArrayLike) -> jax.Array:
     return jnp.array(x, jnp.result_type(float(x) if isinstance(x, int) else x))
 
 
-def _copied(leaf: Any) -> Any:
+def copied(leaf: Any) -> Any:
+    """What stays deterministic: a copy of an array, and anything else as it is."""
     return strong(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
@@ -122,7 +123,7 @@ def _of_params(caller: str, mask: Callable[..., PyTree]) -> Callable[[PyTree], P
 _STATISTICS = {"BatchStat", "Cache", "Intermediate", "StateIndex"}  # types of flax.nnx and equinox
 
 
-def _statistics(params: PyTree) -> dict[str, str]:
+def statistics_of(params: PyTree) -> dict[str, str]:
     """Paths of what a framework's type or name tells to be no parameter, and that type or name."""
 
     def kind(node: Any) -> str | None:
@@ -132,6 +133,15 @@ def _statistics(params: PyTree) -> dict[str, str]:
     nodes = leaves_with_path(params, lambda node: kind(node) is not None)
     found = {path + end: name for path, node in nodes if (name := kind(node)) for end, _ in leaves_with_path(node)}
     return found | {path: "batch_stats" for path, _ in nodes if "['batch_stats']" in path}
+
+
+def refuse_statistic(caller: str, path: str, kind: str) -> NoReturn:
+    """The error of a statistic that would get a posterior."""
+    raise ValueError(
+        f"{caller}: params{path} is a statistic of the model ({kind}) and no parameter, so it has no posterior. Split "
+        "it off (flax.nnx: nnx.split(model, nnx.Param, ...); linen: variables['params']; equinox: "
+        "eqx.nn.make_with_state), or mask it out."
+    )
 
 
 def _is_selected(caller: str, path: str, leaf: Any, mask: Any, statistics: dict[str, str]) -> bool:
@@ -148,11 +158,7 @@ def _is_selected(caller: str, path: str, leaf: Any, mask: Any, statistics: dict[
         )
     is_parameter = jnp.issubdtype(dtype, jnp.floating)
     if is_parameter and path in statistics:
-        raise ValueError(
-            f"{caller}: params{path} is a statistic of the model ({statistics[path]}) and no parameter, so it has no "
-            "posterior. Split it off (flax.nnx: nnx.split(model, nnx.Param, ...); linen: variables['params']; equinox: "
-            "eqx.nn.make_with_state), or mask it out."
-        )
+        refuse_statistic(caller, path, statistics[path])
     return is_parameter
 
 

@@ -9,6 +9,7 @@ import jax
 
 from illia_fn._base.checks import describe
 from illia_fn._base.trees import PyTree, is_floating
+from illia_fn.posteriors._leaves import copied, refuse_statistic, statistics_of
 from illia_fn.posteriors.posterior import is_posterior
 
 Constructor = Callable[[PyTree], PyTree]
@@ -33,11 +34,12 @@ def posterior_tree(params: PyTree, families: Mapping[str, Constructor]) -> PyTre
             `full_covariance`, or a `functools.partial` with its options.
 
     Returns:
-        A posterior tree.
+        A posterior tree, with a copy of what stays deterministic.
 
     Raises:
         ValueError: for a pattern that is no regular expression or matches nothing, for patterns that name the same
-            subtree or one within the other; and what the constructors raise, with the path of the subtree.
+            subtree or one within the other; for a statistic of the model that would get a posterior; and what the
+            constructors raise, with the path of the subtree.
         TypeError: for leaves under a pattern that are not floating-point arrays, or a constructor that returns no
             posterior.
 
@@ -58,9 +60,12 @@ def posterior_tree(params: PyTree, families: Mapping[str, Constructor]) -> PyTre
     leaves, structure = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda path, _: path in chosen, is_leaf_takes_path=True
     )
-    return structure.unflatten(
-        [_made(path, chosen[path], families[chosen[path]], leaf) if path in chosen else leaf for path, leaf in leaves]
-    )
+    made = [
+        _made(path, chosen[path], families[chosen[path]], leaf) if path in chosen else copied(leaf)
+        for path, leaf in leaves
+    ]
+    _refuse_statistics(params, {path: node for (path, _), node in zip(leaves, made, strict=True) if path in chosen})
+    return structure.unflatten(made)
 
 
 def path_of(keys: Any) -> str:
@@ -135,3 +140,20 @@ def _made(keys: Any, pattern: str, make: Constructor, subtree: PyTree) -> PyTree
             f"{path_of(keys)!r}, got {describe(made)}."
         )
     return made
+
+
+def _refuse_statistics(params: PyTree, made: Mapping[Any, PyTree]) -> None:
+    """A constructor sees its subtree alone: what is above it tells the statistics of a model as well."""
+    statistics = statistics_of(params)
+    if not statistics:
+        return
+    nodes = {
+        (*keys, *inner)
+        for keys, tree in made.items()
+        for inner, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_posterior)
+        if is_posterior(node)
+    }
+    for keys, _ in jax.tree_util.tree_leaves_with_path(params):
+        path = jax.tree_util.keystr(keys)
+        if path in statistics and any(keys[:depth] in nodes for depth in range(len(keys) + 1)):
+            refuse_statistic("posterior_tree", path, statistics[path])

@@ -171,7 +171,8 @@ def _law_of_logit(prior: Any, bounds: tuple[float, float]) -> LogitBeta | None:
         return LogitBeta(*map(at_least_float32, values))
     ends = foreign_fields(prior, "Uniform", "low", "high")
     if ends is not None and all(np.all(concrete(a) == b) for a, b in zip(ends, bounds, strict=True)):
-        return LogitBeta(1.0, 1.0)
+        shape = np.broadcast_shapes(*map(np.shape, ends))  # against which that of a parameter is checked
+        return LogitBeta(jnp.ones(shape, jnp.float32) if shape else 1.0, 1.0)
     return None
 
 

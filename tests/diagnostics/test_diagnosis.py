@@ -8,6 +8,7 @@ from arviz_stats.base import array_stats
 
 import illia_fn
 from illia_fn import Gaussian, Normal, diagnose, elbo_loss, iwae_loss, mean_field, simulation_based_calibration
+from illia_fn.priors import EmpiricalBayes
 
 KEY = jax.random.key(0)
 X, Y = jnp.linspace(-1.0, 1.0, 8), jnp.array([0.1, -1.0, 0.3, 0.8, 0.2, 1.0, 1.4, 1.6])
@@ -130,6 +131,10 @@ def test_keys_and_aux_of_the_model():
         (lambda: diagnose(linear, posterior(), X, Y, KEY, num_data=None), "num_data must be given"),
         (lambda: diagnose(linear, posterior(), X, Y, KEY, num_data=0), "num_data must be the number"),
         (lambda: diagnose(linear, illia_fn.mean(posterior()), X, Y, KEY, num_data=8), "no posterior node"),
+        (
+            lambda: diagnose(linear, posterior(), X, Y, KEY, num_data=8, prior=EmpiricalBayes(4.0, 9.0)),
+            "the importance weights need a prior that does not depend on q",
+        ),
     ],
 )
 def test_refusals(call, message):

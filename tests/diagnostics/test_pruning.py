@@ -78,6 +78,14 @@ class Joint:
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, shares=[-0.1]), "pruning_curve: a share must be"),
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=-5), "pruning_curve: num_data must be the number"),
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=Joint()), "has no KL for each weight"),
+        (
+            lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=Normal(jnp.zeros(3), 1.0)),
+            r"pruning_curve at params\['a'\]: a prior parameter of shape \(3,\) does not go with",
+        ),
+        (
+            lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=illia_fn.priors.EmpiricalBayes(4.0, 9.0)),
+            r"pruning_curve at params\['a'\]: pruning_curve takes a prior whose scale is known",
+        ),
     ],
 )
 def test_refusals(call, message):

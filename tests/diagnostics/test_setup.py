@@ -88,6 +88,18 @@ def test_padding_and_locations_do_not_count():
     )
 
 
+def test_joint_priors_of_parts_of_a_node():
+    """A tree of low-rank posteriors, over a subtree and over an array, and a Normal."""
+    params = {"a": PARAMS, "c": jnp.full(2, 0.3), "d": jnp.full(2, 0.2)}
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    prior = {name: illia_fn.low_rank(moved[name], rank=1, key=KEY, scale=0.5) for name in "ac"}
+    q = illia_fn.full_covariance(params, scale=0.1)
+    report = check(lambda w, x: classes(w["a"], x) + w["c"] + w["d"], q, prior={**prior, "d": Normal(0.1, 2.0)})
+    assert not report.findings
+    expected = sum(p.log_prob(p.mean) - p.log_prob(params[name]) for name, p in prior.items())
+    np.testing.assert_allclose(report.cost_of_means, (expected + 2 * 0.1**2 / 2 / 2.0**2) / 100, rtol=1e-4)
+
+
 class Positive:
     support = staticmethod(lambda w: w > 0)
 

@@ -437,3 +437,33 @@ def test_the_outermost_match_counts():
     assert [type(q[name]).__name__ for name in ("body", "head")] == ["FullCovariance"] * 2
     assert [type(node).__name__ for node in q["mid"].values()] == ["LowRank"] * 2
     assert type(posterior_tree(PARAMS, {".*": full_covariance})) is FullCovariance
+
+
+LINEN = {
+    "params": {"bn": {"scale": jnp.ones(2)}, "head": {"kernel": jnp.ones((2, 2))}},
+    "batch_stats": {"bn": {"mean": jnp.zeros(2)}},
+}
+
+
+@pytest.mark.parametrize("pattern", [".*bn/.*", "batch_stats/bn"])
+def test_a_pattern_that_reaches_a_statistic_is_refused(pattern):
+    message = r"posterior_tree: params\['batch_stats'\]\['bn'\]\['mean'\] is a statistic of the model \(batch_stats\)"
+    with pytest.raises(ValueError, match=message):
+        posterior_tree(LINEN, {pattern: mean_field})
+
+
+def test_statistics_that_stay_deterministic_are_fine():
+    unmasked = {"params": True, "batch_stats": False}
+    for families_ in ({"params/.*": mean_field}, {".*": partial(mean_field, mask=unmasked)}):
+        q = posterior_tree(LINEN, families_)
+        assert illia_fn.is_posterior(q["params"]["bn"]["scale"])
+        assert not illia_fn.is_posterior(q["batch_stats"]["bn"]["mean"])
+
+
+def test_what_stays_deterministic_is_a_copy():
+    params = {"w": jnp.ones(2), "b": jnp.arange(3.0), "name": "relu", "key": jax.random.key(0)}
+    q = posterior_tree(params, {"w": mean_field})
+    assert q["b"] is not params["b"]
+    assert q["name"] == "relu"
+    q["b"].delete()
+    assert params["b"].sum() == 3.0  # as after a step that donates q

@@ -203,3 +203,16 @@ def test_other_bad_input():
         illia_fn.kl_loss(q, constrained(dist.HalfCauchy(1.0), "positive"))
     with pytest.raises(ValueError, match=r"prior parameter of shape \(3,\)"):
         illia_fn.kl_loss(q, constrained(dist.Gamma(jnp.ones(3), 1.0), "softplus"), key=key)
+
+
+@pytest.mark.promotes
+def test_the_shape_of_a_prior_counts():
+    """As in a Uniform, whose law of u has no parameters."""
+    key = jax.random.key(0)
+    for prior in (dist.Uniform(jnp.zeros(3), jnp.ones(3)), dist.Beta(jnp.ones(3), 1.0)):
+        ours = constrained(prior, (0.0, 1.0))
+        with pytest.raises(ValueError, match=r"prior parameter of shape \(3,\) does not go with .* shape \(4,\)"):
+            illia_fn.kl_loss(illia_fn.mean_field(jnp.zeros(4)), ours, key=key)
+        assert jnp.isfinite(illia_fn.kl_loss(illia_fn.mean_field(jnp.zeros(3)), ours, key=key))
+    u = jnp.linspace(-3.0, 3.0, 3)
+    np.testing.assert_allclose(ours.log_prob(u), constrained(dist.Uniform(0.0, 1.0), (0.0, 1.0)).log_prob(u), rtol=1e-6)
