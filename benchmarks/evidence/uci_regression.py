@@ -185,6 +185,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.sets) - set(SETS):
         parser.error(f"there are {', '.join(SETS)}, not {', '.join(unknown)}")
+    if not arguments.data.is_dir():
+        parser.error(f"there is no folder {arguments.data}: pass --data")
     num_splits = 2 if arguments.quick else arguments.splits
     found = {name: results(name, arguments.data, num_splits, quick=arguments.quick) for name in arguments.sets or SETS}
     if arguments.quick:
