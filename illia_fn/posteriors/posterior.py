@@ -221,7 +221,8 @@ def num_params(q: PyTree) -> int:
 
 def check_nodes(caller: str, q: PyTree) -> None:
     """Refuse a tree whose nodes have all become dictionaries: a checkpoint that was restored without a target."""
-    kinds = {frozenset(child_names(cls)): cls.__name__ for cls in NODES if issubclass(cls, Posterior)}
+    families = [cls for cls in NODES if issubclass(cls, Posterior)]
+    kinds = {frozenset(child_names(cls)): cls.__name__ for cls in reversed(families)}  # of equal fields the first
 
     def is_lost(node: Any) -> bool:
         return isinstance(node, dict) and frozenset(node) in kinds

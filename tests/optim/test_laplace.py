@@ -65,10 +65,10 @@ def test_it_is_the_posterior_of_linear_regression():
         )
         np.testing.assert_allclose(grads.loc, 0.0, atol=1e-12)
         np.testing.assert_allclose(grads.tril, 0.0, atol=1e-12)
-        half = laplace(
-            apply_fn, q, jnp.concatenate([x, x]), jnp.concatenate([y, y]), loss_fn=loss_fn, prior=prior, num_data=50
-        )
-        np.testing.assert_allclose(half.tril, q.tril, rtol=1e-10)
+        twice = jnp.concatenate([x, x]), jnp.concatenate([y, y])
+        double = laplace(apply_fn, q, *twice, loss_fn=loss_fn, prior=prior)
+        scaled = laplace(apply_fn, q, x, y, loss_fn=loss_fn, prior=prior, num_data=100)
+        np.testing.assert_allclose(scaled.tril, double.tril, rtol=1e-10)
 
 
 def test_a_last_layer_under_jit():
