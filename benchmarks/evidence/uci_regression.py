@@ -1,4 +1,4 @@
-"""Claim: a recipe fixed in advance gives posteriors at or above the best published variational ones on UCI regression.
+"""Does one recipe, fixed in advance, reach the best published variational posteriors on UCI regression? Asserted.
 
 python -m benchmarks.evidence.uci_regression [--quick] [--data FOLDER] [--splits 20] [SET ...]
 

@@ -8,23 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from illia_fn import likelihoods
 from illia_fn._base.checks import check_count, describe
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._linearity import LinearModel
 from illia_fn.coupling._moments import root
 from illia_fn.engine.estimators import with_gradient_of
-from illia_fn.likelihoods import (
-    asymmetric_laplace_nll,
-    bernoulli_nll,
-    categorical_nll,
-    gaussian_nll,
-    laplace_nll,
-    negative_binomial_nll,
-    ordinal_nll,
-    poisson_nll,
-    student_t_nll,
-    von_mises_nll,
-)
 from illia_fn.likelihoods._example_losses import default_loss
 from illia_fn.likelihoods._shared import check_shapes, per_example, positive, standardise, surprise
 from illia_fn.likelihoods.classes import check_labels, nan_unless
@@ -34,15 +23,15 @@ SoftmaxBound = Literal["knowles_minka", "jensen"]
 
 # sums over numbers of which each depends on one number of an output; ordinal_nll if that is its location
 _SEPARABLE = {
-    asymmetric_laplace_nll,
-    bernoulli_nll,
-    gaussian_nll,
-    laplace_nll,
-    negative_binomial_nll,
-    ordinal_nll,
-    poisson_nll,
-    student_t_nll,
-    von_mises_nll,
+    likelihoods.asymmetric_laplace_nll,
+    likelihoods.bernoulli_nll,
+    likelihoods.gaussian_nll,
+    likelihoods.laplace_nll,
+    likelihoods.negative_binomial_nll,
+    likelihoods.ordinal_nll,
+    likelihoods.poisson_nll,
+    likelihoods.student_t_nll,
+    likelihoods.von_mises_nll,
 }
 _ITERATIONS = 20
 
@@ -74,16 +63,16 @@ def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, 
             f"{data.caller}: one output may depend on the Bayesian leaves, but {len(random)} of what apply_fn returns "
             "do. Predict the others, such as the scale of the noise, with deterministic parameters; or use elbo_loss."
         )
-    if likelihood is categorical_nll:
+    if likelihood is likelihoods.categorical_nll:
         return _softmax_losses(data, model, bound)
     (variance,) = model.law.variances()
-    if likelihood is gaussian_nll and random == [0]:
+    if likelihood is likelihoods.gaussian_nll and random == [0]:
         losses = data.losses_of_outputs(model.mean)
         _, scale, log_scale = positive("gaussian_nll", model.mean, keywords.get("scale"))
         ratio = standardise(variance, jnp.zeros_like(variance), scale, log_scale)
         ratio = standardise(ratio, jnp.zeros_like(variance), scale, log_scale)  # twice, as its square leaves the range
         return losses + per_example(0.5 * ratio)
-    if likelihood is ordinal_nll and random != [0]:
+    if likelihood is likelihoods.ordinal_nll and random != [0]:
         raise ValueError(
             f"{data.caller}: of ordinal_nll the location may be Bayesian, and the gaps between the cutpoints are: the "
             "loss of one example depends on several of them. Make them deterministic, or use elbo_loss."

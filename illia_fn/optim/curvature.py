@@ -13,6 +13,7 @@ from jax.scipy.linalg import solve_triangular
 from illia_fn._base.checks import check_callable, check_count, concrete
 from illia_fn._base.numerics import at_least_float32, matmul, softplus_inverse, widest_dtype
 from illia_fn._base.trees import PyTree
+from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.kl._priors import check_support
 from illia_fn.kl.loss import Pair, kl_pairs, log_prior_of_node
 from illia_fn.likelihoods._example_losses import LossFn, example_losses
@@ -99,7 +100,7 @@ def laplace(
     weight = 1.0 if num_data is None else num_data / count
     made = [
         _of_precision(pair, weight * curvature + _precision_of_prior(pair))
-        for pair, curvature in zip(pairs, _summed(factors, nodes, x, y, count, batch_size), strict=True)
+        for pair, curvature in zip(pairs, _summed(factors, nodes, x, y, batch_size), strict=True)
     ]
     remaining = iter(made)
     return jax.tree.map(lambda leaf: next(remaining) if is_posterior(leaf) else leaf, params, is_leaf=is_posterior)
@@ -158,7 +159,7 @@ def _rows(jacobian: PyTree) -> jax.Array:
     return jnp.concatenate([leaf.astype(dtype).reshape(len(leaf), -1) for leaf in jax.tree.leaves(jacobian)], axis=1)
 
 
-def _summed(factors: Callable[..., Any], nodes: list[Any], x: PyTree, y: PyTree, count: int, batch_size: int) -> Any:
+def _summed(factors: Callable[..., Any], nodes: list[Any], x: PyTree, y: PyTree, batch_size: int) -> Any:
     """The sums over all examples: the diagonal of J^T H J, or all of it, for each node."""
 
     def of_batch(x: PyTree, y: PyTree) -> list[jax.Array]:
@@ -169,21 +170,7 @@ def _summed(factors: Callable[..., Any], nodes: list[Any], x: PyTree, y: PyTree,
             found.append(matmul(rows.T, rows) if is_full else jnp.sum(jnp.square(rows), axis=0))
         return found
 
-    batch_size = min(batch_size, count)
-    whole = count - count % batch_size
-    batches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:whole].reshape(-1, batch_size, *jnp.shape(leaf)[1:]), (x, y))
-    sums = jax.lax.scan(
-        lambda sums, batch: (jax.tree.map(jnp.add, sums, of_batch(*batch)), None),
-        jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(of_batch, *_first(batches))),
-        batches,
-    )[0]
-    if whole == count:
-        return sums
-    return jax.tree.map(jnp.add, sums, of_batch(*jax.tree.map(lambda leaf: jnp.asarray(leaf)[whole:], (x, y))))
-
-
-def _first(batches: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[0], batches)
+    return sum_over_chunks(lambda batch: (of_batch(*batch), ()), jax.tree.map(jnp.asarray, (x, y)), batch_size)[0]
 
 
 def _precision_of_prior(pair: Pair) -> jax.Array:

@@ -47,8 +47,26 @@ class Triangle(NamedTuple):
     @property
     def log_marginals(self) -> jax.Array:
         """log of the norm of each row, which is the standard deviation of a number, over the diagonal; at least 0."""
-        strict = jnp.tril(self.matrix, -1) * jnp.exp(-self.log_diagonal)[:, None]
-        return 0.5 * jnp.log1p(jnp.sum(jnp.square(strict), axis=1))
+        below = jnp.max(jnp.abs(jnp.tril(self.matrix, -1)), axis=1)
+        # in units of the larger of the diagonal and of what lies beside it, as the square of their ratio may overflow
+        log_unit = jax.lax.stop_gradient(jnp.maximum(0.0, _log(below) - self.log_diagonal))
+        strict = jnp.tril(self.matrix, -1) * jnp.exp(-(self.log_diagonal + log_unit))[:, None]
+        squares = jnp.sum(jnp.square(strict), axis=1)
+        near, far = 0.5 * jnp.log1p(squares), log_unit + 0.5 * jnp.log(jnp.exp(-2.0 * log_unit) + squares)
+        return jnp.where(log_unit > 0, far, near)
+
+    @property
+    def marginals(self) -> tuple[jax.Array, jax.Array]:
+        """The standard deviation of each number, and its logarithm."""
+        logs = self.log_marginals
+        is_far = logs > 40.0  # where the diagonal may underflow
+        scale = jnp.diagonal(self.matrix) * jnp.exp(jnp.minimum(logs, 40.0))
+        return jnp.where(is_far, jnp.exp(self.log_diagonal + logs), scale), self.log_diagonal + logs
+
+
+def _log(x: jax.Array) -> jax.Array:
+    """log(x), and less than any logarithm that may be met for x = 0."""
+    return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
 
 
 def positive_qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,12 +12,12 @@ from illia_fn._base.numerics import HALF_LOG_2PI, matmul, softplus_inverse, wide
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals, Triangle
 from illia_fn.posteriors._flat import check_like, ravel, size_of, unravel
+from illia_fn.posteriors._joint import JointGaussian
 from illia_fn.posteriors._leaves import raw_scale, whole
-from illia_fn.posteriors.posterior import Posterior
 
 
 @frozen_pytree
-class FullCovariance(Posterior):
+class FullCovariance(JointGaussian):
     """Gaussian of full covariance, w ~ N(loc, L L^T), over P numbers.
 
     L has softplus of the diagonal of `tril` on its diagonal, and `tril` below. What `tril` has above its diagonal is
@@ -95,14 +95,6 @@ class FullCovariance(Posterior):
     def noise_shape(self) -> tuple[int, ...]:
         return np.shape(self.tril)[:1]
 
-    @property
-    def mean(self) -> PyTree:
-        return self.loc
-
-    @property
-    def stddev(self) -> PyTree:
-        return unravel(self.marginals().scale, self.loc)
-
     def reparameterise(self) -> Callable[[jax.Array], PyTree]:
         loc, scale_tril = ravel(self.loc), self.scale_tril
         return lambda noise: unravel(loc + matmul(scale_tril, noise), self.loc)
@@ -122,9 +114,7 @@ class FullCovariance(Posterior):
 
     def marginals(self) -> Marginals:
         """Each of the P numbers by itself."""
-        triangle = self.triangle()
-        log_scale = triangle.log_diagonal + triangle.log_marginals
-        return Marginals(ravel(self.loc), jnp.diagonal(triangle.matrix) * jnp.exp(triangle.log_marginals), log_scale)
+        return Marginals(ravel(self.loc), *self.triangle().marginals)
 
     def total_correlation(self) -> jax.Array:
         """KL(q || product of its marginals), in nats: sum_i log(stddev_i / L_ii)."""

@@ -14,12 +14,12 @@ from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, matmul, minus_lo
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals, positive_qr
 from illia_fn.posteriors._flat import check_like, independent, ravel, size_of, unravel, wide
+from illia_fn.posteriors._joint import JointGaussian
 from illia_fn.posteriors._leaves import raw_scale, whole
-from illia_fn.posteriors.posterior import Posterior
 
 
 @frozen_pytree
-class LowRank(Posterior):
+class LowRank(JointGaussian):
     """Gaussian of low rank plus a diagonal, w ~ N(loc, diag(softplus(rho)^2) + U U^T), over P numbers.
 
     R directions U move all that it stands for together. No matrix is larger than P x R. Ong, Nott & Smith 2018,
@@ -49,27 +49,16 @@ class LowRank(Posterior):
 
     def __post_init__(self):
         size = size_of(self.loc)
-        if np.shape(self.rho) != (size,) or np.ndim(self.factor) != 2 or not np.shape(self.factor)[1] >= 1:
+        rank = np.shape(self.factor)[-1] if np.ndim(self.factor) == 2 else 0
+        if rank < 1 or np.shape(self.rho) != (size,) or np.shape(self.factor) != (size, rank):
             raise ValueError(
                 f"LowRank: for a loc of P = {size} numbers rho must have shape (P,) and factor (P, R), got "
                 f"{np.shape(self.rho)} and {np.shape(self.factor)}. Build the node with low_rank."
-            )
-        if np.shape(self.factor)[0] != size:
-            raise ValueError(
-                f"LowRank: factor must have {size} rows, one for each number of loc, got {np.shape(self.factor)}."
             )
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         return (sum(np.shape(self.factor)),)
-
-    @property
-    def mean(self) -> PyTree:
-        return self.loc
-
-    @property
-    def stddev(self) -> PyTree:
-        return unravel(self.marginals().scale, self.loc)
 
     def reparameterise(self) -> Callable[[jax.Array], PyTree]:
         loc, scale, factor = ravel(self.loc), softplus(wide(self.rho)), wide(self.factor)

@@ -118,9 +118,8 @@ class MatrixNormal(Posterior):
 
     def marginals(self) -> Marginals:
         """Each number by itself, in the shape of loc."""
-        logs = [triangle.log_diagonal + triangle.log_marginals for triangle in self.triangles]
+        scales, logs = zip(*[triangle.marginals for triangle in self.triangles], strict=True)
         log_scale = (logs[0][:, None] + logs[1][None, :]).reshape(np.shape(self.loc))
-        scales = [jnp.diagonal(triangle.matrix) * jnp.exp(triangle.log_marginals) for triangle in self.triangles]
         return Marginals(wide(self.loc), (scales[0][:, None] * scales[1][None, :]).reshape(log_scale.shape), log_scale)
 
     def total_correlation(self) -> jax.Array:

@@ -97,7 +97,10 @@ class KTied(Posterior):
 
     def untied(self) -> Gaussian:
         """The same distribution as a diagonal Gaussian, with a scale for each number."""
-        return Gaussian(self.loc, softplus_inverse(self.scale))
+        is_far = self.log_scale < -15.0  # where rho is the logarithm of a scale that may underflow
+        return Gaussian(
+            self.loc, jnp.where(is_far, self.log_scale, softplus_inverse(jnp.where(is_far, 1.0, self.scale)))
+        )
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         return independent(jnp.square(self.scale), places)

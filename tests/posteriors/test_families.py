@@ -253,6 +253,21 @@ def mixed():
     return posterior_tree(PARAMS | {"free": PARAMS["head"]}, patterns)
 
 
+def test_scales_that_all_but_vanish_beside_the_rest():
+    """A diagonal whose ratio to what lies beside it has a square beyond float32; and k-tied scales that underflow."""
+    for rho in (-50.0, -200.0):
+        q = FullCovariance(jnp.zeros(2), jnp.array([[0.0, 0.0], [1.0, rho]]))
+        kl, slopes = jax.value_and_grad(lambda q: illia_fn.kl_divergence(q, illia_fn.Normal(0.0, 1.0)))(q)
+        np.testing.assert_allclose(q.stddev, [np.log(2.0), 1.0], rtol=1e-5)
+        exact = 0.5 * (np.log(2.0) ** 2 + 1.0) - 1.0 - np.log(np.log(2.0)) - rho
+        np.testing.assert_allclose(kl, exact, rtol=1e-5)
+        chex.assert_tree_all_finite(slopes)
+        tied = KTied(jnp.zeros((2, 2)), jnp.full((2, 1), rho), jnp.full((2, 1), rho))
+        slopes = jax.grad(lambda q: jnp.sum(jnp.square(q.untied().sample(jax.random.key(0)) - 1.0)))(tied)
+        chex.assert_tree_all_finite(slopes)
+        np.testing.assert_allclose(tied.untied().log_scale, tied.log_scale, rtol=1e-6)
+
+
 def test_families_mix_in_one_tree(tmp_path):
     q = mixed()
     kinds = [type(q["body"]["kernel"]), type(q["mid"]["kernel"]), type(q["head"]["kernel"]), type(q["free"])]
