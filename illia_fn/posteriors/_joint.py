@@ -13,7 +13,7 @@ class JointGaussian(Posterior):
 
     @property
     def mean(self) -> PyTree:
-        return self.loc  # ty: ignore[unresolved-attribute]
+        return self.loc  # ty: ignore[missing-attribute]
 
     @property
     def stddev(self) -> PyTree:
