@@ -225,3 +225,21 @@ U = {"loc": jnp.zeros(3)}
 def test_refusals(args, error, match):
     with pytest.raises(error, match=match):
         from_distribution(*args)
+
+
+def test_the_key_may_be_called_a_seed():
+    """As in TFP and distrax."""
+
+    class Seeded:
+        def __init__(self, loc):
+            self.normal = dist.Normal(loc, 1.0)
+            self.log_prob = self.normal.log_prob
+
+        def sample(self, sample_shape=(), seed=None):
+            return self.normal.sample(seed, sample_shape)
+
+    loc = jnp.ones(2)
+    draws = [
+        illia_fn.sample(KEY, from_distribution(build, loc, loc)) for build in (Seeded, lambda u: dist.Normal(u, 1.0))
+    ]
+    np.testing.assert_array_equal(*draws)
