@@ -7,9 +7,9 @@ what a draw and a step of the negative ELBO take, and whether its KLs are exact.
 mean field's; memory is XLA's plan for a step (`memory_analysis`), parameters and gradients included. "Coupling" is what
 `coupling="decorrelated"` makes of it.
 
-Then two large ones, each in a process of its own: a step of the negative ELBO, the peak of resident memory (as in
-benchmarks/memory.py) in multiples of the parameters of the posterior. One of these multiples is the parameters, and one
-their gradients.
+Then large ones, each in a process of its own: how far the first step of the negative ELBO, compiled before, raises the
+peak of resident memory, and the parameters of the posterior, in multiples of these. One multiple is the parameters, and
+one their gradients; XLA's plan, which has no work space of its libraries, is beside it.
 """
 
 import json
@@ -30,7 +30,11 @@ from benchmarks.memory import status
 
 KEY = jax.random.key(0)
 BATCH, NUM_DATA, ROUNDS = 128, 1000, 60
-LARGE = {"low rank, rank 10, 1e6 parameters": "low_rank", "matrix normal, 2048 x 2048": "matrix_normal"}
+LARGE = {
+    "mean field, 1e6 parameters": "mean_field",
+    "low rank, rank 10, 1e6 parameters": "low_rank",
+    "matrix normal, 2048 x 2048": "matrix_normal",
+}
 
 
 def make_params() -> dict[str, jax.Array]:
@@ -108,28 +112,27 @@ def small() -> list[list[Any]]:
     ]
 
 
-def large(name: str) -> float:
-    """Peak memory of a step, in multiples of the parameters; to be run in a process of its own."""
+def large(name: str) -> list[float]:
+    """Peak memory of a step and that planned, in multiples of the parameters; to be run in a process of its own."""
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003
-    size = 1000 if name == "low_rank" else 2048
-    params = {"w": jnp.zeros((size, size))}
-    q = illia_fn.low_rank(params, rank=10, key=KEY) if name == "low_rank" else illia_fn.matrix_normal(params)
+    size = 2048 if name == "matrix_normal" else 1000
+    options = {"rank": 10, "key": KEY} if name == "low_rank" else {}
+    q = getattr(illia_fn, name)({"w": jnp.zeros((size, size))}, **options)
 
     def step(q: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         return illia_fn.elbo_loss(lambda w, x: x @ w["w"], q, x, x, key, num_data=NUM_DATA)
 
     args = jax.block_until_ready((q, jnp.ones((16, size)), KEY))
     compiled = jax.jit(jax.value_and_grad(step)).lower(*args).compile()
-    jax.block_until_ready(compiled(*args))
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
     before = status("VmRSS")
-    for _ in range(3):
-        jax.block_until_ready(compiled(*args))
-    own = sum(leaf.nbytes for leaf in jax.tree.leaves(q))
-    return (own + status("VmHWM") - before) / own
+    jax.block_until_ready(compiled(*args))
+    own, plan = sum(leaf.nbytes for leaf in jax.tree.leaves(q)), compiled.memory_analysis()
+    planned = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return [(own + status("VmHWM") - before) / own, planned / own]
 
 
-def in_a_fresh_process(name: str) -> float:
+def in_a_fresh_process(name: str) -> list[float]:
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
     command = [sys.executable, "-m", "benchmarks.families", name]
     return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
@@ -138,9 +141,10 @@ def in_a_fresh_process(name: str) -> float:
 def main() -> None:
     columns = ["family", "numbers / P", "draw", "KL to N(0, 1)", "KL to its own kind", "coupling"]
     columns += ["memory of a step", "time of a step", "time, decorrelated"]
-    claims = [
-        Claim(f"{text}: peak / parameters", in_a_fresh_process(name), at_most=4.0) for text, name in LARGE.items()
-    ]
+    claims = []
+    for text, name in LARGE.items():
+        peak, planned = in_a_fresh_process(name)
+        claims.append(Claim(f"{text}: peak / parameters (planned {planned:.2f})", peak, at_most=8.0))
     report("families", columns, small(), claims)
 
 
