@@ -20,6 +20,7 @@ NAMES = (
     "memory",
     "prediction_memory",
     "kl_bandwidth",
+    "families",
     "compile_time",
     "gradient_quality",
     "natural_gradient",

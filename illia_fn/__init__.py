@@ -74,6 +74,7 @@ from illia_fn.optim import labels as labels
 from illia_fn.optim import laplace as laplace
 from illia_fn.optim import natural_gradient as natural_gradient
 from illia_fn.optim import slow_scales as slow_scales
+from illia_fn.posteriors import ForeignPosterior as ForeignPosterior
 from illia_fn.posteriors import FullCovariance as FullCovariance
 from illia_fn.posteriors import Gaussian as Gaussian
 from illia_fn.posteriors import KTied as KTied
@@ -82,6 +83,7 @@ from illia_fn.posteriors import MatrixNormal as MatrixNormal
 from illia_fn.posteriors import Posterior as Posterior
 from illia_fn.posteriors import by_path as by_path
 from illia_fn.posteriors import covariance as covariance
+from illia_fn.posteriors import from_distribution as from_distribution
 from illia_fn.posteriors import frozen_pytree as frozen_pytree
 from illia_fn.posteriors import full_covariance as full_covariance
 from illia_fn.posteriors import is_posterior as is_posterior

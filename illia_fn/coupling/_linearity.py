@@ -59,7 +59,7 @@ def _check_gaussian(caller: str, path: str, node: Posterior) -> None:
     """A draw is affine in its noise."""
     if type(node) is Gaussian:
         return
-    noise = jax.ShapeDtypeStruct(node.noise_shape, widest_dtype(node.mean))
+    noise = jax.ShapeDtypeStruct(node.noise_shape, widest_dtype(node.like))
     _, breaks = breaks_of(lambda noise: jax.tree.leaves(node.reparameterise()(noise)), [noise])
     if breaks:
         raise ValueError(
@@ -114,7 +114,7 @@ def linearity(apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array
     def outputs(*weights: PyTree) -> list[jax.Array]:
         return jax.tree.leaves(apply_fn(tree(weights), x, *keys))
 
-    means = [node.mean for node in nodes]
+    means = [node.like for node in nodes]
     with mesh_of((nodes, x)):
         reached, breaks = breaks_of(outputs, means)
         direct: list[set[int]] = []

@@ -66,7 +66,7 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
     def apply(weights: Sequence[PyTree], x: PyTree, *key: jax.Array) -> Any:
         return apply_fn(tree(weights), x, *key)
 
-    weights = jax.tree.map(lambda mean: jax.typeof(mean).update(weak_type=False), [node.mean for node in nodes])
+    weights = jax.tree.map(lambda mean: jax.typeof(mean).update(weak_type=False), [node.like for node in nodes])
     keys = [] if key is None else [jax.typeof(key)]
 
     def traced(size: int) -> tuple[Any, PyTree]:
@@ -99,7 +99,7 @@ _ADVICE = (
 
 
 def _paths(path: str, node: Posterior) -> str:
-    return ", ".join(path + name for name, _ in leaves_with_path(node.mean, lambda _: False))
+    return ", ".join(path + name for name, _ in leaves_with_path(node.like, lambda _: False))
 
 
 def _batch_size(caller: str, x: PyTree) -> int:

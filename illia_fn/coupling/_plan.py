@@ -92,7 +92,7 @@ def outputs(ctx: Context, model: Model, weights: Sequence[Any], x: Sequence[jax.
 
 def _abstractly(model: Model, start: Callable[..., tuple[Context, list[Any]]], *args: Any) -> None:
     """Evaluates the outputs without data, for what that leaves in the context."""
-    x = model.jaxpr.in_avals[sum(len(jax.tree.leaves(node.mean)) for node in model.nodes) :]
+    x = model.jaxpr.in_avals[sum(len(jax.tree.leaves(node.like)) for node in model.nodes) :]
 
     def run(args: Any, x: Sequence[jax.Array]) -> list[jax.Array]:
         ctx, weights = start(*args)
@@ -111,7 +111,7 @@ def _leaf_plans(
     def probe(index: int, node: Posterior) -> list[Any]:
         if index not in settled:
             return _probe(index, node)
-        means = jax.tree.leaves(node.mean)
+        means = jax.tree.leaves(node.like)
         return means if settled[index].strategy == "shared" else list(map(PerExample, means))
 
     def probes() -> tuple[Context, list[Any]]:
@@ -137,14 +137,14 @@ def _leaf_plans(
 
 def shape_of(node: Posterior) -> tuple[Any, ...]:
     """The shape of its array, or the shapes of its arrays."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(node.mean)]
-    return shapes[0] if jax.tree.structure(node.mean) == jax.tree.structure(0) else tuple(shapes)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(node.like)]
+    return shapes[0] if jax.tree.structure(node.like) == jax.tree.structure(0) else tuple(shapes)
 
 
 def _probe(index: int, node: Posterior) -> list[Any]:
     """A view without a strategy, whose signs are positions; only of what may have a strategy."""
     if type(node) is not Gaussian or not node.loc.size:
-        return jax.tree.leaves(node.mean)
+        return jax.tree.leaves(node.like)
     mean = at_least_float32(node.loc)
     shape = mean.shape
     positions = {axis: along(np.arange(size), axis, len(shape)) for axis, size in enumerate(shape)}
@@ -154,7 +154,7 @@ def _probe(index: int, node: Posterior) -> list[Any]:
 def _noise_of_leaves(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan]) -> Noise:
     noise = Noise({}, {}, {}, {})
     for index, (node, leaf) in enumerate(zip(nodes, leaves, strict=True)):
-        dtype = jnp.result_type(*map(at_least_float32, jax.tree.leaves(node.mean)))
+        dtype = jnp.result_type(*map(at_least_float32, jax.tree.leaves(node.like)))
         like = jax.ShapeDtypeStruct(node.noise_shape, dtype)
         if leaf.strategy == "per_example":
             noise.examples[index] = like

@@ -49,7 +49,7 @@ class LinearOutputs(NamedTuple):
 
     @staticmethod
     def of(linear: Linear, nodes: Sequence[Posterior]) -> "LinearOutputs":
-        closed = jax.make_jaxpr(linear)([node.mean for node in nodes])
+        closed = jax.make_jaxpr(linear)([node.like for node in nodes])
         return LinearOutputs(linear, nodes, closed, _direct(closed, nodes))
 
     def variances(self) -> list[jax.Array]:
@@ -136,7 +136,7 @@ def _evaluated(
     values, probing = [], context is not None and context.uses is not None
     for index, node in enumerate(nodes):
         if index not in direct:
-            values += [jnp.zeros_like(leaf) for leaf in jax.tree.leaves(node.mean)]
+            values += [jnp.zeros_like(leaf) for leaf in jax.tree.leaves(node.like)]
             continue
         assert isinstance(node, Gaussian)
         shape, scale = node.loc.shape, node.scale
@@ -163,8 +163,8 @@ def _of_output(value: Any) -> jax.Array:
 def _along_noise(linear: Linear, nodes: Sequence[Posterior], index: int, reduce: Reduction) -> list[jax.Array]:
     """The sum over the directions of the noise of one node of what `reduce` makes of linear(A e_j), some at once."""
     node = nodes[index]
-    draw, size, dtype = node.reparameterise(), math.prod(node.noise_shape), widest_dtype(node.mean)
-    others = [jax.tree.map(jnp.zeros_like, other.mean) for other in nodes]
+    draw, size, dtype = node.reparameterise(), math.prod(node.noise_shape), widest_dtype(node.like)
+    others = [jax.tree.map(jnp.zeros_like, other.like) for other in nodes]
 
     def outputs_along(direction: jax.Array) -> list[jax.Array]:
         column = jax.jvp(draw, (jnp.zeros_like(direction),), (direction,))[1]

@@ -42,15 +42,15 @@ def blocks_of(p: PyTree, tree: PyTree, caller: str = "kl_divergence") -> list[Bl
     """The arrays of what a posterior node stands for, in order, by their priors: one for all, or a tree of them."""
     arrays, structure = leaves_with_path(tree), jax.tree.structure(tree)
     priors = [p] * len(arrays) if is_prior(p) else structure.flatten_up_to(p)
-    if is_joint(p) and jax.tree.structure(p.mean) != structure:
-        _refuse(caller, p, jax.tree.structure(p.mean), structure)
+    if is_joint(p) and jax.tree.structure(p.like) != structure:
+        _refuse(caller, p, jax.tree.structure(p.like), structure)
     blocks, start = [], 0
     while start < len(arrays):
         prior = priors[start]
-        count = len(jax.tree.leaves(prior.mean)) if is_joint(prior) else 1
+        count = len(jax.tree.leaves(prior.like)) if is_joint(prior) else 1
         paths, group = map(list, zip(*arrays[start : start + count], strict=True))
         if is_joint(prior):
-            shapes = [list(map(np.shape, leaves)) for leaves in (jax.tree.leaves(prior.mean), group)]
+            shapes = [list(map(np.shape, leaves)) for leaves in (jax.tree.leaves(prior.like), group)]
             if shapes[0] != shapes[1] or any(each is not prior for each in priors[start : start + count]):
                 _refuse(caller + paths[0], prior, f"arrays of shapes {shapes[0]}", shapes[1])
         blocks.append(Block(prior, group, paths))
@@ -83,7 +83,7 @@ def log_prior_of_node(caller: str, p: PyTree, w: PyTree) -> jax.Array:
     terms = []
     for prior, arrays, paths in blocks_of(p, jax.tree.map(at_least_float32, w), caller):
         if is_joint(prior):
-            terms.append(prior.log_prob(jax.tree.structure(prior.mean).unflatten(arrays)))
+            terms.append(prior.log_prob(jax.tree.structure(prior.like).unflatten(arrays)))
         else:
             terms.append(_log_prior_of_array(caller + paths[0], prior, arrays[0]))
     return total(terms)

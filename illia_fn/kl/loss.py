@@ -16,7 +16,7 @@ from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import closed_form, kl_of_node
 from illia_fn.posteriors._join import Joined, join, split
 from illia_fn.posteriors.gaussian import Gaussian
-from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params
+from illia_fn.posteriors.posterior import check_nodes, is_posterior, like, num_params
 from illia_fn.priors._known import in_known_form
 from illia_fn.priors.normal import Normal
 
@@ -158,7 +158,7 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
     if key is not None:
         check_key(caller, key)
     check_nodes(caller, params)
-    arrays = mean(params)  # a prior may tell apart the arrays that one node stands for
+    arrays = like(params)  # a prior may tell apart the arrays that one node stands for
     prior = jax.tree.map(in_known_form, prior, is_leaf=_is_prior_leaf)
     # by number: equal objects may be two priors, and one object becomes two where a tree passes through jit
     priors, of_priors = jax.tree.flatten(prior, is_leaf=_is_prior_leaf)
@@ -167,7 +167,7 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
     paths = iter(path for path, _ in leaves_with_path(arrays))
     pairs = []
     for index, (path, q) in enumerate(leaves_with_path(params, is_posterior)):
-        structure = jax.tree.structure(q.mean if is_posterior(q) else q)
+        structure = jax.tree.structure(q.like if is_posterior(q) else q)
         mine = [(next(paths), next(numbers)) for _ in range(structure.num_leaves)]
         if is_posterior(q):
             own_paths, own = map(list, zip(*mine, strict=True))

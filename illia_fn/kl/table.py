@@ -78,7 +78,8 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
     Otherwise the expectation is that of reparameterised draws w_s ~ q, and unbiased:
 
         -H(q) - mean_s log p(w_s)               for a prior, with the exact entropy of q;
-        mean_s [log q(w_s) - log p(w_s)]        for another posterior, which is exactly 0 where p is q.
+        mean_s [log q(w_s) - log p(w_s)]        for another posterior, which is exactly 0 where p is q, and for a q
+                                                whose entropy is not known.
 
     Args:
         q: a posterior node, or a `Normal`.
@@ -109,7 +110,7 @@ def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_sample
     f = closed_form(q, p)
     if f is not None:
         if is_posterior(q) and (is_prior(p) or f is not _CLOSED_FORMS.get((type(q), type(p)))):
-            check_fits(caller, p, q.mean)
+            check_fits(caller, p, q.like)
         elif getattr(q, "elementwise", False) and getattr(p, "elementwise", False):
             check_broadcast(caller, np.broadcast_shapes(*map(np.shape, jax.tree.leaves(q))), p)
         return _scalar(caller, q, p, f)
@@ -126,7 +127,7 @@ def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_sample
     check_num_samples(caller, num_samples)
     check_key(caller, key)
     check_support(caller, p)
-    if is_posterior(p):
+    if is_posterior(p) or not q.has_entropy:
         return expectation(lambda w: q.log_prob(w) - log_prior_of_node(caller, p, w), q, key, num_samples)
     return -q.entropy() - expectation(lambda w: log_prior_of_node(caller, p, w), q, key, num_samples)
 

@@ -226,4 +226,4 @@ def _widened(leaf: Any) -> Any:
 
 
 def _rounded_like(leaf: Any, w: Any) -> Any:
-    return jax.tree.map(lambda like, x: x.astype(like.dtype), leaf.mean, w) if is_posterior(leaf) else w
+    return jax.tree.map(lambda like, x: x.astype(like.dtype), leaf.like, w) if is_posterior(leaf) else w

@@ -9,7 +9,7 @@ import numpy as np
 from illia_fn._base.checks import check_callable
 from illia_fn._base.numerics import widest_dtype
 from illia_fn._base.trees import PyTree, leaves_with_path
-from illia_fn.posteriors.posterior import is_posterior, mean
+from illia_fn.posteriors.posterior import is_posterior, like
 
 
 def covariance(q: PyTree, block: Callable[[PyTree], PyTree]) -> jax.Array:
@@ -37,13 +37,13 @@ def covariance(q: PyTree, block: Callable[[PyTree], PyTree]) -> jax.Array:
      [0. 0. 0.]]
     """
     check_callable("covariance", "block", block)
-    like = jax.eval_shape(mean, q)
-    count = sum(leaf.size for leaf in jax.tree.leaves(like))
-    chosen = _chosen(block, like, count)
-    found = jnp.zeros((len(chosen), len(chosen)), widest_dtype(like))
+    arrays = jax.eval_shape(like, q)
+    count = sum(leaf.size for leaf in jax.tree.leaves(arrays))
+    chosen = _chosen(block, arrays, count)
+    found = jnp.zeros((len(chosen), len(chosen)), widest_dtype(arrays))
     start = 0
     for path, node in leaves_with_path(q, is_posterior):
-        size = sum(map(np.size, jax.tree.leaves(node.mean if is_posterior(node) else node)))
+        size = sum(map(np.size, jax.tree.leaves(node.like if is_posterior(node) else node)))
         (at,) = np.nonzero((chosen >= start) & (chosen < start + size))
         if is_posterior(node) and len(at):
             block_of_node = _of_node(path, node, chosen[at] - start)

@@ -27,9 +27,17 @@ class Posterior(abc.ABC):
         elementwise: whether the parameter is one array, all fields have its shape, and its elements are independent,
             each given by its elements of the fields and of the noise. Small nodes of such a family are drawn, and
             regularised, as one.
+        has_entropy: whether `entropy` knows it. Without it a KL without closed form is estimated from
+            log q(w) - log p(w).
     """
 
     elementwise: ClassVar[bool] = False
+    has_entropy: ClassVar[bool] = True
+
+    @property
+    def like(self) -> PyTree:
+        """Arrays of the structure, shapes and dtypes of what the node stands for; by default its mean."""
+        return self.mean
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -37,7 +45,7 @@ class Posterior(abc.ABC):
 
         By default that of the parameter, or (P,) for a subtree of P numbers.
         """
-        leaves, structure = jax.tree.flatten(self.mean)
+        leaves, structure = jax.tree.flatten(self.like)
         is_array = jax.tree_util.treedef_is_leaf(structure)
         return jnp.shape(leaves[0]) if is_array else (sum(map(np.size, leaves)),)
 
@@ -50,7 +58,7 @@ class Posterior(abc.ABC):
 
     def sample(self, key: jax.Array) -> PyTree:
         """One reparameterised draw."""
-        return self.reparameterise()(jax.random.normal(key, self.noise_shape, widest_dtype(self.mean)))
+        return self.reparameterise()(jax.random.normal(key, self.noise_shape, widest_dtype(self.like)))
 
     @abc.abstractmethod
     def log_prob(self, w: PyTree) -> jax.Array:
@@ -136,7 +144,7 @@ def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
     """Standard normal noise for every node, cut from one flat draw for each dtype."""
     groups: dict[Any, list[int]] = {}
     for index, node in enumerate(nodes):
-        groups.setdefault(widest_dtype(node.mean), []).append(index)
+        groups.setdefault(widest_dtype(node.like), []).append(index)
     noise = {}
     for number, (dtype, group) in enumerate(groups.items()):
         ends = np.cumsum([math.prod(nodes[index].noise_shape) for index in group])
@@ -155,6 +163,11 @@ def mean(q: PyTree) -> PyTree:
     [1. 1.]
     """
     return jax.tree.map(lambda leaf: leaf.mean if is_posterior(leaf) else leaf, q, is_leaf=is_posterior)
+
+
+def like(q: PyTree) -> PyTree:
+    """Arrays of the structure, shapes and dtypes that the model expects; the numbers mean nothing."""
+    return jax.tree.map(lambda leaf: leaf.like if is_posterior(leaf) else leaf, q, is_leaf=is_posterior)
 
 
 def stddev(q: PyTree) -> PyTree:
@@ -193,16 +206,16 @@ def log_prob(q: PyTree, w: PyTree) -> jax.Array:
     -1.837877
     """
     nodes, structure = jax.tree.flatten(q, is_leaf=is_posterior)
-    expected = mean(q)
+    expected = like(q)
     if jax.tree.structure(w) != jax.tree.structure(expected):
         raise ValueError(
             f"log_prob: w must have the structure of mean(q), {jax.tree.structure(expected)}, got "
             f"{jax.tree.structure(w)}."
         )
-    for (path, leaf), like in zip(leaves_with_path(w), jax.tree.leaves(expected), strict=True):
-        if np.shape(leaf) != np.shape(like):
+    for (path, leaf), array in zip(leaves_with_path(w), jax.tree.leaves(expected), strict=True):
+        if np.shape(leaf) != np.shape(array):
             raise ValueError(
-                f"log_prob: w{path} has shape {np.shape(leaf)}, but its posterior has shape {np.shape(like)}."
+                f"log_prob: w{path} has shape {np.shape(leaf)}, but its posterior has shape {np.shape(array)}."
             )
     draws = structure.flatten_up_to(w)
     return total([node.log_prob(draw) for node, draw in zip(nodes, draws, strict=True) if is_posterior(node)])
@@ -216,7 +229,7 @@ def num_params(q: PyTree) -> int:
     6
     """
     nodes = [node for node in jax.tree.leaves(q, is_leaf=is_posterior) if is_posterior(node)]
-    return sum(np.size(leaf) for node in nodes for leaf in jax.tree.leaves(node.mean))
+    return sum(np.size(leaf) for node in nodes for leaf in jax.tree.leaves(node.like))
 
 
 def check_nodes(caller: str, q: PyTree) -> None:

@@ -1,0 +1,245 @@
+"""Distributions of other libraries as posteriors: densities, draws, KLs, and what trains them."""
+
+from functools import partial
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flowjax import bijections, distributions
+from jax.flatten_util import ravel_pytree
+from scipy import stats
+
+import illia_fn
+from illia_fn import Normal, from_distribution, kl_divergence, kl_loss
+
+pytestmark = pytest.mark.promotes  # code of other libraries
+
+KEY = jax.random.key(0)
+PARAMS = {"slope": jnp.ones(2), "intercept": jnp.zeros(())}
+
+
+def multivariate(u):
+    return dist.MultivariateNormal(u["loc"], scale_tril=jnp.tril(u["factor"], -1) + jnp.diag(jnp.exp(u["log"])))
+
+
+@pytest.fixture(scope="module")
+def q():
+    """A Gaussian of numpyro, over a subtree."""
+    parameters = {
+        "loc": jnp.array([0.3, -0.2, 0.5]),
+        "factor": jnp.array([[0, 0, 0], [0.4, 0, 0], [-0.3, 0.2, 0.0]]),
+        "log": jnp.array([0.0, -1.0, -0.5]),
+    }
+    return from_distribution(multivariate, parameters, PARAMS)
+
+
+@pytest.fixture(scope="module")
+def twin(q):
+    """The same law as a node of ours."""
+    law = multivariate(q.parameters)
+    loc = ravel_pytree(PARAMS)[1](law.mean)
+    return illia_fn.FullCovariance.from_covariance(loc, law.covariance_matrix)
+
+
+@pytest.fixture(scope="module")
+def flow():
+    """An affine flow over the three numbers, which holds the posterior of a linear model."""
+    base, map_ = (
+        distributions.Normal(jnp.zeros(3)),
+        bijections.TriangularAffine(jnp.zeros(3), jnp.eye(3)),
+    )
+    parameters, static = eqx.partition(distributions.Transformed(base, map_), eqx.is_inexact_array)
+    return from_distribution(lambda flow: eqx.combine(flow, static), parameters, PARAMS)
+
+
+def test_it_is_what_its_library_says(q, twin):
+    w = illia_fn.sample(KEY, q)
+    chex.assert_trees_all_equal_shapes_and_dtypes(w, PARAMS, illia_fn.mean(q), illia_fn.stddev(q))
+    assert illia_fn.num_params(q) == 3
+    np.testing.assert_allclose(illia_fn.log_prob(q, w), twin.log_prob(w), rtol=1e-5)
+    chex.assert_trees_all_close((q.mean, q.stddev), (twin.mean, twin.stddev), rtol=1e-5)
+
+
+def test_draws_have_its_law_and_are_independent_of_their_mirror_images(q, twin):
+    count = 20_000
+    noise = jax.random.normal(KEY, (count, 2))
+    draw = jax.jit(jax.vmap(lambda z: ravel_pytree(q.reparameterise()(z))[0]))
+    pairs = np.concatenate([draw(noise), draw(-noise)], axis=1).astype(np.float64)
+    mean, covariance = ravel_pytree(twin.mean)[0], np.asarray(illia_fn.covariance(twin, lambda w: w), np.float64)
+    both = np.kron(np.eye(2), covariance)
+    scale = np.sqrt(np.diag(both))
+    assert np.all(np.abs(pairs.mean(axis=0) - np.tile(mean, 2)) < 5 * scale / np.sqrt(count))
+    error = np.sqrt((both**2 + np.outer(scale, scale) ** 2) / count)  # of a sample covariance of normal numbers
+    assert np.all(np.abs(np.cov(pairs.T) - both) < 5 * error)
+
+
+def test_sampled_kl(q, twin):
+    exact = kl_loss(twin, Normal(0.1, 0.7), reduction="sum")
+    values = jax.vmap(lambda key: kl_loss(q, dist.Normal(0.1, 0.7), reduction="sum", key=key))(
+        jax.random.split(KEY, 4000)
+    )
+    assert abs(np.mean(values) - exact) < 5 * np.std(values) / np.sqrt(len(values))
+    assert not any(illia_fn.kl_is_exact(q, Normal(0.1, 0.7)).values())
+
+
+def test_to_itself_and_as_a_prior(q, twin):
+    np.testing.assert_allclose(kl_divergence(q, q, key=KEY), 0.0, atol=1e-6)  # of every draw
+    np.testing.assert_allclose(kl_divergence(twin, q, key=KEY, num_samples=3), 0.0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"KL\(ForeignPosterior \|\| .*Normal\) has no closed form.*pass key"):
+        kl_divergence(q, Normal(0.0, 1.0))
+    with pytest.raises(ValueError, match="must stand for what the posterior stands for"):
+        kl_divergence(illia_fn.full_covariance(jnp.ones(3)), q, key=KEY)
+
+
+X, Y = jnp.array([[1.0, 0.5], [-0.3, 0.8], [0.2, -1.0]]), jnp.array([0.5, -0.2, 0.1])
+FEATURES = jnp.concatenate([jnp.ones((3, 1)), X], axis=1)
+
+
+def apply_fn(w, x):
+    return x @ w["slope"] + w["intercept"]
+
+
+def test_gradients_are_those_of_the_elbo():
+    """In the parameters of the library, against the exact gradient, within five standard errors, of every estimator."""
+    parameters = {"loc": jnp.array([0.3, -0.2, 0.5]), "log": jnp.array([0.0, -1.0, -0.5])}
+    q = from_distribution(lambda u: dist.Normal(u["loc"], jnp.exp(u["log"])), parameters, PARAMS)
+
+    def loss(q, key, estimator):
+        return illia_fn.elbo_loss(apply_fn, q, X, Y, key, 64, num_data=3, estimator=estimator)
+
+    def exact(u):
+        variance = jnp.exp(2 * u["log"])
+        nll = 0.5 * jnp.mean((FEATURES @ u["loc"] - Y) ** 2 + FEATURES**2 @ variance) + 0.5 * jnp.log(2 * jnp.pi)
+        return nll + jnp.sum(0.5 * (variance + u["loc"] ** 2 - 1) - u["log"]) / 3
+
+    value, expected = jax.value_and_grad(exact)(parameters)
+    for estimator in "reparameterised", "doubly_reparameterised", "score_function":
+        one = partial(jax.value_and_grad(partial(loss, estimator=estimator)), q)
+        values, grads = jax.lax.map(one, jax.random.split(KEY, 300))
+        for found, right in [(values, value), *((grads.parameters[name], expected[name]) for name in expected)]:
+            found = np.asarray(found, np.float64)
+            error = np.std(found, axis=0) / np.sqrt(len(found))
+            assert np.all(np.abs(found.mean(axis=0) - right) < 5 * error + 1e-6), estimator
+
+
+def test_a_flow_reaches_the_evidence_and_predicts(flow):
+    """It holds the posterior, so that at the end every draw has the value of the negative log evidence."""
+
+    def loss(q, key):
+        return 3 * illia_fn.elbo_loss(apply_fn, q, X, Y, key, 4, num_data=3, estimator="doubly_reparameterised")
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 300))
+
+    def step(carry, key):
+        q, state = carry
+        value, grads = jax.value_and_grad(loss)(q, key)
+        updates, state = optimizer.update(grads, state, q)
+        return (optax.apply_updates(q, updates), state), value
+
+    (q, _), values = jax.jit(lambda q: jax.lax.scan(step, (q, optimizer.init(q)), jax.random.split(KEY, 300)))(flow)
+    evidence = stats.multivariate_normal(np.zeros(3), np.eye(3) + FEATURES @ FEATURES.T).logpdf(Y)
+    # values of a step have its data term by the draws, which does not vanish: its KL does not cancel it draw by draw
+    error = np.std(values[-50:]) / np.sqrt(50)
+    assert abs(np.mean(values[-50:]) + evidence) < 5 * error + 0.01
+    np.testing.assert_allclose(
+        ravel_pytree(q.mean)[0], np.linalg.solve(np.eye(3) + FEATURES.T @ FEATURES, FEATURES.T @ Y), atol=0.2
+    )
+    assert illia_fn.predict(apply_fn, q, X, KEY, 5).shape == (5, 3)
+    assert "ForeignPosterior" in str(illia_fn.summary(q, key=KEY))
+
+
+def test_it_is_saved_and_restored(flow, tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "q", {"all": flow})
+        checkpointer.wait_until_finished()
+        back = checkpointer.restore(tmp_path / "q", {"all": jax.tree.map(jnp.zeros_like, flow)})
+    chex.assert_trees_all_equal(back["all"], flow)
+
+
+def test_beside_others_by_pattern_and_under_a_coupling(q):
+    def build(u):
+        return dist.Normal(u, jnp.ones((2, 1)))  # of the shape of its array, and element-wise
+
+    tree = illia_fn.posterior_tree(
+        {"a": jnp.ones((2, 1)), "b": jnp.ones(1)},
+        {"a": lambda leaf: from_distribution(build, leaf, leaf), "b": illia_fn.mean_field},
+    )
+    x = jnp.ones((4, 2))
+    (row, _) = illia_fn.explain_coupling(lambda w, x: x @ w["a"] + w["b"], tree, x).leaves
+    assert (row.strategy, "ForeignPosterior" in row.why) == ("shared", True)
+    value = illia_fn.elbo_loss(
+        lambda w, x: x @ w["a"] + w["b"], tree, x, jnp.ones((4, 1)), KEY, 2, num_data=4, coupling="decorrelated"
+    )
+    assert jnp.isfinite(value)
+    w = illia_fn.sample(KEY, tree)
+    np.testing.assert_allclose(tree["a"].log_prob(w["a"]), dist.Normal(1.0, 1.0).log_prob(w["a"]).sum(), rtol=1e-6)
+
+
+def test_what_it_cannot_do_is_told(q):
+    x = jnp.ones((4, 2))
+    with pytest.raises(NotImplementedError, match=r"entropy of a distribution of another library.*temperature"):
+        illia_fn.elbo_loss(apply_fn, q, x, jnp.ones(4), KEY, num_data=4, temperature=0.5)
+    with pytest.raises(ValueError, match="ForeignPosterior, whose draws are not"):
+        jax.jit(lambda q: illia_fn.linearise(apply_fn, q, x).covariance)(q)
+    with pytest.raises(ValueError, match="ForeignPosterior, whose draws are not linear"):
+        illia_fn.analytic_elbo_loss(apply_fn, q, x, jnp.ones(4), KEY, num_data=4)
+    with pytest.raises(NotImplementedError, match="ForeignPosterior, whose covariance is not known"):
+        illia_fn.covariance(q, lambda w: w["slope"])
+
+
+U = {"loc": jnp.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "match"),
+    [
+        ((dist.Normal(0.0, 1.0), U, PARAMS), TypeError, "build must be a function from parameters"),
+        ((lambda u: u, U, PARAMS), TypeError, "build must return a distribution, with sample and log_prob, got"),
+        ((lambda u: dist.Normal(u["loc"][:2], 1.0), U, PARAMS), ValueError, r"of shape \(3,\), those of params"),
+        ((lambda u: dist.Normal(u["loc"], 1.0), U, jnp.ones(2)), ValueError, r"of shape \(2,\)"),
+        (
+            (lambda u: dist.Bernoulli(logits=u["loc"]), U, PARAMS),
+            ValueError,
+            "BernoulliLogits cannot be differentiated",
+        ),
+        ((lambda u: dist.Normal(u["loc"], 1.0), {}, PARAMS), ValueError, "parameters has no arrays"),
+        (
+            (lambda u: dist.Normal(u["loc"], 1.0), {"loc": jnp.arange(3)}, PARAMS),
+            TypeError,
+            r"parameters\['loc'\] must",
+        ),
+        ((lambda u: dist.Normal(u["loc"], 1.0), U, {"n": jnp.arange(3)}), TypeError, r"params\['n'\] must hold"),
+        (
+            (lambda u: dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1), U, jnp.ones((2, 3))),
+            ValueError,
+            r"log_prob must be a scalar, or of the shape of a draw, \(2, 3\)",
+        ),
+    ],
+)
+def test_refusals(args, error, match):
+    with pytest.raises(error, match=match):
+        from_distribution(*args)
+
+
+def test_the_key_may_be_called_a_seed():
+    """As in TFP and distrax."""
+
+    class Seeded:
+        def __init__(self, loc):
+            self.normal = dist.Normal(loc, 1.0)
+            self.log_prob = self.normal.log_prob
+
+        def sample(self, sample_shape=(), seed=None):
+            return self.normal.sample(seed, sample_shape)
+
+    loc = jnp.ones(2)
+    draws = [
+        illia_fn.sample(KEY, from_distribution(build, loc, loc)) for build in (Seeded, lambda u: dist.Normal(u, 1.0))
+    ]
+    np.testing.assert_array_equal(*draws)
