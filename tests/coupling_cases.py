@@ -234,7 +234,7 @@ PLAIN = {
         lambda w, x: jnp.sin(x + (w["s"][0] * jnp.arange(4.0))[None]) @ w["a"], VECTOR, s=(2,), a=(4, 2)
     ),
     "masked and scaled": plain(masked, VECTOR, a=(4, 4), scale=(4,)),
-    "slices": plain(pieces, VECTOR, ("a",), a=(4, 6)),
+    "slices": plain(pieces, VECTOR, a=(4, 6)),
     "norm": plain(norm, SEQUENCE, scale=(4,), bias=(4,)),
     "weight norm": plain(lambda w, x: x @ (w["a"] / jnp.linalg.norm(w["a"])), VECTOR, ("a",), a=(4, 5)),
     "custom vjp": plain(lambda w, x: x @ doubled(w["a"]), VECTOR, ("a",), a=(4, 5)),

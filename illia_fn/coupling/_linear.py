@@ -16,6 +16,7 @@ of their largest elements, as they would leave the range of the dtype where the 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ import numpy as np
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._moments import Variance, in_units, magnitude
-from illia_fn.coupling._values import View
+from illia_fn.coupling._values import View, weighted_sum
 
 Array = jax.Array
 
@@ -149,9 +150,11 @@ def movable(linear: LinearMap, view: View) -> set[int]:
 
 
 def flipout(linear: LinearMap, view: View) -> Array:
-    """f(x, mean) + s_out * f(s_in * x, dev)."""
-    flipped, output = linear.data, linear.apply(linear.data, view.dense(view.mean))
-    behind = []
+    """f(x, mean) + s_out * f(s_in * x, dev), and along the directions."""
+    output = centre(linear, view)
+    if view.dev is None:
+        return output
+    flipped, behind = linear.data, []
     for axis, sign in view.signs.items():
         if view.spans(axis) <= linear.to_data.keys():
             flipped = _times(flipped, sign, linear.to_data)
@@ -164,9 +167,22 @@ def flipout(linear: LinearMap, view: View) -> Array:
 
 
 def moments(linear: LinearMap, view: View) -> tuple[Array, Variance]:
-    """f(x, mean), and f(x^2, dev^2)."""
-    mean = linear.apply(linear.data, view.dense(view.mean))
-    return mean, linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
+    """f(x, mean), and along the directions; and f(x^2, dev^2)."""
+    assert view.dev is not None
+    return centre(linear, view), linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
+
+
+def centre(linear: LinearMap, view: View) -> Array:
+    """f(x, mean) + sum_k c_k f(x, D_k)."""
+    output = linear.apply(linear.data, view.dense(view.mean))
+    for moves in view.directions.values():
+        dense = moves.dense(view.shape).astype(view.dtype)
+        if len(dense) == 1:
+            output = output + moves.coefficients[0].astype(output.dtype) * linear.apply(linear.data, dense[0])
+            continue
+        each = jax.vmap(partial(linear.apply, linear.data))(dense)
+        output = output + weighted_sum(moves.coefficients, each)
+    return output
 
 
 def owner(view: View, places: Mapping[int, int], rank: int) -> tuple[tuple[int, np.ndarray], ...]:

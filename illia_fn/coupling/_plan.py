@@ -1,9 +1,8 @@
 """Which noise each leaf gets: the uses of every leaf, and from them a strategy and the reason for it."""
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,13 @@ from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._context import Context, Use, arrays, concrete
 from illia_fn.coupling._interpreter import evaluate
-from illia_fn.coupling._layout import UNKNOWN
+from illia_fn.coupling._joint import drawn_together, is_linear_in_noise, probe_together
 from illia_fn.coupling._model import Model
 from illia_fn.coupling._noise import Noise, weight
+from illia_fn.coupling._strategies import Coupling, Decision, strategy_of, together
 from illia_fn.coupling._values import PerExample, Site, Strategy, View, along
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
-
-Coupling = Literal["shared", "decorrelated", "flipout", "local_reparam"]
 
 
 class LeafPlan(NamedTuple):
@@ -32,6 +30,7 @@ class LeafPlan(NamedTuple):
         strategy: how its noise is drawn.
         why: the reason.
         axes: under flipout, the axes of the leaf that carry signs.
+        signs: under flipout without such axes, how many signs an example has for all that the posterior stands for.
     """
 
     path: str
@@ -39,6 +38,7 @@ class LeafPlan(NamedTuple):
     strategy: Strategy
     why: str
     axes: tuple[int, ...] = ()
+    signs: int = 0
 
 
 class Plan(NamedTuple):
@@ -53,9 +53,6 @@ class Plan(NamedTuple):
         return Context(noise=noise.sites, wholes=self.wholes, signs=noise.signs, **options)
 
 
-Decision = tuple[Strategy, str, tuple[int, ...]]  # the last three attributes of a `LeafPlan`
-
-
 def make_plan(model: Model, coupling: Coupling) -> Plan:
     """Abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
     settled: dict[int, LeafPlan] = {}
@@ -67,7 +64,7 @@ def make_plan(model: Model, coupling: Coupling) -> Plan:
         settled = not_linear
     noise = _noise_of_leaves(model.nodes, leaves)
     for whole in wholes.values():
-        signs = {axis: jax.ShapeDtypeStruct((whole.shape[axis],), jnp.float32) for axis in of_wholes[whole.index][2]}
+        signs = {axis: jax.ShapeDtypeStruct((whole.shape[axis],), jnp.float32) for axis in of_wholes[whole.index].axes}
         noise.signs.update({whole.index: signs} if signs else {})
     plan, sites = Plan(leaves, wholes, noise), {}
     _abstractly(model, lambda noise: (plan.context(noise, sites=sites), weights(model.nodes, leaves, noise)), noise)
@@ -76,8 +73,12 @@ def make_plan(model: Model, coupling: Coupling) -> Plan:
 
 def weights(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan], noise: Noise) -> list[Any]:
     """The value of each array of weights in the model of one example."""
+
+    def of(index: int, node: Posterior, leaf: LeafPlan) -> list[Any]:
+        return drawn_together(node, index, noise) if leaf.signs else weight(node, index, leaf.strategy, noise)
+
     plans = enumerate(zip(nodes, leaves, strict=True))
-    return [value for index, (node, leaf) in plans for value in weight(node, index, leaf.strategy, noise)]
+    return [value for index, pair in plans for value in of(index, *pair)]
 
 
 def outputs(ctx: Context, model: Model, weights: Sequence[Any], x: Sequence[jax.Array]) -> list[jax.Array]:
@@ -121,17 +122,27 @@ def _leaf_plans(
     _abstractly(model, probes)
     used = {leaf for leaf, _ in uses}
 
+    known = {place: use for place, use in uses.items() if not use.part or use.part[0] in used}
+
     def of(index: int) -> list[Use]:
-        mine = [use for (leaf, _), use in uses.items() if leaf == index]
-        return [use for use in mine if not use.part or use.part[0] in used]
+        return [use for (leaf, _), use in known.items() if leaf == index]
+
+    def decision(index: int, node: Posterior) -> Decision:
+        if coupling == "shared":
+            return Decision("shared", "as asked")
+        if type(node) is Gaussian:
+            return strategy_of(of(index), node.loc.size, coupling, of_wholes)
+        if not is_linear_in_noise(node):
+            return Decision("shared", f"a {type(node).__name__} posterior, whose draws are not linear in their noise")
+        return together([use for use in known.values() if index in use.joint and not use.part], "all of it")
 
     of_wholes: dict[int, Decision] = {}
     for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts
-        of_wholes[index] = _strategy(of(index), math.prod(shape), coupling, of_wholes)
-    leaves = []
-    for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True)):
-        decision = _of_node(node, of(index), coupling, of_wholes)
-        leaves.append(settled.get(index) or LeafPlan(path, shape_of(node), *decision))
+        of_wholes[index] = strategy_of(of(index), math.prod(shape), coupling, of_wholes)
+    leaves = [
+        settled.get(index) or LeafPlan(path, shape_of(node), *decision(index, node))
+        for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True))
+    ]
     return leaves, wholes, of_wholes
 
 
@@ -143,8 +154,10 @@ def shape_of(node: Posterior) -> tuple[Any, ...]:
 
 def _probe(index: int, node: Posterior) -> list[Any]:
     """A view without a strategy, whose signs are positions; only of what may have a strategy."""
-    if type(node) is not Gaussian or not node.loc.size:
-        return jax.tree.leaves(node.mean)
+    if type(node) is not Gaussian:
+        return probe_together(node, index)
+    if not node.loc.size:
+        return [node.loc]
     mean = at_least_float32(node.loc)
     shape = mean.shape
     positions = {axis: along(np.arange(size), axis, len(shape)) for axis, size in enumerate(shape)}
@@ -161,67 +174,6 @@ def _noise_of_leaves(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan]) -> 
         elif leaf.strategy != "local_reparam":
             noise.leaves[index] = like
         if leaf.strategy == "flipout":
-            noise.signs[index] = {axis: jax.ShapeDtypeStruct((leaf.shape[axis],), jnp.float32) for axis in leaf.axes}
+            sizes = {axis: leaf.shape[axis] for axis in leaf.axes} or ({0: leaf.signs} if leaf.signs else {})
+            noise.signs[index] = {axis: jax.ShapeDtypeStruct((size,), jnp.float32) for axis, size in sizes.items()}
     return noise
-
-
-def _of_node(node: Posterior, uses: Sequence[Use], coupling: Coupling, of_wholes: Mapping[int, Decision]) -> Decision:
-    if coupling == "shared":
-        return "shared", "as asked", ()
-    if type(node) is not Gaussian:
-        return "shared", f"a {type(node).__name__} posterior, not a diagonal Gaussian", ()
-    return _strategy(uses, node.loc.size, coupling, of_wholes)
-
-
-def _strategy(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: Mapping[int, Decision]) -> Decision:
-    """The strategy of lowest variance that is exact for all uses of a weight, and why."""
-    if not uses:
-        return "shared", "not used", ()
-    if any(use.part for use in uses):
-        return _of_parts(uses, of_wholes)
-    reads = _most_reads(uses)
-    if coupling != "flipout" and all(use.draws_output for use in uses):
-        if reads <= 1:
-            return "local_reparam", "an element reaches one output of an example", ()
-        if coupling == "local_reparam" and reads < math.inf:
-            return "local_reparam", f"APPROXIMATE: an element reaches {reads:g} outputs of an example", ()
-    axes = frozenset.intersection(*[use.movable for use in uses]) & frozenset().union(*[use.varying for use in uses])
-    if axes:
-        why = f"linear in every use; signs along axes {', '.join(map(str, sorted(axes)))}"
-        return "flipout", why, tuple(sorted(axes))
-    if all(size <= max(1, use.meets) for use in uses):
-        return "per_example", "a draw is no larger than the activations it meets, element-wise", ()
-    first = next((use for use in uses if size > use.meets and not use.movable), None)
-    if first is None:
-        return "shared", "no axis carries signs in every use", ()
-    if first.meets:
-        return (
-            "shared",
-            f"{first.primitive}: element-wise, on activations of size {first.meets}, fewer than its own",
-            (),
-        )
-    return "shared", f"{first.primitive}: not linear in it, or no rule for it", ()
-
-
-def _of_parts(uses: Sequence[Use], of_wholes: Mapping[int, Decision]) -> Decision:
-    """That of the weight which this one is a part of."""
-    whole, *others = {use.part[0] if use.part else None for use in uses}
-    pairs = [pair for pair in itertools.combinations(uses, 2) if pair[0].part != pair[1].part]
-    is_apart = not others and not any(itertools.starmap(_overlap, pairs))
-    if whole is None or not is_apart or not all(use.stands_once for use in uses):
-        return "shared", "concatenated, and used elsewhere as well", ()
-    strategy, why, _ = of_wholes[whole]
-    return strategy, f"concatenated, as one weight: {why}", ()
-
-
-def _most_reads(uses: Sequence[Use]) -> float:
-    """How many outputs an element reaches at most, over all uses that may share elements."""
-    return max(sum(other.reads for other in uses if _overlap(use, other)) for use in uses)
-
-
-def _overlap(use: Use, other: Use) -> bool:
-    return all(_meet(use.positions[axis].ravel(), other.positions[axis].ravel()) for axis in use.positions)
-
-
-def _meet(some: np.ndarray, others: np.ndarray) -> bool:
-    return UNKNOWN in some or UNKNOWN in others or bool(np.isin(some, others).any())

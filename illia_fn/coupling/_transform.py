@@ -14,7 +14,8 @@ from illia_fn._base.sharding import gathered, mesh_of, vary_along, varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
-from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
+from illia_fn.coupling._plan import Plan, make_plan, outputs, weights
+from illia_fn.coupling._strategies import Coupling
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._eager import compiled_once
 from illia_fn.engine._latin_hypercube import Strata

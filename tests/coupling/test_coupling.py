@@ -54,7 +54,9 @@ def networks(it, q, noise):
             own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *node.noise_shape))
         if leaf.strategy == "flipout" and index in of_parts:
             own = own * of_parts[index]
-        for axis, signs in noise.signs.get(index, {}).items():
+        if leaf.signs:  # of the whole draw
+            own = own * noise.signs[index][0].reshape(-1, *[1] * (own.ndim - 1))
+        for axis, signs in noise.signs.get(index, {}).items() if leaf.axes else ():
             own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
         return jax.vmap(node.reparameterise())(own)
 
