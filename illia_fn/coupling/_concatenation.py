@@ -113,6 +113,6 @@ def concatenated(index: int | None, operands: Sequence[Any], axis: int, output: 
         mean=joined(lambda value: value.mean if isinstance(value, View) else jnp.asarray(value)),
         dev=joined(lambda value: value.dev if isinstance(value, View) else None) if parts else None,
         signs=signs,
-        copies=max(view.copies for view in views),
+        copies=max(view.copies for view in parts or views),
         directions={number: moves(number) for number in sorted({j for view in views for j in view.directions})},
     )

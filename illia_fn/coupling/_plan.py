@@ -56,12 +56,12 @@ class Plan(NamedTuple):
 def make_plan(model: Model, coupling: Coupling) -> Plan:
     """Abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
     settled: dict[int, LeafPlan] = {}
-    while True:  # what is not linear is no view any more, and what it meets may be used in another way
+    while True:  # what has no signs of its own is another view, or none, and what it meets may be used in another way
         leaves, wholes, of_wholes = _leaf_plans(model, coupling, settled)
-        not_linear = {index: leaf for index, leaf in enumerate(leaves) if leaf.strategy in ("shared", "per_example")}
-        if not_linear.keys() == settled.keys():
+        now = {i: leaf for i, leaf in enumerate(leaves) if leaf.signs or leaf.strategy in ("shared", "per_example")}
+        if {i: leaf[2:] for i, leaf in now.items()} == {i: leaf[2:] for i, leaf in settled.items()}:
             break
-        settled = not_linear
+        settled = now
     noise = _noise_of_leaves(model.nodes, leaves)
     for whole in wholes.values():
         signs = {axis: jax.ShapeDtypeStruct((whole.shape[axis],), jnp.float32) for axis in of_wholes[whole.index].axes}
@@ -110,10 +110,10 @@ def _leaf_plans(
     wholes: dict[Site, Concatenation] = {}
 
     def probe(index: int, node: Posterior) -> list[Any]:
-        if index not in settled:
-            return _probe(index, node)
-        means = jax.tree.leaves(node.mean)
-        return means if settled[index].strategy == "shared" else list(map(PerExample, means))
+        means, strategy = jax.tree.leaves(node.mean), settled[index].strategy if index in settled else None
+        if strategy in ("shared", "per_example"):
+            return means if strategy == "shared" else list(map(PerExample, means))
+        return _probe(index, node) if strategy is None and type(node) is Gaussian else probe_together(node, index)
 
     def probes() -> tuple[Context, list[Any]]:
         values = [value for pair in enumerate(model.nodes) for value in probe(*pair)]
@@ -121,7 +121,6 @@ def _leaf_plans(
 
     _abstractly(model, probes)
     used = {leaf for leaf, _ in uses}
-
     known = {place: use for place, use in uses.items() if not use.part or use.part[0] in used}
 
     def of(index: int) -> list[Use]:
@@ -130,17 +129,19 @@ def _leaf_plans(
     def decision(index: int, node: Posterior) -> Decision:
         if coupling == "shared":
             return Decision("shared", "as asked")
-        if type(node) is Gaussian:
+        if index in settled and not settled[index].signs:
+            return Decision(*settled[index][2:])
+        if index not in settled and type(node) is Gaussian:
             return strategy_of(of(index), node.loc.size, coupling, of_wholes)
         if not is_linear_in_noise(node):
             return Decision("shared", f"a {type(node).__name__} posterior, whose draws are not linear in their noise")
-        return together([use for use in known.values() if index in use.joint and not use.part], "all of it")
+        return together([use for use in known.values() if index in use.joint and not use.part])
 
     of_wholes: dict[int, Decision] = {}
     for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts
         of_wholes[index] = strategy_of(of(index), math.prod(shape), coupling, of_wholes)
     leaves = [
-        settled.get(index) or LeafPlan(path, shape_of(node), *decision(index, node))
+        LeafPlan(path, shape_of(node), *decision(index, node))
         for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True))
     ]
     return leaves, wholes, of_wholes

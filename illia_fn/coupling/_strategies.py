@@ -39,21 +39,21 @@ def strategy_of(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: M
         return Decision("per_example", "a draw is no larger than the activations it meets, element-wise")
     axes = frozenset.intersection(*[use.movable for use in uses]) & frozenset().union(*[use.varying for use in uses])
     if not axes:
-        return together(uses, "the leaf")
+        return together(uses)
     names = ", ".join(map(str, sorted(axes)))
     return Decision("flipout", f"linear in every use; signs along axes {names}", tuple(sorted(axes)))
 
 
-def together(uses: Sequence[Use], name: str) -> Decision:
+def together(uses: Sequence[Use]) -> Decision:
     """One sign for all numbers, whatever they have to do with each other, wherever they are used linearly."""
     if not uses:
         return Decision("shared", "not used")
     bad = hindrance(uses)
-    return Decision("shared", bad) if bad else Decision("flipout", f"linear in every use; one sign for {name}", (), 1)
+    return Decision("shared", bad) if bad else Decision("flipout", "linear in every use; one sign for all of it", (), 1)
 
 
 def hindrance(uses: Sequence[Use]) -> str | None:
-    """Why an example may not have noise of its own along directions that all examples share, if it may not."""
+    """Why an example may not have noise of its own along directions that all examples share; None if it may."""
     first = next((use for use in uses if not use.takes_directions), None)
     if first is None:
         return None
@@ -63,12 +63,12 @@ def hindrance(uses: Sequence[Use]) -> str | None:
 
 
 def _of_parts(uses: Sequence[Use], of_wholes: Mapping[int, Decision]) -> Decision:
-    """That of the weight which this one is a part of."""
+    """That of the weight which this one is a part of; if it is used elsewhere, too, all that it meets is to tell."""
     whole, *others = {use.part[0] if use.part else None for use in uses}
     pairs = [pair for pair in itertools.combinations(uses, 2) if pair[0].part != pair[1].part]
     is_apart = not others and not any(itertools.starmap(_overlap, pairs))
     if whole is None or not is_apart or not all(use.stands_once for use in uses):
-        return Decision("shared", "concatenated, and used elsewhere as well")
+        return Decision("flipout", "concatenated, and used elsewhere as well; one sign for all of it", (), 1)
     strategy, why, _, signs = of_wholes[whole]
     return Decision(strategy, f"concatenated, as one weight: {why}", (), signs)
 

@@ -1,0 +1,72 @@
+"""The networks that the noise of a coupling makes, one for each example."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from coupling_cases import KEY
+
+import illia_fn
+from illia_fn.coupling._layout import UNKNOWN
+from illia_fn.coupling._transform import Coupled
+from illia_fn.engine._latin_hypercube import Strata
+
+
+def signs_of_parts(it, noise, batch_size):
+    """For each leaf that is a part of a concatenated weight, its signs (B, ...) there; loops read every layer."""
+    shapes = {index: leaf.shape for index, leaf in enumerate(it.plan.leaves)}
+    shapes |= {whole.index: whole.shape for whole in it.plan.wholes.values()}
+    signs = {}
+    for whole in sorted(it.plan.wholes.values(), key=lambda whole: whole.index):
+        own = signs.get(whole.index, jnp.ones((batch_size, *whole.shape)))
+        for axis, sign in noise.signs.get(whole.index, {}).items():
+            own = own * sign.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(whole.shape)])
+        for part in whole.parts:
+            shape, end = shapes[part.leaf], part.start + part.shape[whole.axis]
+            piece = jax.lax.slice_in_dim(own, part.start, end, axis=1 + whole.axis)
+            ranges = [range(shape[axis]) if UNKNOWN in at else [None] for axis, at in sorted(part.positions.items())]
+            for layer in itertools.product(*ranges):
+                places = [part.positions[axis] if at is None else np.array(at) for axis, at in enumerate(layer)]
+                places = [np.broadcast_to(place, part.shape) for place in places]
+                before = signs.get(part.leaf, jnp.ones((batch_size, *shape)))
+                signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
+    return signs
+
+
+def networks(it, q, noise):
+    """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
+    of_parts = signs_of_parts(it, noise, it.model.batch_size)
+
+    def of_leaf(index, leaf, node):
+        if leaf.strategy == "per_example":
+            own = noise.examples[index][0]
+        else:
+            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *node.noise_shape))
+        if leaf.strategy == "flipout" and index in of_parts:
+            own = own * of_parts[index]
+        if leaf.signs:  # of the whole draw
+            own = own * noise.signs[index][0].reshape(-1, *[1] * (own.ndim - 1))
+        for axis, signs in noise.signs.get(index, {}).items() if leaf.axes else ():
+            own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
+        return jax.vmap(node.reparameterise())(own)
+
+    leaves, structure = jax.tree.flatten(q, is_leaf=illia_fn.is_posterior)
+    draws = iter([of_leaf(i, *pair) for i, pair in enumerate(zip(it.plan.leaves, it.model.nodes, strict=True))])
+    return structure.unflatten([next(draws) if illia_fn.is_posterior(leaf) else leaf for leaf in leaves])
+
+
+def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
+    """The outputs of a coupling, and those of each network on its example, alone."""
+    coupled = []
+
+    @jax.jit
+    def run(q, x, key):
+        it = Coupled.of("test", apply_fn, q, x, None, coupling)
+        coupled.append(it)
+        noise = it.noise(key, Strata(jnp.arange(1), count=1))
+        alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
+        return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
+
+    outputs, reference = run(q, x, key)
+    return coupled[0], outputs, reference
