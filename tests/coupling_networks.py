@@ -8,6 +8,7 @@ import numpy as np
 from coupling_cases import KEY
 
 import illia_fn
+from illia_fn.coupling._joint import separated
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._transform import Coupled
 from illia_fn.engine._latin_hypercube import Strata
@@ -36,13 +37,13 @@ def signs_of_parts(it, noise, batch_size):
 
 def networks(it, q, noise):
     """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
-    of_parts = signs_of_parts(it, noise, it.model.batch_size)
+    of_parts, batch_size = signs_of_parts(it, noise, it.model.batch_size), it.model.batch_size
 
     def of_leaf(index, leaf, node):
         if leaf.strategy == "per_example":
             own = noise.examples[index][0]
         else:
-            own = jnp.broadcast_to(noise.leaves[index][0], (it.model.batch_size, *node.noise_shape))
+            own = jnp.broadcast_to(noise.leaves[index][0], (batch_size, *node.noise_shape))
         if leaf.strategy == "flipout" and index in of_parts:
             own = own * of_parts[index]
         if leaf.signs:  # of the whole draw
@@ -51,9 +52,22 @@ def networks(it, q, noise):
             own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
         return jax.vmap(node.reparameterise())(own)
 
-    leaves, structure = jax.tree.flatten(q, is_leaf=illia_fn.is_posterior)
-    draws = iter([of_leaf(i, *pair) for i, pair in enumerate(zip(it.plan.leaves, it.model.nodes, strict=True))])
-    return structure.unflatten([next(draws) if illia_fn.is_posterior(leaf) else leaf for leaf in leaves])
+    draws = [of_leaf(i, *pair) for i, pair in enumerate(zip(it.plan.leaves, it.model.nodes, strict=True))]
+    for factor in it.model.factors:
+        if factor.number in noise.examples:
+            coefficients = noise.examples[factor.number][0]
+        else:
+            coefficients = jnp.broadcast_to(noise.leaves[factor.number][0], (batch_size, factor.rank))
+        if factor.number in noise.signs:
+            coefficients = coefficients * noise.signs[factor.number][0]
+        move, start = coefficients @ factor.matrix.T, 0
+        for index in factor.nodes:
+            size = draws[index][0].size
+            draws[index] += move[:, start : start + size].reshape(draws[index].shape)
+            start += size
+    leaves, structure = jax.tree.flatten(separated(q)[0], is_leaf=illia_fn.is_posterior)
+    remaining = iter(draws)
+    return structure.unflatten([next(remaining) if illia_fn.is_posterior(leaf) else leaf for leaf in leaves])
 
 
 def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):

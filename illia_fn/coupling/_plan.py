@@ -1,7 +1,7 @@
 """Which noise each leaf gets: the uses of every leaf, and from them a strategy and the reason for it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +12,11 @@ from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._context import Context, Use, arrays, concrete
 from illia_fn.coupling._interpreter import evaluate
-from illia_fn.coupling._joint import drawn_together, is_linear_in_noise, probe_together
+from illia_fn.coupling._joint import Factor, drawn_together, is_linear_in_noise, moved, probe_together
 from illia_fn.coupling._model import Model
 from illia_fn.coupling._noise import Noise, weight
-from illia_fn.coupling._strategies import Coupling, Decision, strategy_of, together
-from illia_fn.coupling._values import PerExample, Site, Strategy, View, along
+from illia_fn.coupling._strategies import Coupling, Decision, hindrance, strategy_of, together
+from illia_fn.coupling._values import Directions, PerExample, Site, Strategy, View, along
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
 
@@ -42,10 +42,18 @@ class LeafPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The plan of every posterior leaf, which of them are concatenated, and the noise that one example needs."""
+    """What every posterior leaf gets.
+
+    Attributes:
+        leaves: their plans.
+        wholes: which of them are concatenated.
+        hindrances: for the factors of which an example can have no noise of its own, what is in the way.
+        noise: the shapes of the noise that one example needs.
+    """
 
     leaves: list[LeafPlan]
     wholes: dict[Site, Concatenation]
+    hindrances: dict[int, str]
     noise: Noise
 
     def context(self, noise: Noise, **options: Any) -> Context:
@@ -55,30 +63,47 @@ class Plan(NamedTuple):
 
 def make_plan(model: Model, coupling: Coupling) -> Plan:
     """Abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
-    settled: dict[int, LeafPlan] = {}
+    found = _Decisions({}, {})
     while True:  # what has no signs of its own is another view, or none, and what it meets may be used in another way
-        leaves, wholes, of_wholes = _leaf_plans(model, coupling, settled)
-        now = {i: leaf for i, leaf in enumerate(leaves) if leaf.signs or leaf.strategy in ("shared", "per_example")}
-        if {i: leaf[2:] for i, leaf in now.items()} == {i: leaf[2:] for i, leaf in settled.items()}:
+        last, (found, of_wholes, wholes) = found, _decisions(model, coupling, found)
+        if found.settled() == last.settled():
             break
-        settled = now
-    noise = _noise_of_leaves(model.nodes, leaves)
+    leaves = [
+        LeafPlan(path, shape_of(node), *found.leaves[index])
+        for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True))
+    ]
+    plan = Plan(leaves, wholes, found.hindrances, _noise(model, found))
     for whole in wholes.values():
         signs = {axis: jax.ShapeDtypeStruct((whole.shape[axis],), jnp.float32) for axis in of_wholes[whole.index].axes}
-        noise.signs.update({whole.index: signs} if signs else {})
-    plan, sites = Plan(leaves, wholes, noise), {}
-    _abstractly(model, lambda noise: (plan.context(noise, sites=sites), weights(model.nodes, leaves, noise)), noise)
-    return plan._replace(noise=noise._replace(sites=sites))
+        plan.noise.signs.update({whole.index: signs} if signs else {})
+    sites: dict[Site, Any] = {}
+
+    def start(noise: Noise) -> tuple[Context, list[Any]]:
+        return plan.context(noise, sites=sites), weights(model.nodes, model.factors, plan, noise)
+
+    _abstractly(model, start, plan.noise)
+    for factor in model.factors:
+        what = factor.explain(found.hindrances.get(factor.number))
+        for index in factor.nodes:
+            leaves[index] = leaves[index]._replace(why=f"{leaves[index].why}; {what}")
+    return plan._replace(noise=plan.noise._replace(sites=sites))
 
 
-def weights(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan], noise: Noise) -> list[Any]:
+def weights(nodes: Sequence[Posterior], factors: Sequence[Factor], plan: Plan, noise: Noise) -> list[Any]:
     """The value of each array of weights in the model of one example."""
+    values = [
+        drawn_together(node, index, noise) if leaf.signs else weight(node, index, leaf.strategy, noise)
+        for index, (node, leaf) in enumerate(zip(nodes, plan.leaves, strict=True))
+    ]
+    for factor in factors:
+        directions = factor.drawn([nodes[index].mean for index in factor.nodes], noise)
+        _move(values, factor, directions, is_free=factor.number not in plan.hindrances)
+    return [value for of_node in values for value in of_node]
 
-    def of(index: int, node: Posterior, leaf: LeafPlan) -> list[Any]:
-        return drawn_together(node, index, noise) if leaf.signs else weight(node, index, leaf.strategy, noise)
 
-    plans = enumerate(zip(nodes, leaves, strict=True))
-    return [value for index, pair in plans for value in of(index, *pair)]
+def _move(values: list[list[Any]], factor: Factor, directions: Sequence[Directions], *, is_free: bool) -> None:
+    for index, its in zip(factor.nodes, directions, strict=True):
+        values[index] = [moved(value, index, factor.number, its, is_free=is_free) for value in values[index]]
 
 
 def outputs(ctx: Context, model: Model, weights: Sequence[Any], x: Sequence[jax.Array]) -> list[jax.Array]:
@@ -102,22 +127,32 @@ def _abstractly(model: Model, start: Callable[..., tuple[Context, list[Any]]], *
     jax.eval_shape(run, args, x)
 
 
-def _leaf_plans(
-    model: Model, coupling: Coupling, settled: Mapping[int, LeafPlan]
-) -> tuple[list[LeafPlan], dict[Site, Concatenation], dict[int, Decision]]:
-    """The plan of every leaf, and of what is concatenated, from their uses beside those leaves that are settled."""
+class _Decisions(NamedTuple):
+    """Decisions on leaves, and why factors are held back."""
+
+    leaves: dict[int, Decision]
+    hindrances: dict[int, str]
+
+    def settled(self) -> Any:
+        """What the next pass takes as given."""
+        return {index: one for index, one in self.leaves.items() if one.is_settled}, self.hindrances
+
+
+def _decisions(
+    model: Model, coupling: Coupling, last: _Decisions
+) -> tuple[_Decisions, dict[int, Decision], dict[Site, Concatenation]]:
+    """On every leaf, and on what is concatenated, from their uses beside those leaves that are settled."""
     uses: dict[tuple[int, Site], Use] = {}
     wholes: dict[Site, Concatenation] = {}
-
-    def probe(index: int, node: Posterior) -> list[Any]:
-        means, strategy = jax.tree.leaves(node.mean), settled[index].strategy if index in settled else None
-        if strategy in ("shared", "per_example"):
-            return means if strategy == "shared" else list(map(PerExample, means))
-        return _probe(index, node) if strategy is None and type(node) is Gaussian else probe_together(node, index)
+    settled = {index: one for index, one in last.leaves.items() if one.is_settled}
 
     def probes() -> tuple[Context, list[Any]]:
-        values = [value for pair in enumerate(model.nodes) for value in probe(*pair)]
-        return Context(sites={}, uses=uses, wholes=wholes), values
+        values = [_probe(index, node, settled.get(index)) for index, node in enumerate(model.nodes)]
+        for factor in model.factors:
+            if factor.number not in last.hindrances:
+                means = [model.nodes[index].mean for index in factor.nodes]
+                _move(values, factor, factor.probed(means), is_free=True)
+        return Context(sites={}, uses=uses, wholes=wholes), [value for of_node in values for value in of_node]
 
     _abstractly(model, probes)
     used = {leaf for leaf, _ in uses}
@@ -126,25 +161,28 @@ def _leaf_plans(
     def of(index: int) -> list[Use]:
         return [use for (leaf, _), use in known.items() if leaf == index]
 
+    def of_joint(number: int) -> list[Use]:
+        return [use for use in known.values() if number in use.joint and not use.part]
+
     def decision(index: int, node: Posterior) -> Decision:
         if coupling == "shared":
             return Decision("shared", "as asked")
         if index in settled and not settled[index].signs:
-            return Decision(*settled[index][2:])
+            return settled[index]
         if index not in settled and type(node) is Gaussian:
             return strategy_of(of(index), node.loc.size, coupling, of_wholes)
         if not is_linear_in_noise(node):
             return Decision("shared", f"a {type(node).__name__} posterior, whose draws are not linear in their noise")
-        return together([use for use in known.values() if index in use.joint and not use.part])
+        return together(of_joint(index))
 
     of_wholes: dict[int, Decision] = {}
     for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts
         of_wholes[index] = strategy_of(of(index), math.prod(shape), coupling, of_wholes)
-    leaves = [
-        LeafPlan(path, shape_of(node), *decision(index, node))
-        for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True))
-    ]
-    return leaves, wholes, of_wholes
+    leaves = {index: decision(index, node) for index, node in enumerate(model.nodes)}
+    numbers = [factor.number for factor in model.factors]
+    why = {number: "asked" if coupling == "shared" else hindrance(of_joint(number)) for number in numbers}
+    hindrances = {number: reason for number, reason in why.items() if reason} | last.hindrances
+    return _Decisions(leaves, hindrances), of_wholes, wholes
 
 
 def shape_of(node: Posterior) -> tuple[Any, ...]:
@@ -153,28 +191,35 @@ def shape_of(node: Posterior) -> tuple[Any, ...]:
     return shapes[0] if jax.tree.structure(node.mean) == jax.tree.structure(0) else tuple(shapes)
 
 
-def _probe(index: int, node: Posterior) -> list[Any]:
-    """A view without a strategy, whose signs are positions; only of what may have a strategy."""
-    if type(node) is not Gaussian:
+def _probe(index: int, node: Posterior, settled: Decision | None) -> list[Any]:
+    """Views without a strategy, whose signs are positions, of what may have one."""
+    means, strategy = jax.tree.leaves(node.mean), settled and settled.strategy
+    if strategy in ("shared", "per_example"):
+        return means if strategy == "shared" else list(map(PerExample, means))
+    if settled or type(node) is not Gaussian:
         return probe_together(node, index)
     if not node.loc.size:
-        return [node.loc]
+        return means
     mean = at_least_float32(node.loc)
     shape = mean.shape
     positions = {axis: along(np.arange(size), axis, len(shape)) for axis, size in enumerate(shape)}
     return [View(index, None, shape, node.loc.dtype, mean, mean, positions)]
 
 
-def _noise_of_leaves(nodes: Sequence[Posterior], leaves: Sequence[LeafPlan]) -> Noise:
+def _noise(model: Model, found: _Decisions) -> Noise:
+    """The shapes of the noise of nodes and factors."""
     noise = Noise({}, {}, {}, {})
-    for index, (node, leaf) in enumerate(zip(nodes, leaves, strict=True)):
+    for index, node in enumerate(model.nodes):
+        decision = found.leaves[index]
         dtype = jnp.result_type(*map(at_least_float32, jax.tree.leaves(node.mean)))
         like = jax.ShapeDtypeStruct(node.noise_shape, dtype)
-        if leaf.strategy == "per_example":
+        if decision.strategy == "per_example":
             noise.examples[index] = like
-        elif leaf.strategy != "local_reparam":
+        elif decision.strategy != "local_reparam":
             noise.leaves[index] = like
-        if leaf.strategy == "flipout":
-            sizes = {axis: leaf.shape[axis] for axis in leaf.axes} or ({0: leaf.signs} if leaf.signs else {})
+        if decision.strategy == "flipout":
+            sizes = {0: decision.signs} if decision.signs else {axis: node.noise_shape[axis] for axis in decision.axes}
             noise.signs[index] = {axis: jax.ShapeDtypeStruct((size,), jnp.float32) for axis, size in sizes.items()}
+    for factor in model.factors:
+        factor.add_noise(noise, is_free=factor.number not in found.hindrances)
     return noise

@@ -22,6 +22,11 @@ class Decision(NamedTuple):
     axes: tuple[int, ...] = ()
     signs: int = 0
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the leaf has no noise that signs along axes, or a drawn output, could be for."""
+        return self.signs > 0 or self.strategy in ("shared", "per_example")
+
 
 def strategy_of(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: Mapping[int, Decision]) -> Decision:
     """Of a weight of independent numbers, or of several that are concatenated."""

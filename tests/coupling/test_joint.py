@@ -27,6 +27,7 @@ def matrices(tree):
 
 FAMILIES = {
     "LowRank": lambda tree: varied(low_rank(tree, 2, scale=0.3, key=KEY)),
+    "of many directions": lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY)),
     "FullCovariance": lambda tree: varied(full_covariance(tree, scale=0.3)),
     "MatrixNormal": lambda tree: varied(matrices(tree)),
 }
@@ -78,5 +79,6 @@ def test_outputs_are_those_of_the_networks(name, family):
     q = {"node": node} | {key: mean_field(leaf, scale=0.3) for key, leaf in tree.items() if key == "other"}
     it, outputs, reference = outputs_and_reference(lambda w, x: apply_fn(w["node"] | w, x), q, x, "flipout")
     assert all(leaf.strategy != "shared" for leaf in it.plan.leaves), it.plan.leaves
+    assert not it.plan.hindrances
     assert outputs.shape[:2] == (1, BATCH)
     np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
