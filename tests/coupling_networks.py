@@ -1,6 +1,7 @@
-"""The networks that the noise of a coupling makes, one for each example."""
+"""The networks that the noise of a coupling makes, one for each example, and the moments of their outputs."""
 
 import itertools
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,9 @@ def networks(it, q, noise):
             own = jnp.broadcast_to(noise.leaves[index][0], (batch_size, *node.noise_shape))
         if leaf.strategy == "flipout" and index in of_parts:
             own = own * of_parts[index]
-        if leaf.signs:  # of the whole draw
+        if leaf.signs > 1:  # along an axis of the noise of a matrix
+            own = own * jnp.expand_dims(noise.signs[index][0], 2 - node.signed_axis)
+        elif leaf.signs:  # of the whole draw
             own = own * noise.signs[index][0].reshape(-1, *[1] * (own.ndim - 1))
         for axis, signs in noise.signs.get(index, {}).items() if leaf.axes else ():
             own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
@@ -84,3 +87,26 @@ def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
 
     outputs, reference = run(q, x, key)
     return coupled[0], outputs, reference
+
+
+DRAWS = 4096
+
+
+def moments(outputs):
+    """All entries of the outputs of one example, and their products, for each draw: (draws, examples, statistics)."""
+    flat = np.asarray(outputs, np.float64).reshape(*outputs.shape[:2], -1)
+    flat = flat[:, :, :8]
+    products = flat[..., :, None] * flat[..., None, :]
+    upper = np.triu_indices(flat.shape[-1])
+    return np.concatenate([flat, products[..., upper[0], upper[1]]], axis=-1).reshape(len(flat), -1)
+
+
+def largest_deviation(some, others):
+    """The largest difference of two means over independent draws, in standard errors, and its Bonferroni bound."""
+    difference = some.mean(axis=0) - others.mean(axis=0)
+    error = np.sqrt(some.var(axis=0) / len(some) + others.var(axis=0) / len(others))
+    return np.abs(difference / error).max(), NormalDist().inv_cdf(1 - 1e-4 / 2 / difference.size)
+
+
+def draws(f, seed):
+    return jax.jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))

@@ -13,7 +13,7 @@ from illia_fn._base.sharding import own_mesh
 from illia_fn.coupling._concatenation import concatenated, expanded, is_part, probed
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._layout import AFFINE, LAYOUT
-from illia_fn.coupling._linear import LINEAR, flipout, moments, movable, owner
+from illia_fn.coupling._linear import LINEAR, flipout, moments, movable, owner, separable
 from illia_fn.coupling._moments import Moments, added, in_units, scaled, square, total
 from illia_fn.coupling._recursion import RECURSION
 from illia_fn.coupling._values import PerExample, View, along
@@ -132,7 +132,7 @@ def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[
     linear = linear._replace(data=_fenced(linear.data)) if ctx.fenced else linear
     if ctx.uses is not None:
         use: dict[str, Any] = {"reads": view.copies * linear.reads, "movable": frozenset(movable(linear, view))}
-        ctx.note(position, view, name, draws_output=True, is_linear=True, **use)
+        ctx.note(position, view, name, draws_output=True, is_linear=True, separable=separable(linear, view), **use)
         return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
     if view.dev is None or view.strategy == "flipout":
         return [PerExample(flipout(linear, view))]

@@ -9,6 +9,10 @@ One sign. A draw that is linear in its noise, w = mean + A z, has a law that is 
 has it, too, for any A, if s_i is the same in all leaves and in all uses: flipout with a sign that has no axis. It takes
 one more product wherever w meets data.
 
+Matrix normal. W = loc + L_A Z L_B^T, whose Z may have signs along an axis, which is a sum of products a_k b_k^T with a
+sign s_ik for each. Where rows meet data and columns are outputs, sum_k s_ik f(x, a_k) b_k takes p K + K q operations, K
+being the shorter of p and q.
+
 Low rank. w = loc + scale * noise + U z has independent numbers, those of one `Gaussian` for each leaf, which has the
 strategy of such a leaf; and the directions U. Of these an example has coefficients of its own, z_i, at the price of a
 product for each; or one sign for U z if they are many.
@@ -20,9 +24,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.numerics import at_least_float32, matmul, widest_dtype
-from illia_fn._base.sharding import vary_along, varying_axes
+from illia_fn._base.sharding import is_sharded, vary_along, varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._affine import breaks_of
 from illia_fn.coupling._noise import Noise
@@ -30,6 +35,7 @@ from illia_fn.coupling._values import Directions, PerExample, View
 from illia_fn.posteriors._flat import unravel, wide
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.lowrank import LowRank
+from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import Posterior, is_posterior
 from illia_fn.posteriors.tied import KTied
 
@@ -46,23 +52,38 @@ def is_linear_in_noise(node: Posterior) -> bool:
 
 def probe_together(node: Posterior, number: int) -> list[Any]:
     """A view without a strategy for each array that the node stands for."""
-    leaves = jax.tree.leaves(node.mean)
-    return [_view(leaf, leaf[None], jnp.zeros(1), number, None) if leaf.size else leaf for leaf in leaves]
+    if type(node) is MatrixNormal:
+        factors = node.products(jnp.zeros(node.noise_shape, widest_dtype(node.loc)))
+        return [_view(node.loc, factors, jnp.zeros(len(factors[0])), number, None)]
+    return [_view(leaf, (leaf[None],), jnp.zeros(1), number, None) for leaf in jax.tree.leaves(node.mean)]
 
 
 def drawn_together(node: Posterior, number: int, noise: Noise) -> list[Any]:
-    """mean + s A z, for each array that the node stands for."""
+    """The mean, and the change A z along directions with signs of this example, for each array of the node."""
     z, signs = noise.leaves[number], noise.signs[number][0]
+    if type(node) is MatrixNormal and len(signs) > 1:
+        return [_view(node.loc, node.products(z), signs, number, "flipout")]
     origin = vary_along(jnp.zeros_like(z), varying_axes(z))
     means, changes = map(jax.tree.leaves, jax.jvp(node.reparameterise(), (origin,), (z,)))
     pairs = zip(means, changes, strict=True)
-    return [_view(mean, change[None], signs, number, "flipout") if mean.size else mean for mean, change in pairs]
+    return [_view(mean, (change[None],), signs, number, "flipout") for mean, change in pairs]
 
 
-def _view(mean: jax.Array, change: jax.Array, coefficients: jax.Array, number: int, strategy: Any) -> View:
-    directions = {number: Directions((at_least_float32(change),), coefficients)}
-    wide = at_least_float32(mean)
-    return View(number, strategy, mean.shape, mean.dtype, wide, None, {}, directions=directions)
+def _view(leaf: jax.Array, factors: Sequence[jax.Array], coefficients: jax.Array, number: int, strategy: Any) -> Any:
+    if not leaf.size:
+        return leaf
+    directions = Directions(tuple(_laid_like(at_least_float32(factor), leaf) for factor in factors), coefficients)
+    mean = at_least_float32(leaf)
+    return View(number, strategy, leaf.shape, leaf.dtype, mean, None, {}, directions={number: directions})
+
+
+def _laid_like(factor: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Sharded as the leaf is, along the axes that it has of it."""
+    if not is_sharded(leaf):
+        return factor
+    sharding = jax.typeof(leaf).sharding
+    spec = P(None, *[None if size == 1 else axis for size, axis in zip(factor.shape[1:], sharding.spec, strict=True)])
+    return jax.sharding.reshard(factor, sharding.update(spec=spec))
 
 
 class Factor(NamedTuple):

@@ -15,9 +15,10 @@ from illia_fn.coupling._interpreter import evaluate
 from illia_fn.coupling._joint import Factor, drawn_together, is_linear_in_noise, moved, probe_together
 from illia_fn.coupling._model import Model
 from illia_fn.coupling._noise import Noise, weight
-from illia_fn.coupling._strategies import Coupling, Decision, hindrance, strategy_of, together
+from illia_fn.coupling._strategies import Coupling, Decision, hindrance, of_matrix, strategy_of, together
 from illia_fn.coupling._values import Directions, PerExample, Site, Strategy, View, along
 from illia_fn.posteriors.gaussian import Gaussian
+from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import Posterior
 
 
@@ -173,7 +174,7 @@ def _decisions(
             return strategy_of(of(index), node.loc.size, coupling, of_wholes)
         if not is_linear_in_noise(node):
             return Decision("shared", f"a {type(node).__name__} posterior, whose draws are not linear in their noise")
-        return together(of_joint(index))
+        return of_matrix(of_joint(index), index, node) if type(node) is MatrixNormal else together(of_joint(index))
 
     of_wholes: dict[int, Decision] = {}
     for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts

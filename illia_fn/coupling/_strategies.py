@@ -10,6 +10,7 @@ import numpy as np
 from illia_fn.coupling._context import Use
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._values import Strategy
+from illia_fn.posteriors.matrix import MatrixNormal
 
 Coupling = Literal["shared", "decorrelated", "flipout", "local_reparam"]
 
@@ -55,6 +56,16 @@ def together(uses: Sequence[Use]) -> Decision:
         return Decision("shared", "not used")
     bad = hindrance(uses)
     return Decision("shared", bad) if bad else Decision("flipout", "linear in every use; one sign for all of it", (), 1)
+
+
+def of_matrix(uses: Sequence[Use], number: int, node: MatrixNormal) -> Decision:
+    """Signs along the shorter axis of the noise of a matrix, where it is used as one; else one sign."""
+    decision, count = together(uses), min(node.matrix_shape)
+    is_matrix = all(number in use.separable for use in uses if use.is_linear)
+    if not decision.signs or not is_matrix or count == 1:
+        return decision
+    name = ("rows", "columns")[node.signed_axis]
+    return Decision("flipout", f"linear in every use; signs along the {name} of its noise", (), count)
 
 
 def hindrance(uses: Sequence[Use]) -> str | None:

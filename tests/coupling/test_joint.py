@@ -1,13 +1,19 @@
 """Posteriors over numbers that are not independent: their joint law within an example, noise of its own for each."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from coupling_cases import BATCH, IMAGE, KEY, SEQUENCE, VECTOR, array, conv, params
-from coupling_networks import outputs_and_reference
+from coupling_networks import draws, largest_deviation, moments, outputs_and_reference
 
-from illia_fn import full_covariance, low_rank, matrix_normal, mean_field
+import illia_fn
+from illia_fn import decorrelate, explain_coupling, full_covariance, low_rank, matrix_normal, mean_field
+from illia_fn.coupling import _transform
+from illia_fn.coupling._transform import Coupled
+from illia_fn.engine._latin_hypercube import Strata
 
 pytestmark = pytest.mark.promotes
 
@@ -82,3 +88,111 @@ def test_outputs_are_those_of_the_networks(name, family):
     assert not it.plan.hindrances
     assert outputs.shape[:2] == (1, BATCH)
     np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+def whole(w, x):
+    """All that the layers give, as a wrong law of the weights together need not show in the last of them alone."""
+    h = jnp.sin(x @ w["a"] + w["b"])
+    return jnp.concatenate([h, jnp.tanh(h @ w["c"])], axis=-1)
+
+
+Q = {name: FAMILIES[name](params(a=(3, 2), b=(2,), c=(2, 2))) for name in FAMILIES}
+X = array(2, 3)
+
+
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_law_within_an_example(family, coupling):
+    """First and second moments of all outputs of both layers."""
+    f = decorrelate(whole, coupling=coupling)
+    direct = moments(draws(lambda key: whole(illia_fn.sample(key, Q[family]), X), 1))
+    deviation, bound = largest_deviation(moments(draws(lambda key: f(Q[family], X, key), 2)), direct)
+    assert deviation < bound
+
+
+@pytest.mark.parametrize("family", ["LowRank", "FullCovariance"])
+def test_the_test_above_sees_a_leaf_with_noise_of_its_own(family, monkeypatch):
+    """Each leaf by itself has the right law: other signs, or coefficients in another order, in one of them."""
+
+    def other(moves):
+        c = moves.coefficients
+        return moves._replace(coefficients=jnp.square(c) if len(c) == 1 else c[::-1])
+
+    def wrong(*args):
+        *values, last = weights(*args)
+        return [*values, replace(last, directions={number: other(moves) for number, moves in last.directions.items()})]
+
+    weights = _transform.weights
+    monkeypatch.setattr(_transform, "weights", wrong)
+    direct = moments(draws(lambda key: whole(illia_fn.sample(key, Q[family]), X), 1))
+    f = decorrelate(whole, coupling="flipout")
+    deviation, bound = largest_deviation(moments(draws(lambda key: f(Q[family], X, key), 2)), direct)
+    assert deviation > 1.5 * bound
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_examples_are_uncorrelated(family):
+    """Of outputs that are odd in the noise: two examples with one input."""
+    f = decorrelate(lambda w, x: (x @ w["a"]).sum(axis=1, keepdims=True))
+    outputs = draws(lambda key: f(Q[family], X[:1].repeat(2, axis=0), key), 3)[..., 0]
+    assert abs(np.corrcoef(np.asarray(outputs).T)[0, 1]) < 5 / np.sqrt(len(outputs))
+
+
+def test_an_explanation_of_each_family():
+    tree = params(a=(4, 5), b=(5,), c=(5, 2))
+
+    def apply_fn(w, x):
+        return jnp.tanh(x @ w["a"] + w["b"]) @ w["c"]
+
+    def table(q, apply_fn=apply_fn):
+        return [line.split(" | ") for line in str(explain_coupling(apply_fn, q, SEQUENCE)).splitlines()[2:]]
+
+    ((path, shapes, strategy, why),) = table(FAMILIES["FullCovariance"](tree))
+    assert (path, shapes, strategy.strip()) == ("['a'], ['b'], ['c']", "(4, 5), (5,), (5, 2)", "flipout")
+    assert why == "linear in every use; one sign for all of it"
+
+    reasons = {path: why for path, _, _, why in table(FAMILIES["LowRank"](tree))}
+    assert reasons == {
+        "['a']": "linear in every use; signs along axes 0, 1; 2 directions: coefficients of each example's own",
+        "['b']": "a draw is no larger than the activations it meets, element-wise; "
+        "2 directions: coefficients of each example's own",
+        "['c']": "linear in every use; signs along axes 0, 1; 2 directions: coefficients of each example's own",
+    }
+    assert table(FAMILIES["of many directions"](tree))[0][-1].endswith("12 directions: one sign of each example's own")
+    rows = {path: why for path, _, _, why in table(FAMILIES["MatrixNormal"](tree))}
+    assert rows["['a']"] == "linear in every use; signs along the rows of its noise"
+    assert rows["['c']"] == "linear in every use; signs along the columns of its noise"
+    tied = FAMILIES["MatrixNormal"]({"a": tree["a"]})
+    assert table(tied, lambda w, x: x @ (w["a"] * 2.0))[0][-1] == "linear in every use; one sign for all of it"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_one_leaf_is_not_used_linearly_all_share_a_draw_and_say_so(family):
+    def normed(w, x):
+        return jnp.tanh(x @ w["a"] / jnp.linalg.norm(w["c"])) @ w["c"]
+
+    q = FAMILIES[family](params(a=(4, 5), c=(5, 2)))
+    it, outputs, reference = outputs_and_reference(normed, q, VECTOR, "flipout")
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+    why = {leaf.path: leaf.why for leaf in it.plan.leaves}
+    if family == "MatrixNormal":  # of which each leaf is a node of its own
+        assert why["['a']"] == "linear in every use; signs along the rows of its noise"
+    elif family == "FullCovariance":
+        assert why == {"['a'], ['c']": "mul: not linear in it, or no rule for it"}
+    else:
+        rank = len(jax.tree.leaves(it.plan.noise.leaves)[-1].shape) and it.model.factors[0].rank
+        suffix = f"{rank} directions: one draw for all examples, as mul: not linear in it, or no rule for it"
+        assert all(reason.endswith(suffix) for reason in why.values())
+        assert [leaf.strategy for leaf in it.plan.leaves] == ["flipout", "shared"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mirrored_noise_is_that_of_the_other_side_of_the_mean(family):
+    """Signs stay, draws and coefficients change theirs: the outputs of a linear model add up to twice the mean."""
+    q = FAMILIES[family](params(a=(4, 5), b=(5,)))
+    apply_fn = lambda w, x: x @ w["a"] + w["b"]  # noqa: E731
+    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+    both = it.outputs(noise, 2, SEQUENCE) + it.outputs(noise.mirrored(), 2, SEQUENCE)
+    expected = 2 * apply_fn(illia_fn.mean(q), SEQUENCE)
+    np.testing.assert_allclose(both, jnp.stack([expected] * 2), rtol=1e-4, atol=1e-5)
