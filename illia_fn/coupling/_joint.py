@@ -33,6 +33,7 @@ from illia_fn.coupling._affine import breaks_of
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._values import Directions, PerExample, View
 from illia_fn.posteriors._flat import unravel, wide
+from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.lowrank import LowRank
 from illia_fn.posteriors.matrix import MatrixNormal
@@ -44,7 +45,7 @@ _FEW = 8  # directions, of which each example has coefficients of its own
 
 def is_linear_in_noise(node: Posterior) -> bool:
     """Whether draws are, so that they are Gaussian, whatever the family."""
-    if type(node) is Gaussian:
+    if type(node) in (Gaussian, FullCovariance, LowRank, MatrixNormal):
         return True
     noise = jax.ShapeDtypeStruct(node.noise_shape, widest_dtype(node.mean))
     return not breaks_of(lambda noise: jax.tree.leaves(node.reparameterise()(noise)), [noise])[1]

@@ -111,10 +111,12 @@ def decorrelate(
     - local_reparam, the output is drawn in the place of the weights, y ~ N(x mean, x^2 scale^2): Kingma et al. 2015,
       https://arxiv.org/abs/1506.02557; where each element of the leaf reaches one output of an example.
     - flipout, W_i = mean + scale * noise * signs_i with one noise for the batch: Wen et al. 2018,
-      https://arxiv.org/abs/1803.04386; where W is used linearly, however often.
+      https://arxiv.org/abs/1803.04386; where W is used linearly, however often. One sign serves all of a posterior over
+      numbers that are not independent; `MatrixNormal` has signs along its noise, `LowRank` coefficients of its
+      directions.
     - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
-    - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are neither a
-      `Gaussian` nor `KTied`.
+    - shared, one draw for the batch: all else, such as weights under a norm, with all weights of their posterior, and
+      families whose draws are not linear in their noise.
 
     Weights that are concatenated or stacked, and used nowhere else, are one weight from there on.
 
