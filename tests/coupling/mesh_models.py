@@ -101,8 +101,8 @@ def families():
     step = jax.jit(jax.value_and_grad(partial(illia_fn.elbo_loss, model, **options)))
     sharded = place(q)
     sharded["a"] = dataclasses.replace(sharded["a"], loc=place(q["a"].loc, None, "model"))
-    rest = place(tree["b"], "model"), place(tree["c"], "model")
-    sharded["rest"] = dataclasses.replace(sharded["rest"], loc=dict(zip("bc", rest, strict=True)))
+    means = {"b": place(tree["b"], "model"), "c": place(tree["c"])}
+    sharded["rest"] = dataclasses.replace(sharded["rest"], loc=means)
     same("families", step(sharded, place(X, "data"), place(Y, "data"), KEY), step(q, X, Y, KEY))
 
 
