@@ -3,7 +3,8 @@
     apply_fn --_model--> jaxpr of one example --_plan--> a strategy for each leaf --_noise--> noise of all examples
                                                                                   --_interpreter--> outputs
 
-The interpreter knows what an operation does with a weight from three tables: LAYOUT (and AFFINE), LINEAR, RECURSION.
+`_joint` is about posteriors over numbers that are not independent. The interpreter knows what an operation does with a
+weight from three tables: LAYOUT (and AFFINE), LINEAR, RECURSION.
 
 .. include:: README.md
 """
