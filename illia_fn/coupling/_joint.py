@@ -134,21 +134,18 @@ class Factor(NamedTuple):
         """What becomes of them."""
         if hindrance:
             return f"{self.rank} directions: one draw for all examples, as {hindrance}"
-        return (
-            f"{self.rank} directions: {'coefficients' if self.has_coefficients else 'one sign'} of each example's own"
-        )
+        noise = "coefficients" if self.has_coefficients else "one sign"
+        return f"{self.rank} directions: {noise} of each example's own"
 
 
 def moved(value: Any, index: int, number: int, directions: Directions, *, is_free: bool) -> Any:
     """A weight in any form, with directions; those that are not free are a change of its mean."""
     if isinstance(value, PerExample):
         return PerExample(_plus(value.value, directions))
-    if not is_free:
-        return (
-            replace(value, mean=value.mean + directions.total())
-            if isinstance(value, View)
-            else _plus(value, directions)
-        )
+    if isinstance(value, View) and not is_free:
+        return replace(value, mean=value.mean + directions.total())
+    if not is_free or not directions.factors[0].size:
+        return _plus(value, directions)
     if not isinstance(value, View):
         value = View(index, "shared", value.shape, value.dtype, at_least_float32(value), None, {})
     return replace(value, directions={**value.directions, number: directions})
