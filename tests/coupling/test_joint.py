@@ -1,9 +1,8 @@
 """Posteriors over numbers that are not independent: their joint law within an example, noise of its own for each."""
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from coupling_networks import draws, largest_deviation, moments, outputs_and_ref
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, full_covariance, low_rank, matrix_normal, mean_field
 from illia_fn.coupling import _transform
+from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._transform import Coupled
 from illia_fn.engine._latin_hypercube import Strata
 
@@ -208,7 +208,8 @@ def test_mirrored_noise_is_that_of_the_other_side_of_the_mean(family):
     np.testing.assert_allclose(both, jnp.stack([expected] * 2), rtol=1e-4, atol=1e-5)
 
 
-def test_chunks_of_samples_change_nothing():
+def test_samples_together_are_those_one_by_one():
+    """As chunks of samples make them: one by one, what all examples share is not mapped over."""
     tree = params(a=(4, 5), b=(5,), c=(5, 3), d=(3,))
     q = {"matrix": FAMILIES["MatrixNormal"]({"a": tree["a"]}), "low": FAMILIES["LowRank"]({"b": tree["b"]})}
     q["full"] = FAMILIES["FullCovariance"]({"c": tree["c"], "d": tree["d"]})
@@ -217,12 +218,9 @@ def test_chunks_of_samples_change_nothing():
         w = {**w["matrix"], **w["low"], **w["full"]}
         return jnp.tanh(x @ w["a"] + w["b"]).mean(axis=1) @ w["c"] + w["d"]
 
-    @partial(jax.jit, static_argnames="chunk_size")
-    @jax.value_and_grad
-    def loss(q, chunk_size):
-        options = {"chunk_size": chunk_size, "coupling": "decorrelated", "antithetic": True}
-        return illia_fn.elbo_loss(apply_fn, q, SEQUENCE, jnp.arange(3), KEY, 6, num_data=3, **options)
-
-    expected = loss(q, 1)
-    chex.assert_trees_all_close(loss(q, 2), expected, rtol=1e-4, atol=1e-5)
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(expected[1]))
+    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+    second = Noise(*jax.tree.map(lambda leaf: leaf[1:], tuple(noise[:3])), noise.signs)
+    together = it.outputs(noise, 2, SEQUENCE)
+    np.testing.assert_allclose(together[1:], it.outputs(second, 1, SEQUENCE), rtol=1e-5, atol=1e-6)
+    assert np.all(together[0] != together[1])
