@@ -3,7 +3,8 @@
     apply_fn --_model--> jaxpr of one example --_plan--> a strategy for each leaf --_noise--> noise of all examples
                                                                                   --_interpreter--> outputs
 
-The interpreter knows what an operation does with a weight from three tables: LAYOUT (and AFFINE), LINEAR, RECURSION.
+`_joint` is about posteriors over numbers that are not independent. The interpreter knows what an operation does with a
+weight from three tables: LAYOUT (and AFFINE), LINEAR, RECURSION.
 
 .. include:: README.md
 """
@@ -13,8 +14,8 @@ from illia_fn.coupling._explain import LinearityExplanation as LinearityExplanat
 from illia_fn.coupling._explain import explain_coupling as explain_coupling
 from illia_fn.coupling._explain import explain_linearity as explain_linearity
 from illia_fn.coupling._linearity import LeafLinearity as LeafLinearity
-from illia_fn.coupling._plan import Coupling as Coupling
 from illia_fn.coupling._plan import LeafPlan as LeafPlan
 from illia_fn.coupling._separable import check_separable as check_separable
+from illia_fn.coupling._strategies import Coupling as Coupling
 from illia_fn.coupling._transform import ChunkSize as ChunkSize
 from illia_fn.coupling._transform import decorrelate as decorrelate

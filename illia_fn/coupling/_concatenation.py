@@ -6,7 +6,7 @@ elements stand in the whole once.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn.coupling._layout import LAYOUT, UNKNOWN
-from illia_fn.coupling._values import View, along
+from illia_fn.coupling._values import Directions, View, along
 
 
 class Part(NamedTuple):
@@ -59,13 +59,18 @@ def probed(
     parts = tuple(
         Part(value.leaf, value.shape, int(start), dict(value.signs))
         for value, start in zip(operands, starts, strict=False)
-        if isinstance(value, View)
+        if is_part(value)
     )
     whole = Concatenation(-1 - len({other.index for other in others}), output.shape, axis, parts)
     whole = whole._replace(index=next((other.index for other in others if whole.is_that_of(other)), whole.index))
     rank = len(output.shape)
     positions = {axis: along(np.arange(size), axis, rank) for axis, size in enumerate(output.shape)}
     return whole, concatenated(whole.index, operands, axis, output, positions)
+
+
+def is_part(value: Any) -> bool:
+    """Whether it is a weight with noise for which the whole may have signs."""
+    return isinstance(value, View) and value.dev is not None
 
 
 def expanded(value: Any, axis: int) -> Any:
@@ -77,17 +82,37 @@ def expanded(value: Any, axis: int) -> Any:
     return value.laid_out(lambda x, full: LAYOUT["reshape"](x, full, new_sizes=shape), [like])[0]
 
 
-def concatenated(index: int, operands: Sequence[Any], axis: int, output: Any, signs: dict[int, Any]) -> View:
-    """The view of the whole; what is no weight has no noise in it."""
+def concatenated(index: int | None, operands: Sequence[Any], axis: int, output: Any, signs: dict[int, Any]) -> View:
+    """The view of the whole; what is no weight has no noise in it, and without a number there are only directions."""
     views = [value for value in operands if isinstance(value, View)]
+    parts = [view for view in views if is_part(view)]
     dtype = jnp.result_type(*[view.mean.dtype for view in views])
 
-    def dense(value: Any) -> tuple[jax.Array, jax.Array]:
-        if isinstance(value, View):
-            return value.dense(value.mean, dtype), value.dense(value.dev, dtype)
-        return jnp.asarray(value, dtype), jnp.zeros(jnp.shape(value), dtype)
+    def joined(of: Callable[[Any], jax.Array | None], *axes: int) -> jax.Array:
+        """What `of` makes of each operand, or zeros if that is None, with leading axes."""
+        arrays = [(of(value), (*axes, *jnp.shape(value))) for value in operands]
+        dense = [jnp.zeros(shape) if x is None else jnp.broadcast_to(x, shape) for x, shape in arrays]
+        return jnp.concatenate([x.astype(dtype) for x in dense], axis + len(axes))
 
-    means, devs = zip(*map(dense, operands), strict=True)
-    mean, dev = (jnp.concatenate(arrays, axis) for arrays in (means, devs))
-    copies = max(view.copies for view in views)
-    return View(index, views[0].strategy, output.shape, output.dtype, mean, dev, signs, copies)
+    def moves(number: int) -> Directions:
+        its = [view.directions[number] for view in views if number in view.directions]
+        coefficients = its[0].coefficients
+
+        def of(value: Any) -> jax.Array | None:
+            known = value.directions.get(number) if isinstance(value, View) else None
+            return known and known.dense(value.shape)
+
+        return Directions((joined(of, len(coefficients)),), coefficients)
+
+    first = (parts or views)[0]
+    return View(
+        leaf=first.leaf if index is None else index,
+        strategy=first.strategy,
+        shape=output.shape,
+        dtype=output.dtype,
+        mean=joined(lambda value: value.mean if isinstance(value, View) else jnp.asarray(value)),
+        dev=joined(lambda value: value.dev if isinstance(value, View) else None) if parts else None,
+        signs=signs,
+        copies=max(view.copies for view in parts or views),
+        directions={number: moves(number) for number in sorted({j for view in views for j in view.directions})},
+    )

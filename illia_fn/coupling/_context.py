@@ -1,5 +1,6 @@
 """Where an evaluation of the model is, and what it is for: to find the uses of weights, sites of noise, or outputs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,10 @@ class Use:
         part: for a concatenation with other weights, the number of the whole, and where it begins there.
         stands_once: whether each element stands in that part once.
         copies: how many times an element of the leaf stands in the weight that is met.
+        is_linear: whether a rule of LINEAR applies.
+        is_small: whether the weight is no larger than the data that it meets, so that each example may have its own.
+        joint: the numbers of the directions in the weight.
+        separable: those of them of which the operation takes one factor after the other: see `_linear`.
     """
 
     primitive: str
@@ -39,6 +44,15 @@ class Use:
     part: tuple[int, int] | None = None
     stands_once: bool = True
     copies: float = 1.0
+    is_linear: bool = False
+    is_small: bool = False
+    joint: frozenset[int] = frozenset()
+    separable: frozenset[int] = frozenset()
+
+    @property
+    def takes_directions(self) -> bool:
+        """Whether an example may have any noise of its own along directions that are the same for all examples."""
+        return self.is_linear or self.is_small
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,9 @@ class Context:
         """A use of a weight, which only a probe may find without a strategy for it."""
         assert self.uses is not None, f"no strategy for a weight in {primitive}"
         varying = frozenset(axis for axis in view.signs if view.spans(axis))
-        use |= {"copies": view.copies, "positions": view.signs, "varying": varying}
+        use |= {"copies": view.copies, "positions": view.signs, "varying": varying, "joint": frozenset(view.directions)}
+        if math.prod(view.shape) <= max(1, meets):
+            use |= {"is_small": True, "movable": frozenset(view.signs)}
         self.uses[view.leaf, (*self.path, position)] = Use(primitive, meets=meets * self.rounds, **use)
 
 
@@ -86,6 +102,8 @@ def concrete(ctx: Context, values: Sequence[Any], primitive: str = "", meets: in
     """Arrays, or arrays per example, in the place of all other values."""
 
     def one(position: int, value: Any) -> Any:
+        if isinstance(value, View) and ctx.uses is None:
+            return PerExample(value.of_example())
         if isinstance(value, View):
             none = frozenset()
             ctx.note(position, value, primitive, reads=value.copies, movable=none, draws_output=False, meets=meets)

@@ -8,7 +8,8 @@ import jax
 from illia_fn._base.checks import check_callable
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._linearity import LeafLinearity, linearity
-from illia_fn.coupling._plan import Coupling, LeafPlan
+from illia_fn.coupling._plan import LeafPlan
+from illia_fn.coupling._strategies import Coupling
 from illia_fn.coupling._transform import Coupled
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from illia_fn._base.sharding import own_mesh
-from illia_fn.coupling._concatenation import concatenated, expanded, probed
+from illia_fn.coupling._concatenation import concatenated, expanded, is_part, probed
 from illia_fn.coupling._context import Context, arrays, concrete
 from illia_fn.coupling._layout import AFFINE, LAYOUT
-from illia_fn.coupling._linear import LINEAR, flipout, moments, movable, owner
+from illia_fn.coupling._linear import LINEAR, flipout, moments, movable, owner, separable
 from illia_fn.coupling._moments import Moments, added, in_units, scaled, square, total
 from illia_fn.coupling._recursion import RECURSION
 from illia_fn.coupling._values import PerExample, View, along
@@ -130,14 +130,14 @@ def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[
     if linear is None:
         return None
     linear = linear._replace(data=_fenced(linear.data)) if ctx.fenced else linear
-    if view.strategy == "flipout":
+    if ctx.uses is not None:
+        use: dict[str, Any] = {"reads": view.copies * linear.reads, "movable": frozenset(movable(linear, view))}
+        ctx.note(position, view, name, draws_output=True, is_linear=True, separable=separable(linear, view), **use)
+        return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
+    if view.dev is None or view.strategy == "flipout":
         return [PerExample(flipout(linear, view))]
-    if view.strategy == "local_reparam":
-        mean, variance = moments(linear, view)
-        return [Moments(mean, (variance,), ctx.path, owner(view, linear.to_output, mean.ndim))]
-    reads = view.copies * linear.reads
-    ctx.note(position, view, name, reads=reads, movable=frozenset(movable(linear, view)), draws_output=True)
-    return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
+    mean, variance = moments(linear, view)
+    return [Moments(mean, (variance,), ctx.path, owner(view, linear.to_output, mean.ndim))]
 
 
 def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
@@ -145,17 +145,18 @@ def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     axis, output = eqn.params.get("dimension", eqn.params.get("axis")), eqn.outvars[0].aval
     if eqn.primitive.name == "stack":
         operands = [expanded(value, axis) for value in operands]
-    if ctx.uses is None:
-        index = ctx.wholes[ctx.path].index
-        signs = {at: along(sign, at, len(output.shape)) for at, sign in ctx.signs.get(index, {}).items()}
+    parts = {position: value for position, value in enumerate(operands) if is_part(value)}
+    if ctx.uses is None or not parts:  # what moves along directions alone has no signs along axes
+        index = ctx.wholes[ctx.path].index if parts else None
+        own = {} if index is None else ctx.signs.get(index, {})
+        signs = {at: along(sign, at, len(output.shape)) for at, sign in own.items()}
         return [concatenated(index, operands, axis, output, signs)]
     whole, view = probed(ctx.wholes.values(), operands, axis, output)
     ctx.wholes[ctx.path] = whole
-    positions = [position for position, value in enumerate(operands) if isinstance(value, View)]
-    for position, part in zip(positions, whole.parts, strict=True):
+    for (position, value), part in zip(parts.items(), whole.parts, strict=True):
         use: dict[str, Any] = {"part": (whole.index, part.start), "stands_once": part.stands_once}
-        use |= {"reads": operands[position].copies, "movable": frozenset(), "draws_output": False}
-        ctx.note(position, operands[position], eqn.primitive.name, **use)
+        use |= {"reads": value.copies, "movable": frozenset(), "draws_output": False}
+        ctx.note(position, value, eqn.primitive.name, **use)
     return [view]
 
 
@@ -173,12 +174,12 @@ def _sum(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any] | None:
     output, name = eqn.outvars[0].aval, eqn.primitive.name
     mean, variances, owners = [], [], ()
     for position, value in enumerate(operands):
-        if isinstance(value, View) and value.strategy is None:  # probing
+        if isinstance(value, View) and ctx.uses is not None:
             reads = value.copies * max(1, output.size // math.prod(value.shape))
             ctx.note(position, value, name, reads=reads, movable=frozenset(), draws_output=True, meets=output.size)
-        if isinstance(value, View):
-            assert value.strategy in (None, "local_reparam"), f"a weight under {value.strategy} is not to be drawn"
             mean.append(value.dense(value.mean))
+        elif isinstance(value, View) and value.dev is not None and value.strategy == "local_reparam":
+            mean.append(value.centre())
             dev = value.dense(value.dev, value.dev.dtype)
             variances.append(square(dev.reshape((1,) * (output.ndim - dev.ndim) + dev.shape)))
             places = {axis: axis + output.ndim - dev.ndim for axis in range(dev.ndim)}

@@ -16,6 +16,7 @@ of their largest elements, as they would leave the range of the dtype where the 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ import numpy as np
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._moments import Variance, in_units, magnitude
-from illia_fn.coupling._values import View
+from illia_fn.coupling._values import Directions, View, along, weighted_sum
 
 Array = jax.Array
 
@@ -40,6 +41,7 @@ class LinearMap(NamedTuple):
         to_data: for the axes of the weight whose sign may be moved to the data, their axis there.
         to_output: the same for the output.
         reads: how many outputs an element of the weight reaches at most.
+        free: axes of the weight that only go to the output; `apply` takes them in any size.
     """
 
     apply: Callable[[Any, Array], Array]
@@ -48,6 +50,7 @@ class LinearMap(NamedTuple):
     to_data: Mapping[int, int]
     to_output: Mapping[int, int]
     reads: int
+    free: frozenset[int] = frozenset()
 
 
 def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> LinearMap:
@@ -62,7 +65,8 @@ def _dot_general(view: View, position: int, operands: list[Any], eqn: Any) -> Li
     later, count = (to_output, len(data_free)) if position == 1 else (through, len(free))
     later |= {axis: index + count for axis, index in later.items() if index >= len(batch[0])}  # batch, lhs, rhs
     reads = math.prod(jnp.shape(data)[axis] for axis in data_free)
-    return _bilinear(data, position, eqn, dict(zip(mine, theirs, strict=True)), to_output, through, reads)
+    linear = _bilinear(data, position, eqn, dict(zip(mine, theirs, strict=True)), to_output, through, reads)
+    return linear._replace(free=frozenset(free))
 
 
 def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any) -> LinearMap | None:
@@ -73,7 +77,8 @@ def _conv_general_dilated(_: View, position: int, operands: list[Any], eqn: Any)
     out_channels, in_channels = kernel_spec[:2]
     shape = eqn.outvars[0].aval.shape
     reads = math.prod(size for axis, size in enumerate(shape) if axis != out_spec[1])
-    return _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, {}, reads)
+    linear = _bilinear(operands[0], 1, eqn, {in_channels: data_spec[1]}, {out_channels: out_spec[1]}, {}, reads)
+    return linear._replace(free=frozenset([out_channels] if eqn.params["feature_group_count"] == 1 else []))
 
 
 def _gather(view: View, position: int, operands: list[Any], eqn: Any) -> LinearMap | None:
@@ -149,9 +154,11 @@ def movable(linear: LinearMap, view: View) -> set[int]:
 
 
 def flipout(linear: LinearMap, view: View) -> Array:
-    """f(x, mean) + s_out * f(s_in * x, dev)."""
-    flipped, output = linear.data, linear.apply(linear.data, view.dense(view.mean))
-    behind = []
+    """f(x, mean) + s_out * f(s_in * x, dev), and along the directions."""
+    output = centre(linear, view)
+    if view.dev is None:
+        return output
+    flipped, behind = linear.data, []
     for axis, sign in view.signs.items():
         if view.spans(axis) <= linear.to_data.keys():
             flipped = _times(flipped, sign, linear.to_data)
@@ -164,9 +171,51 @@ def flipout(linear: LinearMap, view: View) -> Array:
 
 
 def moments(linear: LinearMap, view: View) -> tuple[Array, Variance]:
-    """f(x, mean), and f(x^2, dev^2)."""
-    mean = linear.apply(linear.data, view.dense(view.mean))
-    return mean, linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
+    """f(x, mean), and along the directions; and f(x^2, dev^2)."""
+    assert view.dev is not None
+    return centre(linear, view), linear.variance(linear.data, view.dense(view.dev, view.dev.dtype))
+
+
+def centre(linear: LinearMap, view: View) -> Array:
+    """f(x, mean) + sum_k c_k f(x, D_k)."""
+    output = linear.apply(linear.data, view.dense(view.mean))
+    for number, moves in view.directions.items():
+        output = output + _along(linear, view, moves, one_by_one=number in separable(linear, view))
+    return output
+
+
+def _along(linear: LinearMap, view: View, moves: Directions, *, one_by_one: bool) -> Array:
+    """sum_k c_k f(x, D_k), or with D_k = a_k b_k and b_k of the outputs sum_k c_k f(x, a_k) b_k, which takes less."""
+    if not one_by_one:
+        dense = moves.dense(view.shape).astype(view.dtype)
+        if len(dense) == 1:
+            return weighted_sum(moves.coefficients, linear.apply(linear.data, dense[0])[None])
+        return weighted_sum(moves.coefficients, jax.vmap(partial(linear.apply, linear.data))(dense))
+    a, b = sorted(moves.factors, key=lambda factor: _spans(factor) <= linear.free)
+    free, count = sorted(linear.free), len(moves.coefficients)
+    a = jnp.broadcast_to(a, (count, *[1 if axis in free else size for axis, size in enumerate(view.shape)]))
+    each = jax.vmap(partial(linear.apply, linear.data))(a.astype(view.dtype))
+    each = each * along(moves.coefficients.astype(each.dtype), 0, each.ndim)
+    places = tuple(linear.to_output[axis] for axis in free)
+    b = jnp.broadcast_to(b, (count, *[size if axis in free else 1 for axis, size in enumerate(view.shape)]))
+    b = b.reshape(count, *[view.shape[axis] for axis in free]).astype(each.dtype)
+    output = jnp.tensordot(each.squeeze(tuple(1 + place for place in places)), b, (0, 0))
+    return jnp.moveaxis(output, range(output.ndim - len(places), output.ndim), places)
+
+
+def separable(linear: LinearMap, view: View) -> frozenset[int]:
+    """The directions D = a b in which the operation takes a, b being of the outputs alone."""
+
+    def is_separable(moves: Directions) -> bool:
+        spans = sorted(map(_spans, moves.factors), key=lambda axes: axes <= linear.free)
+        return len(spans) == 2 and spans[1] <= linear.free and not spans[0] & linear.free
+
+    return frozenset(number for number, moves in view.directions.items() if is_separable(moves))
+
+
+def _spans(factor: Array) -> frozenset[int]:
+    """The axes along which the factor of a direction varies."""
+    return frozenset(axis for axis, size in enumerate(factor.shape[1:]) if size > 1)
 
 
 def owner(view: View, places: Mapping[int, int], rank: int) -> tuple[tuple[int, np.ndarray], ...]:

@@ -9,6 +9,7 @@ from jax.extend.core import jaxprs_in_params
 
 from illia_fn._base.sharding import mesh_of, type_of_rows
 from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.coupling._joint import Factor
 from illia_fn.engine._randomness import HINT, random_shapes
 from illia_fn.posteriors.posterior import Posterior, is_posterior
 
@@ -23,6 +24,7 @@ class Model(NamedTuple):
         nodes: the posterior nodes.
         batch_size: that of x.
         takes_max: whether it reduces anything to its maximum, as max-pooling does.
+        factors: what moves several of the nodes together.
     """
 
     jaxpr: Any
@@ -31,6 +33,7 @@ class Model(NamedTuple):
     nodes: list[Posterior]
     batch_size: int
     takes_max: bool
+    factors: Sequence[Factor] = ()
 
 
 class Weights(NamedTuple):

@@ -92,17 +92,26 @@ def _stacked(value: Any, length: int) -> tuple[Any, Callable[[Any], Any]]:
     """The arrays that a scan slices, and the value that is made of their slices."""
     if not isinstance(value, View):
         return arrays([value])[0], PerExample if isinstance(value, PerExample) else lambda array: array
-    mean, dev = (jnp.broadcast_to(array, (length, *array.shape[1:])) for array in (value.mean, value.dev))
+
+    def rows(array: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(array, (length, *array.shape[1:]))
+
+    def rows_of_each(array: jax.Array) -> jax.Array:  # of each direction
+        return rows(jnp.moveaxis(array, 1, 0))
+
+    mean, dev = rows(value.mean), None if value.dev is None else rows(value.dev)
+    factors = {j: tuple(map(rows_of_each, moves.factors)) for j, moves in value.directions.items()}
     signs = {axis: sign for axis, sign in value.signs.items() if 0 in value.spans(axis)}
     positions = {axis: sign for axis, sign in signs.items() if isinstance(sign, np.ndarray)}  # not known in a round
     fixed = {axis: sign[0] for axis, sign in value.signs.items() if axis not in signs}
     fixed |= {axis: np.full(sign.shape[1:], UNKNOWN) for axis, sign in positions.items()}
 
-    def at(slices: tuple[jax.Array, jax.Array, dict[int, jax.Array]]) -> View:
-        mean, dev, signs = slices
-        return replace(value, shape=value.shape[1:], mean=mean, dev=dev, signs=fixed | signs)
+    def at(slices: tuple[Any, ...]) -> View:
+        mean, dev, signs, factors = slices
+        directions = {j: moves._replace(factors=factors[j]) for j, moves in value.directions.items()}
+        return replace(value, shape=value.shape[1:], mean=mean, dev=dev, signs=fixed | signs, directions=directions)
 
-    return (mean, dev, {axis: sign for axis, sign in signs.items() if axis not in positions}), at
+    return (mean, dev, {axis: sign for axis, sign in signs.items() if axis not in positions}, factors), at
 
 
 def _inner(evaluate: Evaluate, ctx: Context, jaxpr: Any, args: Sequence[Any]) -> list[Any]:

@@ -12,14 +12,14 @@ from jax.sharding import PartitionSpec as P
 from illia_fn._base.checks import check_callable, check_key, describe
 from illia_fn._base.sharding import gathered, mesh_of, vary_along, varying_axes
 from illia_fn._base.trees import PyTree
+from illia_fn.coupling._joint import separated
 from illia_fn.coupling._model import Model, trace
 from illia_fn.coupling._noise import Noise
-from illia_fn.coupling._plan import Coupling, Plan, make_plan, outputs, weights
+from illia_fn.coupling._plan import Plan, make_plan, outputs, weights
+from illia_fn.coupling._strategies import Coupling
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._eager import compiled_once
 from illia_fn.engine._latin_hypercube import Strata
-from illia_fn.posteriors.posterior import is_posterior
-from illia_fn.posteriors.tied import KTied
 
 _AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger
@@ -40,8 +40,8 @@ class Coupled(NamedTuple):
         """Traces and plans; `key` is one that apply_fn would take, or None."""
         check_callable(caller, "apply_fn", apply_fn)
         check_coupling(caller, coupling)
-        q = jax.tree.map(lambda node: node.untied() if isinstance(node, KTied) else node, q, is_leaf=is_posterior)
-        model = trace(caller, apply_fn, q, x, key)
+        q, factors = separated(q)
+        model = trace(caller, apply_fn, q, x, key)._replace(factors=factors)
         return Coupled(model, make_plan(model, coupling))
 
     def noise(self, key: jax.Array, strata: Strata) -> Noise:
@@ -64,7 +64,7 @@ class Coupled(NamedTuple):
 
         def example(parts: tuple[Any, ...], x: list[jax.Array], *key: jax.Array) -> list[jax.Array]:
             noise, one = Noise(*parts), [leaf[None] for leaf in x]
-            values = weights(nodes, self.plan.leaves, noise)
+            values = weights(nodes, self.model.factors, self.plan, noise)
             context = self.plan.context(noise, fenced=self.model.takes_max)
             return [output[0] for output in outputs(context, self.model, values, [*one, *key])]
 
@@ -83,10 +83,9 @@ class Coupled(NamedTuple):
         of_samples, of_examples = NamedSharding(mesh, P(None, axes)), NamedSharding(mesh, P(axes))
         examples, sites, keys = jax.sharding.reshard((noise.examples, noise.sites, keys), of_samples)
         signs = jax.sharding.reshard(noise.signs, of_examples)
-        strategies = [leaf.strategy for leaf in self.plan.leaves]
         nodes = [
-            jax.tree.map(partial(gathered, axes=axes), node) if strategy == "per_example" else node
-            for node, strategy in zip(self.model.nodes, strategies, strict=True)
+            jax.tree.map(partial(gathered, axes=axes), node) if leaf.strategy == "per_example" else node
+            for node, leaf in zip(self.model.nodes, self.plan.leaves, strict=True)
         ]
         return nodes, Noise(noise.leaves, examples, sites, signs), keys
 
@@ -112,10 +111,12 @@ def decorrelate(
     - local_reparam, the output is drawn in the place of the weights, y ~ N(x mean, x^2 scale^2): Kingma et al. 2015,
       https://arxiv.org/abs/1506.02557; where each element of the leaf reaches one output of an example.
     - flipout, W_i = mean + scale * noise * signs_i with one noise for the batch: Wen et al. 2018,
-      https://arxiv.org/abs/1803.04386; where W is used linearly, however often.
+      https://arxiv.org/abs/1803.04386; where W is used linearly, however often. One sign serves all of a posterior over
+      numbers that are not independent; `MatrixNormal` has signs along its noise, `LowRank` coefficients of its
+      directions.
     - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
-    - shared, one draw for the batch: all else, such as weights under a norm and posteriors that are neither a
-      `Gaussian` nor `KTied`.
+    - shared, one draw for the batch: all else, such as weights under a norm, with all weights of their posterior, and
+      families whose draws are not linear in their noise.
 
     Weights that are concatenated or stacked, and used nowhere else, are one weight from there on.
 

@@ -1,8 +1,9 @@
 """What an equation of the model is evaluated on beside plain arrays: see `_moments` for the third kind."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,20 +19,53 @@ class PerExample(NamedTuple):
     value: jax.Array
 
 
+class Directions(NamedTuple):
+    """sum_k c_k D_k, which an example adds to a weight: see `_joint`.
+
+    Attributes:
+        factors: arrays (K, ...) whose product is D; thin, as those of a `View`, after their first axis.
+        coefficients: c, (K,), of this example; the same for all that a posterior stands for.
+    """
+
+    factors: tuple[jax.Array, ...]
+    coefficients: jax.Array
+
+    def mapped(self, f: Callable[[jax.Array], jax.Array]) -> "Directions":
+        """With f of every factor of every D_k."""
+        return self._replace(factors=tuple(jax.vmap(f)(factor) for factor in self.factors))
+
+    def dense(self, shape: tuple[int, ...]) -> jax.Array:
+        """D, (K, *shape)."""
+        return jnp.broadcast_to(self._product(), (len(self.coefficients), *shape))
+
+    def total(self) -> jax.Array:
+        """sum_k c_k D_k, a thin array."""
+        return weighted_sum(self.coefficients, self._product())
+
+    def _product(self) -> jax.Array:
+        return functools.reduce(jnp.multiply, self.factors)
+
+
+def weighted_sum(coefficients: jax.Array, arrays: jax.Array) -> jax.Array:
+    """sum_k c_k arrays_k."""
+    return jnp.sum(along(coefficients.astype(arrays.dtype), 0, arrays.ndim) * arrays, axis=0)
+
+
 @dataclass(frozen=True)
 class View:
-    """W = mean + dev * noise of one leaf, carried through reshapes and the like until it meets data.
+    """W = mean + dev * noise + directions of one leaf, carried through reshapes and the like until it meets data.
 
     Arrays are thin: an axis along which they are constant may have size 1 in the place of its size in `shape`.
 
     Attributes:
         leaf: the index of the posterior node, or that of several whose weights are concatenated: see `_concatenation`.
-        strategy: what becomes of the noise; None while the model is only probed.
+        strategy: what becomes of the noise of dev; None while the model is only probed.
         shape, dtype: those of the weight that the model sees.
         mean: in float32 or wider.
-        dev: under flipout, the perturbation that all examples share; else the scale.
+        dev: under flipout, the perturbation that all examples share; else the scale. None if there are only directions.
         signs: for axes of the leaf, the signs of this example; while probing, NumPy arrays of the positions along them.
         copies: how many times an element of the leaf stands in W, or is read again in the rounds of a loop.
+        directions: what moves together with other weights, by its number.
     """
 
     leaf: int
@@ -39,13 +73,28 @@ class View:
     shape: tuple[int, ...]
     dtype: Any
     mean: jax.Array
-    dev: jax.Array
+    dev: jax.Array | None
     signs: Mapping[int, Any]
     copies: float = 1.0
+    directions: Mapping[int, Directions] = field(default_factory=dict)
 
     def dense(self, array: jax.Array, dtype: Any = None) -> jax.Array:
-        """`array`, one of mean and dev, no longer thin."""
+        """`array`, a thin one, no longer thin."""
         return jnp.broadcast_to(array, self.shape).astype(dtype or self.dtype)
+
+    def centre(self) -> jax.Array:
+        """mean + directions of this example, dense."""
+        return self.dense(sum((moves.total() for moves in self.directions.values()), self.mean))
+
+    def of_example(self) -> jax.Array:
+        """W of this example, dense."""
+        if self.dev is None:
+            return self.centre()
+        assert self.strategy == "flipout", f"a weight under {self.strategy} is not to be drawn"
+        noise = self.dev
+        for sign in self.signs.values():
+            noise = noise * sign.astype(noise.dtype)
+        return replace(self, mean=self.mean + noise).centre()
 
     def laid_out(self, rule: Callable[[Any, tuple[int, ...]], Any], outputs: Sequence[Any]) -> "list[View]":
         """The views, of the shapes of `outputs`, that a rule of a thin array and its full shape makes."""
@@ -54,7 +103,8 @@ class View:
             result = rule(array, self.shape)
             return result if isinstance(result, list) else [result]
 
-        means, devs, signs = parts(self.mean), parts(self.dev), {axis: parts(sign) for axis, sign in self.signs.items()}
+        means, signs = parts(self.mean), {axis: parts(sign) for axis, sign in self.signs.items()}
+        devs = [None] * len(outputs) if self.dev is None else parts(self.dev)
         return [
             replace(
                 self,
@@ -62,6 +112,7 @@ class View:
                 mean=means[index],
                 dev=devs[index],
                 signs={axis: pieces[index] for axis, pieces in signs.items()},
+                directions={j: moves.mapped(lambda x: parts(x)[index]) for j, moves in self.directions.items()},  # noqa: B023
                 copies=self.copies * max(1, output.size // max(1, math.prod(self.shape))),
             )
             for index, output in enumerate(outputs)
@@ -75,18 +126,28 @@ class View:
             return f(*operands[:position], mean, *operands[position:])
 
         view = self if len(self.shape) == output.ndim else self._of_rank(output.ndim)
-        mean, dev = view.mean, view.dev
-        if others:  # a factor may vary along an axis that is thin
-            mean, dev = (view.dense(array, array.dtype) for array in (mean, dev))
-        mean, dev = jax.jvp(of_mean, (mean,), (dev,))
         copies = self.copies * max(1, output.size // max(1, math.prod(self.shape)))  # it may broadcast
-        return replace(view, shape=output.shape, dtype=output.dtype, mean=mean, dev=dev, copies=copies)
+        view, full = replace(view, shape=output.shape, dtype=output.dtype, copies=copies), view.shape
+        if not others and f(view.mean) is view.mean:  # in another dtype
+            return view
+
+        def dense(array: jax.Array) -> jax.Array:  # a factor may vary along an axis that is thin
+            return jnp.broadcast_to(array, full) if others or view.directions else array
+
+        mean = dense(view.mean)
+
+        def derivative(dev: jax.Array) -> jax.Array:
+            return jax.jvp(of_mean, (mean,), (dev,))[1]
+
+        one = {j: moves._replace(factors=(moves.dense(full),)) for j, moves in view.directions.items()}
+        directions = {j: moves.mapped(derivative) for j, moves in one.items()}
+        dev = None if view.dev is None else derivative(dense(view.dev))
+        return replace(view, mean=of_mean(mean), dev=dev, directions=directions)
 
     def _of_rank(self, rank: int) -> "View":
         """A scalar, which broadcasts against arrays of any rank."""
-        ones = (1,) * rank
-        signs = {axis: sign.reshape(ones) for axis, sign in self.signs.items()}
-        return replace(self, shape=ones, mean=self.mean.reshape(ones), dev=self.dev.reshape(ones), signs=signs)
+        like = jax.ShapeDtypeStruct((1,) * rank, self.dtype)
+        return self.laid_out(lambda x, _: x.reshape((1,) * rank), [like])[0]
 
     def spans(self, axis: int) -> set[int]:
         """The axes of this view along which the sign of an axis of the leaf varies."""

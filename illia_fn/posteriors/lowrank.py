@@ -10,12 +10,13 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_count, check_key
-from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, matmul, minus_log1p, softplus
+from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, log_softplus, matmul, minus_log1p, softplus
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals, positive_qr
 from illia_fn.posteriors._flat import check_like, independent, ravel, size_of, unravel, wide
 from illia_fn.posteriors._joint import JointGaussian
 from illia_fn.posteriors._leaves import raw_scale, whole
+from illia_fn.posteriors.gaussian import Gaussian
 
 
 @frozen_pytree
@@ -72,6 +73,11 @@ class LowRank(JointGaussian):
     def entropy(self) -> jax.Array:
         form = self.form()
         return form.log_det + len(form.loc) * (HALF_LOG_2PI + 0.5)
+
+    def independent(self) -> PyTree:
+        """The distribution without its directions: a `Gaussian` in the place of each array."""
+        rho = unravel(wide(self.rho), jax.tree.map(at_least_float32, self.loc))
+        return jax.tree.map(Gaussian, self.loc, rho)
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         rows = wide(self.factor)[places]

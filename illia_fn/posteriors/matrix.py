@@ -88,6 +88,24 @@ class MatrixNormal(Posterior):
 
         return draw
 
+    @property
+    def signed_axis(self) -> int:
+        """The axis of Z, 0 or 1, that is the shorter one: signs along it leave the law as it is."""
+        p, q = self.matrix_shape
+        return 0 if p < q else 1
+
+    def products(self, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """a and b with L_A Z L_B^T = sum_k a_k b_k, one k for each place along `signed_axis`.
+
+        Of shapes (K, ...), a with axes of size 1 for the columns of loc, and b for its rows.
+        """
+        rows, columns = (triangle.matrix for triangle in self.triangles)
+        a, b = (matmul(rows, noise), columns) if self.signed_axis == 1 else (rows, matmul(columns, noise.T))
+        shape = np.shape(self.loc)
+        at = split_at(shape, *self.matrix_shape) or 0
+        ones = (1,) * len(shape)
+        return a.T.reshape(-1, *shape[:at], *ones[at:]), b.T.reshape(-1, *ones[:at], *shape[at:])
+
     def log_prob(self, w: jax.Array) -> jax.Array:
         check_like("MatrixNormal.log_prob", w, self.loc)
         return (

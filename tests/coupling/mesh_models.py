@@ -1,5 +1,6 @@
 """Models that meet a mesh in ways of their own, on several virtual devices against one: run by test_meshes.py."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -87,6 +88,24 @@ def objectives():
                 same((model, coupling, "set"), step(*arguments), expected)
 
 
+def families():
+    """Posteriors over numbers that are not independent, whose means may be sharded as the model's weights are."""
+    tree = {name: WEIGHTS[name] for name in "bc"}
+    q = {"a": illia_fn.matrix_normal(WEIGHTS["a"]), "rest": illia_fn.low_rank(tree, 2, key=KEY)}
+    q["full"] = illia_fn.full_covariance(normal(3))
+
+    def model(w, x):
+        return layers({"a": w["a"], **w["rest"]}, x) * w["full"]
+
+    options = {"num_samples": 2, "coupling": "decorrelated", "num_data": 8}
+    step = jax.jit(jax.value_and_grad(partial(illia_fn.elbo_loss, model, **options)))
+    sharded = place(q)
+    sharded["a"] = dataclasses.replace(sharded["a"], loc=place(q["a"].loc, None, "model"))
+    means = {"b": place(tree["b"], "model"), "c": place(tree["c"])}
+    sharded["rest"] = dataclasses.replace(sharded["rest"], loc=means)
+    same("families", step(sharded, place(X, "data"), place(Y, "data"), KEY), step(q, X, Y, KEY))
+
+
 def outputs():
     """Outside of a jit, and with a closure that varies along an axis of its own."""
     f = illia_fn.decorrelate(layers)
@@ -112,4 +131,5 @@ def outputs():
 
 if __name__ == "__main__":
     call_in_a_large_frame(objectives)
+    call_in_a_large_frame(families)
     call_in_a_large_frame(outputs)

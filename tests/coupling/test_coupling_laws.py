@@ -1,12 +1,11 @@
 """Couplings, statistically: one example sees the law of a network drawn from q, and gradients are unbiased."""
 
-from statistics import NormalDist
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from coupling_cases import CASES, array, conv, params
+from coupling_networks import DRAWS, draws, largest_deviation, moments
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, mean_field, sample
@@ -14,8 +13,6 @@ from illia_fn.coupling._transform import Coupled
 from illia_fn.engine._latin_hypercube import Strata
 
 pytestmark = pytest.mark.promotes
-
-DRAWS = 4096
 
 
 def pooled_cnn(w, x):
@@ -44,26 +41,6 @@ MODELS = {
     "optimized lstm": (lambda w, x: LSTM.apply_fn(w, x)[:, -1], LSTM.params, array(2, 3, 4), False),  # by too little
     "rnn": (lambda w, x: CASES["rnn"]().apply_fn(w, x)[:, -1], CASES["rnn"]().params, array(2, 3, 4), True),
 }
-
-
-def moments(outputs):
-    """All entries of the outputs of one example, and their products, for each draw: (draws, examples, statistics)."""
-    flat = np.asarray(outputs, np.float64).reshape(*outputs.shape[:2], -1)
-    flat = flat[:, :, :8]
-    products = flat[..., :, None] * flat[..., None, :]
-    upper = np.triu_indices(flat.shape[-1])
-    return np.concatenate([flat, products[..., upper[0], upper[1]]], axis=-1).reshape(len(flat), -1)
-
-
-def largest_deviation(some, others):
-    """The largest difference of two means over independent draws, in standard errors, and its Bonferroni bound."""
-    difference = some.mean(axis=0) - others.mean(axis=0)
-    error = np.sqrt(some.var(axis=0) / len(some) + others.var(axis=0) / len(others))
-    return np.abs(difference / error).max(), NormalDist().inv_cdf(1 - 1e-4 / 2 / difference.size)
-
-
-def draws(f, seed):
-    return jax.jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,226 @@
+"""Posteriors over numbers that are not independent: their joint law within an example, noise of its own for each."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from coupling_cases import BATCH, IMAGE, KEY, SEQUENCE, VECTOR, array, conv, params
+from coupling_networks import draws, largest_deviation, moments, outputs_and_reference
+
+import illia_fn
+from illia_fn import decorrelate, explain_coupling, full_covariance, low_rank, matrix_normal, mean_field
+from illia_fn.coupling import _transform
+from illia_fn.coupling._noise import Noise
+from illia_fn.coupling._transform import Coupled
+from illia_fn.engine._latin_hypercube import Strata
+
+pytestmark = pytest.mark.promotes
+
+
+def varied(node):
+    """With fields that are no longer those of the start, so that the numbers depend on each other."""
+    leaves, structure = jax.tree.flatten(node)
+    return structure.unflatten([leaf + 0.2 * array(*leaf.shape, seed=9) for leaf in leaves])
+
+
+def matrices(tree):
+    def node(leaf):
+        return matrix_normal(leaf, scale=0.3) if leaf.ndim > 1 else mean_field(leaf, scale=0.3)
+
+    return jax.tree.map(node, tree)
+
+
+FAMILIES = {
+    "LowRank": lambda tree: varied(low_rank(tree, 2, scale=0.3, key=KEY)),
+    "of many directions": lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY)),
+    "FullCovariance": lambda tree: varied(full_covariance(tree, scale=0.3)),
+    "MatrixNormal": lambda tree: varied(matrices(tree)),
+}
+
+
+def layers(w, x):
+    """On a sequence, with biases, a number that is met by what is not linear, and a slice."""
+    h = jnp.tanh(x @ w["a"] + w["b"]) / jnp.exp(w["tau"])
+    return jnp.tanh(h @ w["c"][:, 1:]) + w["c"][0, 0]
+
+
+def convolutions(w, x):
+    h = jax.nn.relu(conv(x, w["k"], strides=(2, 1)) + w["b"])
+    return conv(h, w["l"], feature_group_count=2).mean(axis=(1, 2)) @ w["d"]
+
+
+def moved(w, x):
+    """Tied, transposed, masked, and concatenated with each other, with weights of another node, and with zeros."""
+    mask = jnp.tril(jnp.ones((4, 5)))
+    kernel = jnp.concatenate([-w["a"].T[::-1], w["other"][None], jnp.zeros((1, 4)), w["c"] / 2.0])
+    h = jnp.tanh(x @ (w["a"] * mask) + (x @ jnp.concatenate([w["c"], w["c"]])[:4])[:, :1])
+    return jnp.concatenate([h, x], axis=1) @ kernel[:9] @ jnp.stack([w["other"], w["b"]], axis=1)
+
+
+def loops(w, x):
+    """A recurrent cell, layers that are scanned, recomputed, and met in branches."""
+
+    def step(h, x):
+        return jnp.tanh(x @ w["in"] + h @ w["h"] + w["b"]), None
+
+    h = jax.lax.scan(step, jnp.zeros((len(x), 4)), x.swapaxes(0, 1))[0]
+    h = jax.lax.scan(jax.checkpoint(lambda h, layer: (jnp.tanh(h @ layer), None)), h, w["layers"])[0]
+    return jax.lax.cond(h[0, 0] > 0, lambda: h @ w["in"], lambda: h @ w["h"] + w["b"])
+
+
+MODELS = {
+    "layers": (layers, params(a=(4, 5), b=(5,), c=(5, 3), tau=()), SEQUENCE),
+    "convolutions": (convolutions, params(k=(3, 3, 4, 6), b=(6,), l=(3, 3, 3, 4), d=(4, 2)), IMAGE),
+    "moved": (moved, params(a=(4, 5), b=(4,), c=(2, 4), other=(4,)), VECTOR),
+    "loops": (loops, params(**{"in": (4, 4), "h": (4, 4), "b": (4,), "layers": (2, 4, 4)}), SEQUENCE),
+}
+
+
+CASES = [(name, family) for name in MODELS for family in FAMILIES if name == "layers" or "many" not in family]
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_outputs_are_those_of_the_networks(name, family):
+    apply_fn, tree, x = MODELS[name]
+    node = FAMILIES[family]({key: leaf for key, leaf in tree.items() if key != "other"})
+    q = {"node": node} | {key: mean_field(leaf, scale=0.3) for key, leaf in tree.items() if key == "other"}
+    it, outputs, reference = outputs_and_reference(lambda w, x: apply_fn(w["node"] | w, x), q, x, "flipout")
+    assert all(leaf.strategy != "shared" for leaf in it.plan.leaves), it.plan.leaves
+    assert not it.plan.hindrances
+    assert outputs.shape[:2] == (1, BATCH)
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+def whole(w, x):
+    """All that the layers give, as a wrong law of the weights together need not show in the last of them alone."""
+    h = jnp.sin(x @ w["a"] + w["b"])
+    return jnp.concatenate([h, jnp.tanh(h @ w["c"])], axis=-1)
+
+
+Q = {name: FAMILIES[name](params(a=(3, 2), b=(2,), c=(2, 2))) for name in FAMILIES}
+X = array(2, 3)
+
+
+@cache
+def direct(family):
+    """First and second moments of all outputs of both layers, of networks drawn from q."""
+    return moments(draws(lambda key: whole(illia_fn.sample(key, Q[family]), X), 1))
+
+
+def deviation_of(family, coupling):
+    f = decorrelate(whole, coupling=coupling)
+    return largest_deviation(moments(draws(lambda key: f(Q[family], X, key), 2)), direct(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "coupling"), [*zip(FAMILIES, ["decorrelated"] * len(FAMILIES), strict=True), ("LowRank", "flipout")]
+)
+def test_the_law_within_an_example(family, coupling):
+    deviation, bound = deviation_of(family, coupling)
+    assert deviation < bound
+
+
+@pytest.mark.parametrize("family", ["LowRank", "FullCovariance"])
+def test_the_test_above_sees_a_leaf_with_noise_of_its_own(family, monkeypatch):
+    """Each leaf by itself has the right law: other signs, or coefficients in another order, in one of them."""
+
+    def other(moves):
+        c = moves.coefficients
+        return moves._replace(coefficients=jnp.square(c) if len(c) == 1 else c[::-1])
+
+    def wrong(*args):
+        *values, last = weights(*args)
+        return [*values, replace(last, directions={number: other(moves) for number, moves in last.directions.items()})]
+
+    weights = _transform.weights
+    monkeypatch.setattr(_transform, "weights", wrong)
+    deviation, bound = deviation_of(family, "flipout")
+    assert deviation > 1.5 * bound
+
+
+@pytest.mark.parametrize("family", ["LowRank", "MatrixNormal"])
+def test_examples_are_uncorrelated(family):
+    """Of outputs that are odd in the noise: two examples with one input."""
+    f = decorrelate(lambda w, x: (x @ w["a"]).sum(axis=1, keepdims=True))
+    outputs = draws(lambda key: f(Q[family], X[:1].repeat(2, axis=0), key), 3)[..., 0]
+    assert abs(np.corrcoef(np.asarray(outputs).T)[0, 1]) < 5 / np.sqrt(len(outputs))
+
+
+def test_an_explanation_of_each_family():
+    tree = params(a=(4, 5), b=(5,), c=(5, 2))
+
+    def apply_fn(w, x):
+        return jnp.tanh(x @ w["a"] + w["b"]) @ w["c"]
+
+    def table(q, apply_fn=apply_fn):
+        return [line.split(" | ") for line in str(explain_coupling(apply_fn, q, SEQUENCE)).splitlines()[2:]]
+
+    ((path, shapes, strategy, why),) = table(FAMILIES["FullCovariance"](tree))
+    assert (path, shapes, strategy.strip()) == ("['a'], ['b'], ['c']", "(4, 5), (5,), (5, 2)", "flipout")
+    assert why == "linear in every use; one sign for all of it"
+
+    reasons = {path: why for path, _, _, why in table(FAMILIES["LowRank"](tree))}
+    assert reasons == {
+        "['a']": "linear in every use; signs along axes 0, 1; 2 directions: coefficients of each example's own",
+        "['b']": "a draw is no larger than the activations it meets, element-wise; "
+        "2 directions: coefficients of each example's own",
+        "['c']": "linear in every use; signs along axes 0, 1; 2 directions: coefficients of each example's own",
+    }
+    assert table(FAMILIES["of many directions"](tree))[0][-1].endswith("12 directions: one sign of each example's own")
+    rows = {path: why for path, _, _, why in table(FAMILIES["MatrixNormal"](tree))}
+    assert rows["['a']"] == "linear in every use; signs along the rows of its noise"
+    assert rows["['c']"] == "linear in every use; signs along the columns of its noise"
+    tied = FAMILIES["MatrixNormal"]({"a": tree["a"]})
+    assert table(tied, lambda w, x: x @ (w["a"] * 2.0))[0][-1] == "linear in every use; one sign for all of it"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_one_leaf_is_not_used_linearly_all_share_a_draw_and_say_so(family):
+    def normed(w, x):
+        return jnp.tanh(x @ w["a"] / jnp.linalg.norm(w["c"])) @ w["c"]
+
+    q = FAMILIES[family](params(a=(4, 5), c=(5, 2)))
+    it, outputs, reference = outputs_and_reference(normed, q, VECTOR, "flipout")
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+    why = {leaf.path: leaf.why for leaf in it.plan.leaves}
+    if family == "MatrixNormal":  # of which each leaf is a node of its own
+        assert why["['a']"] == "linear in every use; signs along the rows of its noise"
+    elif family == "FullCovariance":
+        assert why == {"['a'], ['c']": "mul: not linear in it, or no rule for it"}
+    else:
+        assert [leaf.strategy for leaf in it.plan.leaves] == ["flipout", "shared"]
+        end = " directions: one draw for all examples, as mul: not linear in it, or no rule for it"
+        assert all(reason.endswith(end) for reason in why.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mirrored_noise_is_that_of_the_other_side_of_the_mean(family):
+    """Signs stay, draws and coefficients change theirs: the outputs of a linear model add up to twice the mean."""
+    q = FAMILIES[family](params(a=(4, 5), b=(5,)))
+    apply_fn = lambda w, x: x @ w["a"] + w["b"]  # noqa: E731
+    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+    both = it.outputs(noise, 2, SEQUENCE) + it.outputs(noise.mirrored(), 2, SEQUENCE)
+    expected = 2 * apply_fn(illia_fn.mean(q), SEQUENCE)
+    np.testing.assert_allclose(both, jnp.stack([expected] * 2), rtol=1e-4, atol=1e-5)
+
+
+def test_samples_together_are_those_one_by_one():
+    """As chunks of samples make them: one by one, what all examples share is not mapped over."""
+    tree = params(a=(4, 5), b=(5,), c=(5, 3), d=(3,))
+    q = {"matrix": FAMILIES["MatrixNormal"]({"a": tree["a"]}), "low": FAMILIES["LowRank"]({"b": tree["b"]})}
+    q["full"] = FAMILIES["FullCovariance"]({"c": tree["c"], "d": tree["d"]})
+
+    def apply_fn(w, x):
+        w = {**w["matrix"], **w["low"], **w["full"]}
+        return jnp.tanh(x @ w["a"] + w["b"]).mean(axis=1) @ w["c"] + w["d"]
+
+    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+    second = Noise(*jax.tree.map(lambda leaf: leaf[1:], tuple(noise[:3])), noise.signs)
+    together = it.outputs(noise, 2, SEQUENCE)
+    np.testing.assert_allclose(together[1:], it.outputs(second, 1, SEQUENCE), rtol=1e-5, atol=1e-6)
+    assert np.all(together[0] != together[1])

@@ -1,0 +1,112 @@
+"""The networks that the noise of a coupling makes, one for each example, and the moments of their outputs."""
+
+import itertools
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from coupling_cases import KEY
+
+import illia_fn
+from illia_fn.coupling._joint import separated
+from illia_fn.coupling._layout import UNKNOWN
+from illia_fn.coupling._transform import Coupled
+from illia_fn.engine._latin_hypercube import Strata
+
+
+def signs_of_parts(it, noise, batch_size):
+    """For each leaf that is a part of a concatenated weight, its signs (B, ...) there; loops read every layer."""
+    shapes = {index: leaf.shape for index, leaf in enumerate(it.plan.leaves)}
+    shapes |= {whole.index: whole.shape for whole in it.plan.wholes.values()}
+    signs = {}
+    for whole in sorted(it.plan.wholes.values(), key=lambda whole: whole.index):
+        own = signs.get(whole.index, jnp.ones((batch_size, *whole.shape)))
+        for axis, sign in noise.signs.get(whole.index, {}).items():
+            own = own * sign.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(whole.shape)])
+        for part in whole.parts:
+            shape, end = shapes[part.leaf], part.start + part.shape[whole.axis]
+            piece = jax.lax.slice_in_dim(own, part.start, end, axis=1 + whole.axis)
+            ranges = [range(shape[axis]) if UNKNOWN in at else [None] for axis, at in sorted(part.positions.items())]
+            for layer in itertools.product(*ranges):
+                places = [part.positions[axis] if at is None else np.array(at) for axis, at in enumerate(layer)]
+                places = [np.broadcast_to(place, part.shape) for place in places]
+                before = signs.get(part.leaf, jnp.ones((batch_size, *shape)))
+                signs[part.leaf] = before.at[(slice(None), *places)].set(piece)
+    return signs
+
+
+def networks(it, q, noise):
+    """The weights of every example of one sample, rebuilt from the noise: W_i = T(q, noise * signs_i)."""
+    of_parts, batch_size = signs_of_parts(it, noise, it.model.batch_size), it.model.batch_size
+
+    def of_leaf(index, leaf, node):
+        if leaf.strategy == "per_example":
+            own = noise.examples[index][0]
+        else:
+            own = jnp.broadcast_to(noise.leaves[index][0], (batch_size, *node.noise_shape))
+        if leaf.strategy == "flipout" and index in of_parts:
+            own = own * of_parts[index]
+        if leaf.signs > 1:  # along an axis of the noise of a matrix
+            own = own * jnp.expand_dims(noise.signs[index][0], 2 - node.signed_axis)
+        elif leaf.signs:  # of the whole draw
+            own = own * noise.signs[index][0].reshape(-1, *[1] * (own.ndim - 1))
+        for axis, signs in noise.signs.get(index, {}).items() if leaf.axes else ():
+            own = own * signs.reshape(-1, *[size if at == axis else 1 for at, size in enumerate(leaf.shape)])
+        return jax.vmap(node.reparameterise())(own)
+
+    draws = [of_leaf(i, *pair) for i, pair in enumerate(zip(it.plan.leaves, it.model.nodes, strict=True))]
+    for factor in it.model.factors:
+        if factor.number in noise.examples:
+            coefficients = noise.examples[factor.number][0]
+        else:
+            coefficients = jnp.broadcast_to(noise.leaves[factor.number][0], (batch_size, factor.rank))
+        if factor.number in noise.signs:
+            coefficients = coefficients * noise.signs[factor.number][0]
+        move, start = coefficients @ factor.matrix.T, 0
+        for index in factor.nodes:
+            size = draws[index][0].size
+            draws[index] += move[:, start : start + size].reshape(draws[index].shape)
+            start += size
+    leaves, structure = jax.tree.flatten(separated(q)[0], is_leaf=illia_fn.is_posterior)
+    remaining = iter(draws)
+    return structure.unflatten([next(remaining) if illia_fn.is_posterior(leaf) else leaf for leaf in leaves])
+
+
+def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
+    """The outputs of a coupling, and those of each network on its example, alone."""
+    coupled = []
+
+    @jax.jit
+    def run(q, x, key):
+        it = Coupled.of("test", apply_fn, q, x, None, coupling)
+        coupled.append(it)
+        noise = it.noise(key, Strata(jnp.arange(1), count=1))
+        alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
+        return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
+
+    outputs, reference = run(q, x, key)
+    return coupled[0], outputs, reference
+
+
+DRAWS = 4096
+
+
+def moments(outputs):
+    """All entries of the outputs of one example, and their products, for each draw: (draws, examples, statistics)."""
+    flat = np.asarray(outputs, np.float64).reshape(*outputs.shape[:2], -1)
+    flat = flat[:, :, :8]
+    products = flat[..., :, None] * flat[..., None, :]
+    upper = np.triu_indices(flat.shape[-1])
+    return np.concatenate([flat, products[..., upper[0], upper[1]]], axis=-1).reshape(len(flat), -1)
+
+
+def largest_deviation(some, others):
+    """The largest difference of two means over independent draws, in standard errors, and its Bonferroni bound."""
+    difference = some.mean(axis=0) - others.mean(axis=0)
+    error = np.sqrt(some.var(axis=0) / len(some) + others.var(axis=0) / len(others))
+    return np.abs(difference / error).max(), NormalDist().inv_cdf(1 - 1e-4 / 2 / difference.size)
+
+
+def draws(f, seed):
+    return jax.jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))
