@@ -58,7 +58,10 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def entropy(self) -> jax.Array:
-        """H(q) = -E_q[log q(w)] in nats, a scalar."""
+        """H(q) = -E_q[log q(w)] in nats, a scalar; of a family without a closed form a lower bound of it.
+
+        A KL of it is then an upper bound, and so is a negative ELBO, of any temperature.
+        """
 
     @property
     @abc.abstractmethod
@@ -69,6 +72,13 @@ class Posterior(abc.ABC):
     @abc.abstractmethod
     def stddev(self) -> PyTree:
         """The standard deviation of each number of w."""
+
+    def bhattacharyya(self, other: Any) -> jax.Array:  # noqa: ARG002
+        """-log of the integral of sqrt(q(w) p(w)), p another node of the same type and shapes, or less: by default 0.
+
+        It is for `Mixture`, whose entropy is bounded by the distances between its components.
+        """
+        return jnp.zeros((), widest_dtype(self.mean))
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         """Cov[w_a, w_b] of the numbers at these places among all of w, in the order of its leaves: (n,) to (n, n)."""
@@ -221,8 +231,9 @@ def num_params(q: PyTree) -> int:
 
 def check_nodes(caller: str, q: PyTree) -> None:
     """Refuse a tree whose nodes have all become dictionaries: a checkpoint that was restored without a target."""
-    families = [cls for cls in NODES if issubclass(cls, Posterior)]
-    kinds = {frozenset(child_names(cls)): cls.__name__ for cls in reversed(families)}  # of equal fields the first
+    families = [cls for cls in NODES if issubclass(cls, Posterior) and child_names(cls) != ["components"]]
+    # of equal fields the first; the components of a mixture are found by themselves
+    kinds = {frozenset(child_names(cls)): cls.__name__ for cls in reversed(families)}
 
     def is_lost(node: Any) -> bool:
         return isinstance(node, dict) and frozenset(node) in kinds

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from illia_fn._base.checks import check_callable, check_count, concrete
 from illia_fn._base.numerics import at_least_float32, widest_dtype
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.posteriors._join import Joined
-from illia_fn.posteriors.posterior import Sampler, check_nodes, is_posterior, num_params
+from illia_fn.posteriors.mixtures import Mixture
+from illia_fn.posteriors.posterior import Posterior, Sampler, check_nodes, is_posterior, num_params
 
 
 class OutputLaw(NamedTuple):
@@ -102,6 +103,8 @@ def _check_affine(params: PyTree) -> None:
     for path, node in leaves_with_path(params, is_posterior):
         if not is_posterior(node):
             continue
+        if isinstance(node, Mixture):
+            _refuse(path, node)
         draw = node.reparameterise()
         noise = jax.random.normal(jax.random.key(0), node.noise_shape, widest_dtype(node.mean))
         trees = [node.mean, draw(0.0 * noise), draw(noise), draw(-noise)]
@@ -114,10 +117,14 @@ def _check_affine(params: PyTree) -> None:
             # in units of the spread, and of the rounding of a draw
             most = 0.02 * np.abs(one - other) + 8.0 * eps * np.abs(middle) + np.finfo(np.float32).tiny
             if np.any(np.abs(at_zero - middle) > most) or np.any(np.abs(one + other - 2 * middle) > most):
-                raise ValueError(
-                    f"linearise: params{path} is a {type(node).__name__}, whose draws are not its mean and a linear "
-                    "function of the noise, so the outputs are not Gaussian. Use predict(..., linearised=True)."
-                )
+                _refuse(path, node)
+
+
+def _refuse(path: str, node: Posterior) -> NoReturn:
+    raise ValueError(
+        f"linearise: params{path} is a {type(node).__name__}, whose draws are not its mean and a linear function of "
+        "the noise, so the outputs are not Gaussian. Use predict(..., linearised=True)."
+    )
 
 
 def _alone(output: jax.Array) -> jax.Array:
