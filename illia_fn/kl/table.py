@@ -97,8 +97,10 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
     Exact where the pair has a closed form (`Gaussian` or `Normal` against either, and what `register_kl` adds). Of a
     `Mixture` whose components have one it is an upper bound. Otherwise the expectation is that of reparameterised draws w_s ~ q, and unbiased:
 
-        -H(q) - mean_s log p(w_s)               for a prior, with the entropy of q (an upper bound for a `Mixture`);
+        -H(q) - mean_s log p(w_s)               for a prior, with the entropy of q;
         mean_s [log q(w_s) - log p(w_s)]        for another posterior, which is exactly 0 where p is q.
+
+    That of a `Mixture` is a lower bound, and so is its KL to a prior in expectation an upper one.
 
     Args:
         q: a posterior node, or a `Normal`.
