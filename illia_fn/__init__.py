@@ -95,6 +95,8 @@ from illia_fn.posteriors import mean_field as mean_field
 from illia_fn.posteriors import mixture as mixture
 from illia_fn.posteriors import num_params as num_params
 from illia_fn.posteriors import posterior_tree as posterior_tree
+from illia_fn.posteriors import rank_one as rank_one
+from illia_fn.posteriors import rank_one_weights as rank_one_weights
 from illia_fn.posteriors import sample as sample
 from illia_fn.posteriors import stddev as stddev
 from illia_fn.predictions import ClassSummary as ClassSummary

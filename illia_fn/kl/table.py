@@ -94,13 +94,14 @@ def upper_bound(q: Any, p: PyTree) -> ClosedForm | None:
 def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_samples: int = 1) -> jax.Array:
     """KL(q || p) = E_q[log q(w) - log p(w)] of one posterior node, in nats.
 
-    Exact where the pair has a closed form (`Gaussian` or `Normal` against either, and what `register_kl` adds). Of a
-    `Mixture` whose components have one it is an upper bound. Otherwise the expectation is that of reparameterised draws w_s ~ q, and unbiased:
+    Exact where the pair has a closed form (`Gaussian` or `Normal` against either, and what `register_kl` adds), and an
+    upper bound for a `Mixture` whose components have one. Otherwise the expectation is that of reparameterised draws
+    w_s ~ q, and unbiased:
 
         -H(q) - mean_s log p(w_s)               for a prior, with the entropy of q;
         mean_s [log q(w_s) - log p(w_s)]        for another posterior, which is exactly 0 where p is q.
 
-    That of a `Mixture` is a lower bound, and so is its KL to a prior in expectation an upper one.
+    The entropy of a `Mixture` is a lower bound, which makes the first of them an upper bound in expectation.
 
     Args:
         q: a posterior node, or a `Normal`.

@@ -16,6 +16,8 @@ from illia_fn.posteriors.matrix import MatrixNormal as MatrixNormal
 from illia_fn.posteriors.matrix import matrix_normal as matrix_normal
 from illia_fn.posteriors.mixtures import Mixture as Mixture
 from illia_fn.posteriors.mixtures import mixture as mixture
+from illia_fn.posteriors.multiplicative import rank_one as rank_one
+from illia_fn.posteriors.multiplicative import rank_one_weights as rank_one_weights
 from illia_fn.posteriors.patterns import posterior_tree as posterior_tree
 from illia_fn.posteriors.posterior import Posterior as Posterior
 from illia_fn.posteriors.posterior import is_posterior as is_posterior

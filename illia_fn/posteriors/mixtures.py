@@ -273,6 +273,8 @@ def mixture(
         )
     check_callable("mixture", "family", family)
     check_scale("mixture", spread, "spread, that of the components,")
+    if np.shape(spread):
+        raise ValueError(f"mixture: spread must be one number, got {describe(spread)}.")
     check_key("mixture", key)
     loc, scale = whole("mixture", params, 1.0)
     moves = jax.random.normal(key, (int(num_components), len(scale)), scale.dtype)

@@ -46,9 +46,11 @@ def over_a_tree(count=3):
 
 
 @jax.jit
-def told(q, w):
-    """All that a node says of itself."""
-    return q.log_prob(w), q.entropy(), q.component_information(), q.mean, q.stddev, illia_fn.covariance(q, lambda w: w)
+def told(q):
+    """A draw, and all that a node says of itself."""
+    w = q.sample(KEY)
+    cov = illia_fn.covariance(q, lambda w: w)
+    return w, q.log_prob(w), q.entropy(), q.component_information(), q.mean, q.stddev, cov
 
 
 def dense(q):
@@ -64,9 +66,12 @@ def distance(m, s, n, t):
     return (m - n) @ np.linalg.solve(middle, m - n) / 8 + 0.5 * (log_dets[0] - 0.5 * (log_dets[1] + log_dets[2]))
 
 
-def information(locs, covs, skip=False):
-    apart = [[0.0 if skip else distance(m, s, n, t) for n, t in zip(locs, covs)] for m, s in zip(locs, covs)]
-    return -np.mean(np.log(np.mean(np.exp(-np.array(apart)), axis=1)))
+def information(q, name):
+    if name == "MatrixNormal":  # which does not tell its distances
+        return 0.0
+    laws = list(zip(*dense(q), strict=True))
+    overlaps = np.exp([[-distance(*one, *other) for other in laws] for one in laws])
+    return -np.mean(np.log(np.mean(overlaps, axis=1)))
 
 
 def near(name):
@@ -79,8 +84,7 @@ def near(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_is_the_mixture_of_dense_gaussians(name, make):
     q = make(name)
-    w = q.sample(KEY)
-    log_prob, entropy, info, mean, stddev, cov = told(q, w)
+    w, log_prob, entropy, info, mean, stddev, cov = told(q)
     locs, covs = dense(q)
     laws = [stats.multivariate_normal(m, s) for m, s in zip(locs, covs, strict=True)]
     exact = logsumexp([law.logpdf(flat(w)) for law in laws]) - np.log(3)
@@ -89,7 +93,7 @@ def test_it_is_the_mixture_of_dense_gaussians(name, make):
     exact = covs.mean(0) + np.cov(locs.T, ddof=0)
     np.testing.assert_allclose(cov, exact, rtol=1e-4, atol=1e-5 * exact.max())
     np.testing.assert_allclose(flat(stddev), np.sqrt(np.diag(exact)), rtol=1e-5)
-    exact = information(locs, covs, skip=name == "MatrixNormal")
+    exact = information(q, name)
     assert name == "MatrixNormal" or make is mixed or 0.03 < exact < 1.07
     np.testing.assert_allclose(info, exact, atol=2e-5)
     np.testing.assert_allclose(entropy, np.mean([law.entropy() for law in laws]) + exact, rtol=1e-5)
@@ -195,9 +199,8 @@ def test_it_is_right_at_the_ends_of_the_range():
 
 def test_components_that_coincide_are_one():
     one = nodes()["LowRank"]
-    q = Mixture.of([one] * 4)
-    w = one.sample(KEY)
-    log_prob, entropy, info, mean, stddev, cov = told(q, w)
+    q = Mixture.of([one] * 3)
+    w, log_prob, entropy, info, mean, stddev, cov = told(q)
     np.testing.assert_array_equal(log_prob, one.log_prob(w))
     np.testing.assert_allclose(entropy, one.entropy(), rtol=1e-6)
     assert abs(info) < 1e-6
@@ -208,16 +211,15 @@ def test_components_that_coincide_are_one():
 
 def test_in_float64_and_half_precision(x64):
     q = families.wide(mixed("Gaussian"))
-    w = q.sample(KEY)
-    found = told(q, w)
-    assert {leaf.dtype for leaf in jax.tree.leaves((found, w))} == {jnp.dtype("float64")}
+    w, log_prob, _, _, mean, stddev, _ = found = told(q)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float64")}
     locs, covs = dense(q)
     exact = logsumexp([stats.multivariate_normal(m, s).logpdf(flat(w)) for m, s in zip(locs, covs, strict=True)])
-    np.testing.assert_allclose(found[0], exact - np.log(3), rtol=1e-12)
-    np.testing.assert_allclose(flat(found[4]), np.sqrt(np.diag(covs.mean(0) + np.cov(locs.T, ddof=0))), rtol=1e-12)
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), over_a_tree())
-    w = jax.eval_shape(half.sample, KEY)
-    *densities, mean, stddev, cov = jax.eval_shape(told, half, w)
+    np.testing.assert_allclose(log_prob, exact - np.log(3), rtol=1e-12)
+    np.testing.assert_allclose(flat(stddev), np.sqrt(np.diag(covs.mean(0) + np.cov(locs.T, ddof=0))), rtol=1e-12)
+    half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), nodes())
+    half = {name: Mixture(jax.tree.map(lambda leaf: leaf.update(shape=(3, *leaf.shape)), half[name])) for name in half}
+    w, *densities, mean, stddev, cov = jax.eval_shape(told, half["LowRank"])
     assert {leaf.dtype for leaf in jax.tree.leaves((w, mean, stddev))} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in (*densities, cov)} == {jnp.dtype("float32")}
 
@@ -253,12 +255,9 @@ def test_every_objective_and_estimator_takes_it(tree):
             for estimator in ("doubly_reparameterised", "score_function")
         }
         found["decorrelated"] = illia_fn.elbo_loss(*call, num_data=8, coupling="decorrelated")
-        found["iwae"] = illia_fn.iwae_loss(*call, num_data=8)
         return sum(found.values()), found
 
-    grads, found = jax.jit(jax.vmap(jax.grad(losses, has_aux=True), (None, 0)))(tree, jax.random.split(KEY))
-    chex.assert_tree_all_finite((grads, found))
-    assert found["iwae"][0] != found["iwae"][1]
+    chex.assert_tree_all_finite(jax.jit(jax.grad(losses, has_aux=True))(tree, KEY))
     rows = illia_fn.explain_coupling(apply_fn, tree, X).leaves
     assert {row.why for row in rows} == {"a Mixture posterior, not a diagonal Gaussian"}
     outputs = illia_fn.predict(apply_fn, tree, X, KEY, 6, sampling="latin_hypercube")
@@ -292,7 +291,7 @@ def test_tools_take_it(tree):
     np.testing.assert_array_equal(slower["body"].components["bias"].rho, 0.5 * tree["body"].components["bias"].rho)
     assert illia_fn.num_params(tree) == 35
     chex.assert_trees_all_equal_shapes(illia_fn.prune(tree, 0.5), illia_fn.mean(tree), illia_fn.stddev(tree))
-    with pytest.raises(ValueError, match="linearise: params.* is a Mixture, whose draws are not its mean and a linear"):
+    with pytest.raises(ValueError, match=r"linearise: params.* is a Mixture, whose draws are not its mean and a lin"):
         jax.jit(lambda q: illia_fn.linearise(apply_fn, q, X))(tree)
     with pytest.raises(ValueError, match=r"analytic_elbo_loss: params.* is a Mixture, whose draws are not linear"):
         illia_fn.analytic_elbo_loss(apply_fn, tree, X, LABELS, num_data=8, key=KEY)
