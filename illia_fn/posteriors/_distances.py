@@ -35,9 +35,8 @@ def between_triangles(apart: jax.Array, q: Triangle, p: Triangle) -> jax.Array:
 def log_cosh(x: jax.Array) -> jax.Array:
     """log((exp(x) + exp(-x)) / 2), which is x^2 / 2 near 0 and |x| - log(2) far from it."""
     size = jnp.abs(x)
-    near = jnp.minimum(size, 1.0)  # cosh(x) - 1 = exp(|x|) (1 - exp(-|x|))^2 / 2
-    near_value = jnp.log1p(0.5 * jnp.exp(near) * jnp.square(jnp.expm1(-near)))
-    return jnp.where(size < 1.0, near_value, size + jnp.log1p(jnp.exp(-2.0 * size)) - 0.6931471805599453)
+    near = jnp.minimum(size, 40.0)  # where cosh(x) - 1 = exp(|x|) (1 - exp(-|x|))^2 / 2; beyond its slope is 1
+    return jnp.log1p(0.5 * jnp.exp(near) * jnp.square(jnp.expm1(-near))) + (size - near)
 
 
 log_cosh.defjvps(lambda tangent, _, x: jnp.tanh(x) * tangent)

@@ -144,11 +144,14 @@ class Mixture(Posterior):
         def distance(q: PyTree, p: PyTree) -> jax.Array:
             return total([a.bhattacharyya(b) for a, b in zip(_nodes(q), _nodes(p), strict=True)])
 
-        @jax.checkpoint  # one row at a time, so that the memory is that of K components
         def distances(q: PyTree) -> jax.Array:
             return jax.vmap(distance, (None, 0))(q, self.components)
 
-        apart = jax.lax.map(distances, self.components)
+        pairs = self.num_components * sum(map(np.size, jax.tree.leaves(self.components)))
+        if pairs <= _AT_ONCE:  # which compiles in half of the time
+            apart = jax.vmap(distances)(self.components)
+        else:  # in the memory of K components
+            apart = jax.lax.map(jax.checkpoint(distances), self.components)
         itself = np.eye(self.num_components, dtype=bool)
         return -jnp.mean(jnp.log(jnp.mean(jnp.exp(-jnp.where(itself, 0.0, apart)), axis=1)))
 
@@ -177,6 +180,9 @@ class Mixture(Posterior):
         deviations = jax.vmap(ravel)(jax.tree.map(_deviations, self._means))[:, places]
         within = jax.vmap(lambda component: covariance_at(component, places))(self.components)
         return jnp.mean(within, axis=0) + matmul(deviations.T, deviations) / self.num_components
+
+
+_AT_ONCE = 2**20  # numbers of all pairs of components
 
 
 def _nodes(tree: PyTree) -> list[Posterior]:
@@ -245,7 +251,7 @@ def mixture(
 
     Args:
         params: an array or a tree of floating-point arrays, P numbers together. It takes K times the memory of the
-            family, and a draw the time of one component.
+            family; a draw takes the time of one component, a density that of K, and an entropy or KL that of K^2.
         num_components: K, at least 2.
         family: a function from params to a posterior tree without deterministic leaves, such as `mean_field`,
             `full_covariance`, or a `functools.partial` with its options.
@@ -273,7 +279,7 @@ def mixture(
         )
     check_callable("mixture", "family", family)
     check_scale("mixture", spread, "spread, that of the components,")
-    if np.shape(spread):
+    if np.shape(spread) != ():
         raise ValueError(f"mixture: spread must be one number, got {describe(spread)}.")
     check_key("mixture", key)
     loc, scale = whole("mixture", params, 1.0)
