@@ -130,7 +130,7 @@ class Mixture(Posterior):
         largest = jax.lax.stop_gradient(jnp.max(each))
         # where all are -inf, so is their mean, whose slope is finite if theirs are
         is_lost = largest == -jnp.inf
-        above = jnp.where(is_lost, 0.0, each - jnp.where(is_lost, 0.0, largest))
+        above = jnp.where(is_lost, 0.0, each - largest)
         return jnp.where(is_lost, jnp.mean(each), largest + jnp.log(jnp.mean(jnp.exp(above))))
 
     def entropy(self) -> jax.Array:
