@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_count, check_key
 from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, matmul, minus_log1p, softplus
 from illia_fn._base.trees import PyTree, frozen_pytree
-from illia_fn.posteriors._distances import log_cosh
+from illia_fn.posteriors._distances import half_log_cosh
 from illia_fn.posteriors._factors import Marginals, positive_qr
 from illia_fn.posteriors._flat import check_like, independent, ravel, size_of, unravel, wide
 from illia_fn.posteriors._joint import JointGaussian
@@ -74,12 +74,15 @@ class LowRank(JointGaussian):
         form = self.form()
         return form.log_det + len(form.loc) * (HALF_LOG_2PI + 0.5)
 
-    def bhattacharyya(self, other: "LowRank") -> jax.Array:
+    def bhattacharyya_form(self) -> "LowRankForm":
+        return self.form()
+
+    @staticmethod
+    def bhattacharyya(q: "LowRankForm", p: "LowRankForm") -> jax.Array:
         # the mean of both covariances has the directions of both
-        q, p = self.form(), other.form()
-        log_scale = 0.5 * (q.log_scale + p.log_scale + log_cosh(q.log_scale - p.log_scale))
-        factors = 0.5**0.5 * jnp.concatenate([wide(self.factor), wide(other.factor)], axis=1)
-        middle = LowRankForm.of(q.loc, jnp.exp(log_scale), log_scale, factors)
+        log_scale = 0.5 * (q.log_scale + p.log_scale) + half_log_cosh(q, p)
+        factors = [form.factor * form.scale[:, None] for form in (q, p)]
+        middle = LowRankForm.of(q.loc, jnp.exp(log_scale), log_scale, 0.5**0.5 * jnp.concatenate(factors, axis=1))
         log_dets = middle.log_det - 0.5 * (q.log_det + p.log_det)
         return 0.125 * middle.squares((q.loc - p.loc) * middle.inverse) + log_dets
 

@@ -91,7 +91,7 @@ class Mixture(Posterior):
 
     def component(self, index: int | jax.Array) -> PyTree:
         """The posterior q_k of this index."""
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), self.components)
+        return _at(index, self.components)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -141,19 +141,20 @@ class Mixture(Posterior):
     def component_information(self) -> jax.Array:
         """I, a lower bound of the mutual information of w and its component in nats, from 0 to log K."""
 
-        def distance(q: PyTree, p: PyTree) -> jax.Array:
-            return total([a.bhattacharyya(b) for a, b in zip(_nodes(q), _nodes(p), strict=True)])
+        nodes = _nodes(self.components)
+        forms = [jax.vmap(type(node).bhattacharyya_form)(node) for node in nodes]
 
-        def distances(q: PyTree) -> jax.Array:
-            return jax.vmap(distance, (None, 0))(q, self.components)
+        def distance(pair: jax.Array) -> jax.Array:
+            q, p = (_at(index, forms) for index in pair)
+            return total([node.bhattacharyya(a, b) for node, a, b in zip(nodes, q, p, strict=True)])
 
-        pairs = self.num_components * sum(map(np.size, jax.tree.leaves(self.components)))
-        if pairs <= _AT_ONCE:  # which compiles in half of the time
-            apart = jax.vmap(distances)(self.components)
-        else:  # in the memory of K components
-            apart = jax.lax.map(jax.checkpoint(distances), self.components)
-        itself = np.eye(self.num_components, dtype=bool)
-        return -jnp.mean(jnp.log(jnp.mean(jnp.exp(-jnp.where(itself, 0.0, apart)), axis=1)))
+        count = self.num_components
+        pairs = jnp.asarray(np.stack(np.triu_indices(count, 1), axis=1))
+        # one by one in the memory of a pair; all at once, which compiles in half of the time
+        is_small = count * sum(map(np.size, jax.tree.leaves(self.components))) <= _AT_ONCE
+        each = jax.vmap(distance)(pairs) if is_small else jax.lax.map(jax.checkpoint(distance), pairs)
+        apart = jnp.zeros((count, count), each.dtype).at[tuple(pairs.T)].set(each)
+        return -jnp.mean(jnp.log(jnp.mean(jnp.exp(-(apart + apart.T)), axis=1)))
 
     def _like(self) -> PyTree:
         """Shapes and dtypes of what the node stands for."""
@@ -183,6 +184,10 @@ class Mixture(Posterior):
 
 
 _AT_ONCE = 2**20  # numbers of all pairs of components
+
+
+def _at(index: int | jax.Array, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
 
 
 def _nodes(tree: PyTree) -> list[Posterior]:

@@ -73,12 +73,17 @@ class Posterior(abc.ABC):
     def stddev(self) -> PyTree:
         """The standard deviation of each number of w."""
 
-    def bhattacharyya(self, other: Any) -> jax.Array:  # noqa: ARG002
-        """-log of the integral of sqrt(q(w) p(w)), p another node of the same type and shapes, or less: by default 0.
+    def bhattacharyya_form(self) -> PyTree:
+        """What `bhattacharyya` takes of a node, computed once for all others that it is compared with."""
+        return self
+
+    @staticmethod
+    def bhattacharyya(q: Any, p: Any) -> jax.Array:  # noqa: ARG004
+        """-log of the integral of sqrt(q(w) p(w)), of the forms of two nodes of this family, or less: by default 0.
 
         It is for `Mixture`, whose entropy is bounded by the distances between its components.
         """
-        return jnp.zeros((), widest_dtype(self.mean))
+        return jnp.zeros(())
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         """Cov[w_a, w_b] of the numbers at these places among all of w, in the order of its leaves: (n,) to (n, n)."""

@@ -28,7 +28,7 @@ from illia_fn import (
     posterior_tree,
 )
 from illia_fn.posteriors import mixtures
-from illia_fn.posteriors._distances import log_cosh
+from illia_fn.posteriors._distances import Independent, half_log_cosh
 
 KEY = jax.random.key(0)
 FAMILIES = sorted(nodes())
@@ -184,12 +184,20 @@ def test_many_pairs_are_taken_row_by_row(monkeypatch):
     chex.assert_tree_all_finite(slopes)
 
 
-def test_log_cosh_at_both_ends():
-    x = np.float32([0.0, 1e-4, 0.3, -1.0, 5.0, 39.0, -41.0, 1e4])
-    exact = np.logaddexp(np.float64(x), -np.float64(x)) - np.log(2)
-    exact[1] = 0.5 * np.float64(x[1]) ** 2
-    np.testing.assert_allclose(log_cosh(x), exact, rtol=3e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(log_cosh))(x), np.tanh(x), rtol=1e-6)
+def test_scales_of_any_ratio():
+    """The term of the scales for ratios from 1 + 1e-3 to exp(40), of scales of 1e-26; beyond it is a bound."""
+    log_ratios = np.array([0.0, 1e-3, -0.3, 1.0, 5.0, -20.0, 40.0, 60.0])
+
+    @jax.vmap
+    def half(log_ratio):
+        q, p = (Gaussian(jnp.zeros(()), rho) for rho in (log_ratio - 60.0, jnp.float32(-60.0)))
+        return half_log_cosh(Independent.of(q), Independent.of(p))
+
+    found = half(jnp.float32(log_ratios))
+    rounded = np.float32(np.float32(log_ratios) - np.float32(60.0)).astype(np.float64) + 60.0
+    exact = 0.5 * np.log1p(2 * np.sinh(rounded / 2) ** 2)
+    np.testing.assert_allclose(found[:-1], exact[:-1], rtol=2e-3)
+    assert 20 < found[-1] <= exact[-1]
 
 
 # --- ends of the range -------------------------------------------------------------------------------------------
