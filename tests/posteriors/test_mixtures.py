@@ -174,13 +174,13 @@ def test_the_gradient_of_draws_is_that_of_the_expectation():
         assert np.all(np.abs(found.mean(0) - right) < 5 * found.std(0) / np.sqrt(len(found)))
 
 
-def test_many_pairs_are_taken_row_by_row(monkeypatch):
+def test_many_pairs_are_taken_one_by_one(monkeypatch):
     q = near("Gaussian")
     at_once = q.component_information()
     monkeypatch.setattr(mixtures, "_AT_ONCE", 0)
     assert "scan" in str(jax.make_jaxpr(lambda q: q.component_information())(q))
-    row_by_row, slopes = jax.jit(jax.value_and_grad(lambda q: q.component_information()))(q)
-    np.testing.assert_allclose(row_by_row, at_once, rtol=1e-6)
+    one_by_one, slopes = jax.jit(jax.value_and_grad(lambda q: q.component_information()))(q)
+    np.testing.assert_allclose(one_by_one, at_once, rtol=1e-6)
     chex.assert_tree_all_finite(slopes)
 
 
