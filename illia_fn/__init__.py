@@ -80,6 +80,7 @@ from illia_fn.posteriors import Gaussian as Gaussian
 from illia_fn.posteriors import KTied as KTied
 from illia_fn.posteriors import LowRank as LowRank
 from illia_fn.posteriors import MatrixNormal as MatrixNormal
+from illia_fn.posteriors import Mixture as Mixture
 from illia_fn.posteriors import Posterior as Posterior
 from illia_fn.posteriors import by_path as by_path
 from illia_fn.posteriors import covariance as covariance
@@ -93,8 +94,11 @@ from illia_fn.posteriors import low_rank as low_rank
 from illia_fn.posteriors import matrix_normal as matrix_normal
 from illia_fn.posteriors import mean as mean
 from illia_fn.posteriors import mean_field as mean_field
+from illia_fn.posteriors import mixture as mixture
 from illia_fn.posteriors import num_params as num_params
 from illia_fn.posteriors import posterior_tree as posterior_tree
+from illia_fn.posteriors import rank_one as rank_one
+from illia_fn.posteriors import rank_one_weights as rank_one_weights
 from illia_fn.posteriors import sample as sample
 from illia_fn.posteriors import stddev as stddev
 from illia_fn.predictions import ClassSummary as ClassSummary

@@ -189,11 +189,13 @@ def families():
         "joint": illia_fn.low_rank({"b": normal(8), "u": normal(8, 8)}, rank=2, scale=0.1, key=KEY),
         "v": illia_fn.k_tied(normal(8, 3), scale=0.1),
         "c": illia_fn.full_covariance(normal(3), scale=0.1),
+        "mixture": illia_fn.mixture({"m": normal(8, 8), "k": normal(8)}, 3, key=KEY),
     }
 
     def apply_fn(w, x):
         h = jax.nn.relu(x @ w["w"] + w["joint"]["b"][None])
-        return jax.nn.relu(h @ w["joint"]["u"]) @ w["v"] + w["c"][None]
+        h = jax.nn.relu(h @ w["joint"]["u"])
+        return jax.nn.relu(h @ w["mixture"]["m"] + w["mixture"]["k"][None]) @ w["v"] + w["c"][None]
 
     x, y = normal(16, 4), jnp.asarray(RNG.integers(0, 3, 16))
 
@@ -208,6 +210,9 @@ def families():
         sharded["w"] = illia_fn.MatrixNormal(place(mesh, q["w"].loc, None, "model"), *vars_of(sharded["w"])[1:])
         loc = sharded["joint"].loc | {"u": place(mesh, q["joint"].loc["u"], None, "model")}
         sharded["joint"] = illia_fn.LowRank(loc, *vars_of(sharded["joint"])[1:])
+        members = sharded["mixture"].components
+        members = members | {"m": place(mesh, members["m"], None, None, "model")}
+        sharded["mixture"] = illia_fn.Mixture(members)
         found = step(sharded, place(mesh, x, "data"), place(mesh, y, "data"), place(mesh, KEY))
         check(("families", kind), found, expected)
 

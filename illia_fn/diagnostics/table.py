@@ -30,7 +30,7 @@ class LeafSummary(NamedTuple):
         signal_to_noise: the median of |E_q[w]| / standard deviation.
         at_prior: the share of weights whose own KL is below 0.05 nats, which tell nothing of the data; nan for a family
             or a prior that is not element-wise.
-        exact: whether the KL has a closed form; one that is sampled has a ~ before it in the table.
+        exact: whether the KL has a closed form; one that is sampled, or an upper bound, has a ~ before it in the table.
     """
 
     path: str

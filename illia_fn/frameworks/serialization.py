@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from illia_fn._base.trees import NODES, PyTree, child_names, unchecked
-from illia_fn.posteriors import FullCovariance, Gaussian, KTied, LowRank, MatrixNormal
+from illia_fn.posteriors import FullCovariance, Gaussian, KTied, LowRank, MatrixNormal, Mixture
 
 
 def register_flax_serialization() -> None:
@@ -46,7 +46,7 @@ def _from_state_dict(node: Any, state: dict[str, Any]) -> Any:
     return restored
 
 
-FAMILIES = (Gaussian, KTied, LowRank, MatrixNormal, FullCovariance)
+FAMILIES = (Gaussian, KTied, LowRank, MatrixNormal, FullCovariance, Mixture)
 
 
 def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = FAMILIES) -> PyTree:
@@ -77,12 +77,23 @@ def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = FAMILIES) -> PyT
         )
 
     def family_of(node: Any) -> type[Any] | None:
-        return by_names.get(frozenset(node)) if isinstance(node, dict) else None
+        family = by_names.get(frozenset(node)) if isinstance(node, dict) else None
+        if family is Mixture:  # whose field has a name that parameters may have, too
+            inside = jax.tree.leaves(node["components"], is_leaf=is_lost)
+            return family if inside and all(map(is_lost, inside)) else None
+        return family
+
+    def is_lost(node: Any) -> bool:
+        return family_of(node) is not None
 
     def restored(node: Any) -> Any:
-        return node if (family := family_of(node)) is None else unchecked(family, node)
+        if (family := family_of(node)) is None:
+            return node
+        if family is Mixture:
+            node = {"components": jax.tree.map(restored, node["components"], is_leaf=is_lost)}
+        return unchecked(family, node)
 
-    leaves, structure = jax.tree.flatten(tree, is_leaf=lambda node: family_of(node) is not None)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_lost)
     if not any(map(family_of, leaves)):
         names = " or ".join(str(sorted(names)) for names in by_names)
         raise ValueError(f"restore_nodes: tree has no dictionary of {names}, the fields of a posterior node.")

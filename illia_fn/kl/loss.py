@@ -89,7 +89,9 @@ def kl_tree(
 
 
 def kl_is_exact(params: PyTree, prior: PyTree = Normal(0.0, 1.0)) -> dict[str, bool]:
-    """Whether the KL of each posterior node has a closed form, by its path as in `kl_tree`; the others are sampled.
+    """Whether the KL of each posterior node has a closed form, by its path as in `kl_tree`.
+
+    The others are sampled, but for a `Mixture` whose components have one: its KL is an upper bound.
 
     Args, errors: as in `kl_loss`.
 

@@ -26,6 +26,7 @@ ClosedForm = Callable[[Any, Any], jax.Array]
 
 _CLOSED_FORMS: dict[tuple[type, type], ClosedForm] = {}
 _TO_TREES: dict[type, tuple[tuple[type, ...], ClosedForm]] = {}
+_UPPER_BOUNDS: dict[type, Callable[[Any, PyTree], ClosedForm | None]] = {}
 
 
 def register_kl(q_type: type, p_type: type) -> Callable[[ClosedForm], ClosedForm]:
@@ -71,15 +72,35 @@ def closed_form(q: Any, p: PyTree) -> ClosedForm | None:
     return f if leaves and all(type(leaf) in kinds for leaf in leaves) else None
 
 
+def register_upper_bound(q_type: type) -> Callable[..., Any]:
+    """Decorate a function of q and p that returns an upper bound of KL(q || p), in the form of a closed one, or None.
+
+    It is taken where there is no closed form, in the place of samples.
+    """
+
+    def register(bound_of: Callable[[Any, PyTree], ClosedForm | None]) -> Callable[[Any, PyTree], ClosedForm | None]:
+        _UPPER_BOUNDS[q_type] = bound_of
+        return bound_of
+
+    return register
+
+
+def upper_bound(q: Any, p: PyTree) -> ClosedForm | None:
+    """The upper bound of this pair, which takes no samples."""
+    bound_of = _UPPER_BOUNDS.get(type(q))
+    return None if bound_of is None else bound_of(q, p)
+
+
 def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_samples: int = 1) -> jax.Array:
     """KL(q || p) = E_q[log q(w) - log p(w)] of one posterior node, in nats.
 
-    Exact where the pair has a closed form (`Gaussian` or `Normal` against either, and what `register_kl` adds).
-    Otherwise the expectation is that of reparameterised draws w_s ~ q, and unbiased:
+    Exact where the pair has a closed form (`Gaussian` or `Normal` against either, and what `register_kl` adds), and an
+    upper bound for a `Mixture` whose components have one. Otherwise the expectation is that of reparameterised draws
+    w_s ~ q, and unbiased:
 
         -H(q) - mean_s log p(w_s)               for a prior, with the exact entropy of q;
         mean_s [log q(w_s) - log p(w_s)]        for another posterior, which is exactly 0 where p is q, and for a q
-                                                whose entropy is not known.
+                                                whose entropy is not known, such as a `Mixture` or a flow.
 
     Args:
         q: a posterior node, or a `Normal`.
@@ -107,7 +128,7 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
 def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
     """`kl_divergence`, with errors in the name of its caller."""
     p, _ = fitted(q, jax.tree.map(in_known_form, p, is_leaf=is_prior))
-    f = closed_form(q, p)
+    f = closed_form(q, p) or upper_bound(q, p)
     if f is not None:
         if is_posterior(q) and (is_prior(p) or f is not _CLOSED_FORMS.get((type(q), type(p)))):
             check_fits(caller, p, q.like)

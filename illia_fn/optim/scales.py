@@ -36,7 +36,11 @@ def labels(q: PyTree) -> PyTree:
     def of_node(node: Any) -> Any:
         if not is_posterior(node):
             return "deterministic"
-        return jax.tree_util.tree_map_with_path(lambda path, _: _field(path[0]), node)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: labels(leaf) if is_posterior(leaf) else _field(path[0]),
+            node,
+            is_leaf=lambda leaf: is_posterior(leaf) and leaf is not node,  # the components of a mixture
+        )
 
     return jax.tree.map(of_node, q, is_leaf=is_posterior)
 

@@ -16,6 +16,10 @@ from illia_fn.posteriors.lowrank import low_rank as low_rank
 from illia_fn.posteriors.masks import by_path as by_path
 from illia_fn.posteriors.matrix import MatrixNormal as MatrixNormal
 from illia_fn.posteriors.matrix import matrix_normal as matrix_normal
+from illia_fn.posteriors.mixtures import Mixture as Mixture
+from illia_fn.posteriors.mixtures import mixture as mixture
+from illia_fn.posteriors.multiplicative import rank_one as rank_one
+from illia_fn.posteriors.multiplicative import rank_one_weights as rank_one_weights
 from illia_fn.posteriors.patterns import posterior_tree as posterior_tree
 from illia_fn.posteriors.posterior import Posterior as Posterior
 from illia_fn.posteriors.posterior import is_posterior as is_posterior

@@ -39,7 +39,12 @@ def covariance(q: PyTree, block: Callable[[PyTree], PyTree]) -> jax.Array:
     check_callable("covariance", "block", block)
     arrays = jax.eval_shape(like, q)
     count = sum(leaf.size for leaf in jax.tree.leaves(arrays))
-    chosen = _chosen(block, arrays, count)
+    return covariance_at(q, _chosen(block, arrays, count))
+
+
+def covariance_at(q: PyTree, chosen: np.ndarray) -> jax.Array:
+    """That of the numbers at these places, (n,), among all of the tree, in the order of its leaves."""
+    arrays = jax.eval_shape(like, q)
     found = jnp.zeros((len(chosen), len(chosen)), widest_dtype(arrays))
     start = 0
     for path, node in leaves_with_path(q, is_posterior):

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import concrete, describe
 from illia_fn._base.numerics import HALF_LOG_2PI, matmul, softplus_inverse, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree
+from illia_fn.posteriors._distances import Correlated, between_correlated
 from illia_fn.posteriors._factors import Marginals, Triangle
 from illia_fn.posteriors._flat import check_like, ravel, size_of, unravel
 from illia_fn.posteriors._joint import JointGaussian
@@ -107,6 +108,11 @@ class FullCovariance(JointGaussian):
 
     def entropy(self) -> jax.Array:
         return jnp.sum(self.triangle().log_diagonal + (HALF_LOG_2PI + 0.5))
+
+    def bhattacharyya_form(self) -> Correlated:
+        return Correlated(ravel(self.loc), self.triangle())
+
+    bhattacharyya = staticmethod(between_correlated)
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         rows = self.scale_tril[places]

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, log_softplus, normal_log_prob, softplus
 from illia_fn._base.trees import PyTree, frozen_pytree
+from illia_fn.posteriors._distances import Independent, between_independent
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale, strong
 from illia_fn.posteriors.posterior import Posterior
 
@@ -78,6 +79,11 @@ class Gaussian(Posterior):
 
     def entropy(self) -> jax.Array:
         return jnp.sum(self.log_scale + (HALF_LOG_2PI + 0.5))
+
+    def bhattacharyya_form(self) -> Independent:
+        return Independent.of(self)
+
+    bhattacharyya = staticmethod(between_independent)
 
 
 def mean_field(params: PyTree, *, scale: ArrayLike | PyTree = 0.05, mask: Mask = None) -> PyTree:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_count, check_key
 from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, log_softplus, matmul, minus_log1p, softplus
 from illia_fn._base.trees import PyTree, frozen_pytree
+from illia_fn.posteriors._distances import half_log_cosh
 from illia_fn.posteriors._factors import Marginals, positive_qr
 from illia_fn.posteriors._flat import check_like, independent, ravel, size_of, unravel, wide
 from illia_fn.posteriors._joint import JointGaussian
@@ -78,6 +79,18 @@ class LowRank(JointGaussian):
         """The distribution without its directions: a `Gaussian` in the place of each array."""
         rho = unravel(wide(self.rho), jax.tree.map(at_least_float32, self.loc))
         return jax.tree.map(Gaussian, self.loc, rho)
+
+    def bhattacharyya_form(self) -> "LowRankForm":
+        return self.form()
+
+    @staticmethod
+    def bhattacharyya(q: "LowRankForm", p: "LowRankForm") -> jax.Array:
+        # the mean of both covariances has the directions of both
+        log_scale = 0.5 * (q.log_scale + p.log_scale) + half_log_cosh(q, p)
+        factors = [form.factor * form.scale[:, None] for form in (q, p)]
+        middle = LowRankForm.of(q.loc, jnp.exp(log_scale), log_scale, 0.5**0.5 * jnp.concatenate(factors, axis=1))
+        log_dets = middle.log_det - 0.5 * (q.log_det + p.log_det)
+        return 0.125 * middle.squares((q.loc - p.loc) * middle.inverse) + log_dets
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         rows = wide(self.factor)[places]

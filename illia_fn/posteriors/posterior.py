@@ -27,8 +27,8 @@ class Posterior(abc.ABC):
         elementwise: whether the parameter is one array, all fields have its shape, and its elements are independent,
             each given by its elements of the fields and of the noise. Small nodes of such a family are drawn, and
             regularised, as one.
-        has_entropy: whether `entropy` knows it. Without it a KL without closed form is estimated from
-            log q(w) - log p(w).
+        has_entropy: whether `entropy` is exact. Without it a KL without closed form is estimated from draws of
+            log q(w) - log p(w), which needs none.
     """
 
     elementwise: ClassVar[bool] = False
@@ -66,7 +66,10 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def entropy(self) -> jax.Array:
-        """H(q) = -E_q[log q(w)] in nats, a scalar."""
+        """H(q) = -E_q[log q(w)] in nats, a scalar; of a family without a closed form a lower bound of it.
+
+        A KL of it is then an upper bound, and so is a negative ELBO, of any temperature.
+        """
 
     @property
     @abc.abstractmethod
@@ -77,6 +80,18 @@ class Posterior(abc.ABC):
     @abc.abstractmethod
     def stddev(self) -> PyTree:
         """The standard deviation of each number of w."""
+
+    def bhattacharyya_form(self) -> PyTree:
+        """What `bhattacharyya` takes of a node, computed once for all others that it is compared with."""
+        return self
+
+    @staticmethod
+    def bhattacharyya(q: Any, p: Any) -> jax.Array:  # noqa: ARG004
+        """-log of the integral of sqrt(q(w) p(w)), of the forms of two nodes of this family, or less: by default 0.
+
+        It is for `Mixture`, whose entropy is bounded by the distances between its components.
+        """
+        return jnp.zeros(())
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         """Cov[w_a, w_b] of the numbers at these places among all of w, in the order of its leaves: (n,) to (n, n)."""
@@ -234,8 +249,9 @@ def num_params(q: PyTree) -> int:
 
 def check_nodes(caller: str, q: PyTree) -> None:
     """Refuse a tree whose nodes have all become dictionaries: a checkpoint that was restored without a target."""
-    families = [cls for cls in NODES if issubclass(cls, Posterior)]
-    kinds = {frozenset(child_names(cls)): cls.__name__ for cls in reversed(families)}  # of equal fields the first
+    families = [cls for cls in NODES if issubclass(cls, Posterior) and child_names(cls) != ["components"]]
+    # of equal fields the first; the components of a mixture are found by themselves
+    kinds = {frozenset(child_names(cls)): cls.__name__ for cls in reversed(families)}
 
     def is_lost(node: Any) -> bool:
         return isinstance(node, dict) and frozenset(node) in kinds

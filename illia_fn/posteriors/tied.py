@@ -19,6 +19,7 @@ from illia_fn._base.numerics import (
     widest_dtype,
 )
 from illia_fn._base.trees import PyTree, frozen_pytree
+from illia_fn.posteriors._distances import Independent, between_independent
 from illia_fn.posteriors._flat import check_like, independent, laid_like, wide
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
 from illia_fn.posteriors.gaussian import Gaussian
@@ -94,6 +95,11 @@ class KTied(Posterior):
 
     def entropy(self) -> jax.Array:
         return jnp.sum(self.log_scale + (HALF_LOG_2PI + 0.5))
+
+    def bhattacharyya_form(self) -> Independent:
+        return Independent.of(self)
+
+    bhattacharyya = staticmethod(between_independent)
 
     def untied(self) -> Gaussian:
         """The same distribution as a diagonal Gaussian, with a scale for each number."""

@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_callable, check_count, concrete
 from illia_fn._base.numerics import at_least_float32, widest_dtype
 from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.coupling._joint import is_linear_in_noise
 from illia_fn.posteriors._join import Joined
-from illia_fn.posteriors.foreign import ForeignPosterior
-from illia_fn.posteriors.posterior import Sampler, check_nodes, is_posterior, num_params
+from illia_fn.posteriors.posterior import Posterior, Sampler, check_nodes, is_posterior, num_params
 
 
 class OutputLaw(NamedTuple):
@@ -103,7 +103,7 @@ def _check_affine(params: PyTree) -> None:
     for path, node in leaves_with_path(params, is_posterior):
         if not is_posterior(node):
             continue
-        if isinstance(node, ForeignPosterior):  # whose noise is a key
+        if not is_linear_in_noise(node):
             _refuse(path, node)
         draw = node.reparameterise()
         noise = jax.random.normal(jax.random.key(0), node.noise_shape, widest_dtype(node.mean))
@@ -120,7 +120,7 @@ def _check_affine(params: PyTree) -> None:
                 _refuse(path, node)
 
 
-def _refuse(path: str, node: Any) -> NoReturn:
+def _refuse(path: str, node: Posterior) -> NoReturn:
     raise ValueError(
         f"linearise: params{path} is a {type(node).__name__}, whose draws are not its mean and a linear function of "
         "the noise, so the outputs are not Gaussian. Use predict(..., linearised=True)."

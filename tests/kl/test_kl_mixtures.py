@@ -1,0 +1,144 @@
+"""The KL from a mixture: an upper bound, exact where components coincide or are far apart, or samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import nodes, normal
+from numpyro.distributions import Laplace, StudentT
+from scipy import integrate, stats
+
+import illia_fn
+from illia_fn import (
+    FullCovariance,
+    Gaussian,
+    Mixture,
+    Normal,
+    kl_divergence,
+    kl_is_exact,
+    kl_loss,
+    kl_tree,
+    mean_field,
+    mixture,
+)
+
+KEY = jax.random.key(0)
+PARAMS = {"a": normal(0, 2), "b": {"c": normal(1, 3), "d": normal(2, 3)}}
+Q = mixture(PARAMS, 3, lambda w: mean_field(w, scale=0.5), spread=0.3, key=KEY)
+JOINT = FullCovariance(PARAMS, 0.5 * normal(3, 8, 8))
+
+
+def of_one_number(locs, scales):
+    return Mixture(Gaussian(jnp.array(locs), jnp.log(jnp.expm1(jnp.array(scales)))))
+
+
+def test_in_one_dimension_it_is_above_the_kl_and_below_convexity():
+    x = np.linspace(-40.0, 40.0, 80_001)
+    found = jax.jit(lambda q: (kl_divergence(q, Normal(0.5, 2.0)), jax.vmap(q.log_prob)(jnp.asarray(x, jnp.float32))))
+    parts = jax.jit(jax.vmap(lambda one: kl_divergence(one, Normal(0.5, 2.0))))
+    gaps = []
+    for locs, scales in [
+        ((-1.0, 1.5), (1.0, 0.5)),
+        ((0.0, 0.4), (0.2, 2.0)),
+        ((0.7, 0.7), (0.3, 0.3)),
+        ((-15.0, 20.0), (0.5, 1.0)),
+    ]:
+        q = of_one_number(locs, scales)
+        bound, log_q = found(q)
+        log_q = np.asarray(log_q, np.float64)
+        exact = integrate.simpson(np.exp(log_q) * (log_q - stats.norm(0.5, 2.0).logpdf(x)), x=x)
+        convex = float(jnp.mean(parts(q.components)))
+        assert exact - 1e-4 * abs(exact) < bound <= convex + 1e-5
+        gaps.append((float(bound) - exact, convex - float(bound)))
+    (_, gained), _, (coincide, none), (far, all_of_it) = gaps
+    assert gained > 0.1
+    np.testing.assert_allclose([coincide, none], 0.0, atol=1e-4)
+    np.testing.assert_allclose([far, all_of_it], [0.0, np.log(2)], atol=3e-3)  # of 50 nats
+
+
+PRIORS = {
+    "one": Normal(0.2, 1.5),
+    "a prefix": {"a": Normal(0.0, 1.0), "b": Normal(jnp.full(3, 1.0), 3.0)},
+    "a mean field": mean_field(jax.tree.map(lambda x: x + 0.2, PARAMS), scale=0.7),
+}
+
+
+def test_it_is_above_what_draws_say_and_needs_no_key():
+    found = jax.jit(lambda q: {name: kl_loss(q, p, reduction="sum") for name, p in PRIORS.items()})(Q)
+    keys = jax.random.split(KEY, 4000)
+
+    def log_ratios(key):
+        w = Q.sample(key)
+        log_priors = {
+            "one": sum(jnp.sum(PRIORS["one"].log_prob(leaf)) for leaf in jax.tree.leaves(w)),
+            "a prefix": jnp.sum(Normal(0.0, 1.0).log_prob(w["a"]))
+            + sum(jnp.sum(Normal(1.0, 3.0).log_prob(leaf)) for leaf in w["b"].values()),
+            "a mean field": illia_fn.log_prob(PRIORS["a mean field"], w),
+        }
+        return jax.tree.map(lambda log_p: Q.log_prob(w) - log_p, log_priors)
+
+    for name, values in jax.jit(jax.vmap(log_ratios))(keys).items():
+        values = np.asarray(values, np.float64)
+        error = values.std() / np.sqrt(len(values))
+        assert values.mean() - 5 * error < found[name] < values.mean() + 0.2, name
+        each = [sum(kl_tree(Q.component(k), PRIORS[name]).values()) for k in range(3)]
+        np.testing.assert_allclose(found[name], np.mean(each) - Q.component_information(), rtol=1e-5)
+        assert list(kl_is_exact({"q": Q}, {"q": PRIORS[name]}).values()) == [False]
+    assert 0.5 < Q.component_information() < np.log(3) - 0.05
+
+
+@pytest.mark.parametrize("name", [name for name in nodes() if name != "Gaussian"])
+def test_components_that_coincide_have_the_kl_of_one(name):
+    one, p = nodes()[name], nodes(50)["FullCovariance"]
+    q = Mixture.of([one, one])
+    found = jax.jit(lambda q: [kl_divergence(q, Normal(0.5, 2.0)), kl_divergence(q, p)])(q)
+    np.testing.assert_allclose(found, [kl_divergence(one, Normal(0.5, 2.0)), kl_divergence(one, p)], rtol=1e-5)
+
+
+@pytest.mark.promotes
+def test_priors_without_a_closed_form_are_sampled_from_the_mixture():
+    others = {
+        "of no closed form": {"a": Normal(0.0, 1.0), "b": StudentT(4.0)},
+        "joint over several nodes": JOINT,
+        "another mixture": Mixture.of([mean_field(PARAMS, scale=0.7), mean_field(PARAMS, scale=0.2)]),
+    }
+    for p in others.values():
+        with pytest.raises(ValueError, match=r"kl_loss at params: KL\(Mixture \|\| .* has no closed form here"):
+            kl_loss(Q, p)
+    assert np.isfinite(kl_loss(Q, Laplace(0.0, 1.0)))  # as of a Gaussian
+
+    def log_ratios(key):
+        w = Q.sample(key)
+        log_priors = [
+            Normal(0.0, 1.0).log_prob(w["a"]).sum() + sum(StudentT(4.0).log_prob(x).sum() for x in w["b"].values()),
+            JOINT.log_prob(w),
+            others["another mixture"].log_prob(w),
+        ]
+        return [Q.log_prob(w) - log_p for log_p in log_priors]
+
+    values = jax.jit(jax.vmap(log_ratios))(jax.random.split(jax.random.key(1), 4000))
+    options = {"reduction": "sum", "key": KEY, "num_samples": 4000}
+    found = jax.jit(lambda q: [kl_loss(q, p, **options) for p in others.values()])(Q)
+    for number, (one, some) in enumerate(zip(found, values, strict=True)):
+        error = 5 * np.sqrt(2) * np.asarray(some, np.float64).std() / np.sqrt(4000)
+        assert abs(one - some.mean()) < error + 0.2 * (number == 0), number  # the entropy of the first is a bound
+        assert number or one > some.mean() - error
+    assert kl_divergence(Q, Q, key=KEY) == 0.0
+    with pytest.raises(ValueError, match="the prior, of type FullCovariance, must stand for what the posterior st"):
+        kl_loss(Q, FullCovariance(jnp.ones(8), jnp.eye(8)), key=KEY)
+
+
+def test_fitted_and_tempered():
+    """The best scale is of the second moments; and of any temperature the KL is -T H - E log p of one bound of H."""
+    prior = illia_fn.priors.EmpiricalBayes(4.0, 10.0)
+    fitted, hyperprior = prior.fit(Q.mean["a"], Q.stddev["a"])
+    one = Mixture(Q.components["a"])
+    np.testing.assert_allclose(
+        kl_loss(one, prior, reduction="sum"), kl_loss(one, fitted, reduction="sum") + hyperprior, rtol=1e-5
+    )
+    cross = kl_loss(Q, Normal(0.2, 1.5), reduction="sum") + Q.entropy()
+    x, y = jnp.ones((4, 2)), jnp.arange(4) % 2
+    for temperature in (0.1, 3.0):
+        options = {"num_data": 4, "temperature": temperature, "prior": Normal(0.2, 1.5), "return_terms": True}
+        _, terms = illia_fn.elbo_loss(lambda w, x: x * w["a"][None], Q, x, y, KEY, **options)
+        np.testing.assert_allclose(terms.kl, cross - temperature * Q.entropy(), rtol=1e-5)
