@@ -290,7 +290,7 @@ def test_every_objective_and_estimator_takes_it(tree):
     one = tree | {"head": PARAMS["head"]}
     chex.assert_tree_all_finite(jax.jit(jax.grad(losses, has_aux=True))(one, KEY))
     rows = illia_fn.explain_coupling(apply_fn, tree, X).leaves
-    assert {row.why for row in rows} == {"a Mixture posterior, not a diagonal Gaussian"}
+    assert {row.why for row in rows} == {"a Mixture posterior, whose draws are not linear in their noise"}
     outputs = illia_fn.predict(apply_fn, tree, X, KEY, 6, sampling="latin_hypercube")
     assert outputs.shape == (6, 8, 2)
 
