@@ -58,7 +58,7 @@ def family_tree(caller: str, params: PyTree, families: Mapping[str, Constructor]
     """`posterior_tree`, with errors in the name of its caller."""
     if not isinstance(families, Mapping) or not families:
         raise TypeError(
-            f"{caller}: families must be a dict of patterns and constructors, such as {'head/.*': mean_field}, "
+            f"{caller}: families must be a dict of patterns and constructors, such as {{'head/.*': mean_field}}, "
             f"got {describe(families)}."
         )
     chosen = _chosen(caller, params, {pattern: _compiled(caller, pattern, make) for pattern, make in families.items()})
