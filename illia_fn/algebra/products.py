@@ -66,11 +66,12 @@ def product(*qs: PyTree, prior: PyTree | None = None) -> PyTree:
             nodes whose product is of none of the families; for a prior that is not Gaussian; where the prior, taken out
             K - 1 times, leaves no positive precision.
 
+    >>> import jax.numpy as jnp
     >>> from illia_fn import Normal, mean_field
     >>> ones, twos = mean_field({"w": jnp.ones(1)}, scale=0.5), mean_field({"w": 2 * jnp.ones(1)}, scale=0.5)
     >>> q = product(ones, twos, prior=Normal(0.0, 1.0))  # precision 4 + 4 - 1, mean (4 + 8) / 7
-    >>> print((q["w"].stddev ** -2).round(3), q["w"].loc.round(3))
-    [7.] [1.714]
+    >>> print(f"precision {q['w'].stddev[0] ** -2:.2f}, mean {q['w'].loc[0]:.2f}")
+    precision 7.00, mean 1.71
     """
     if not qs:
         raise ValueError("product: there must be at least one posterior tree, got none.")

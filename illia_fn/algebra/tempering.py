@@ -38,7 +38,7 @@ def tempered(q: PyTree, temperature: ArrayLike) -> PyTree:
 
     >>> from illia_fn import mean_field
     >>> q = mean_field({"w": jnp.ones(2)}, scale=0.1)
-    >>> print(tempered(q, 4.0)["w"].stddev)
+    >>> print(tempered(q, 4.0)["w"].stddev.round(3))
     [0.2 0.2]
     """
     check_temperature("tempered", temperature)
