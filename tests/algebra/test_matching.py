@@ -59,6 +59,18 @@ def test_to_more_directions_the_variances_are_exact_and_no_direction_is_dead(x64
         np.testing.assert_allclose(np.sum(shares, axis=1), 0.1, rtol=1e-6)  # as low_rank starts
 
 
+@pytest.mark.parametrize("by", [1.0, 1e-4])
+def test_to_fewer_directions_the_variances_are_exact(x64, by):
+    """Also where they are hardly correlated, so that some or all of the directions are of no use."""
+    full = FullCovariance(families.normal(0, 4, 3), 0.5 * families.normal(8, 12, 12))
+    raw = by * full.tril + (1.0 - by) * jnp.diag(jnp.diagonal(full.tril))
+    for q in (wide(FullCovariance(full.loc, raw)), wide(nodes()["MatrixNormal"])):
+        for rank in (1, 3):
+            p = matched(q, of_rank(rank))
+            np.testing.assert_allclose(np.diag(families.covariance(p)), np.diag(families.covariance(q)), rtol=1e-12)
+            assert np.all(np.any(p.factor != 0, axis=0))
+
+
 FLAT = {
     "FullCovariance to 1 direction": (lambda: nodes()["FullCovariance"], of_rank(1)),
     "MatrixNormal to 1 direction": (lambda: milder(nodes()["MatrixNormal"]), of_rank(1)),

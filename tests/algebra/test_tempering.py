@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from families import flat, nodes, wide
 
-from illia_fn import Gaussian, full_covariance, mean_field, tempered
+from illia_fn import Gaussian, KTied, full_covariance, mean_field, tempered
 
 FAMILIES = sorted(nodes())
 
@@ -53,3 +53,9 @@ def test_dtypes_leaves_and_transformations():
     np.testing.assert_allclose(flat(made["w"].stddev), 0.1, rtol=0.02)
     slope = jax.grad(lambda t: tempered(q, t)["head"].entropy())(4.0)
     np.testing.assert_allclose(slope, 1.5 / 4.0, rtol=1e-5)
+
+
+def test_an_untied_node_has_the_scales_of_the_tied_one(x64):
+    """Down to where the scale underflows: rho is not its logarithm before that is all of it."""
+    q = KTied(jnp.zeros((3, 1)), jnp.array([[-9.0], [-15.0], [-500.0]]), jnp.full((1, 1), -8.0))
+    np.testing.assert_allclose(q.untied().log_scale, q.log_scale, rtol=1e-15)
