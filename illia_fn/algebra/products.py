@@ -43,7 +43,7 @@ def product(*qs: PyTree, prior: PyTree | None = None) -> PyTree:
     data under the prior p, the product is that of all data: exact for linear models with Gaussian noise, and else as
     good as the q_k. It is how what was learned on shards, or where data must stay, comes together without the data.
     Neiswanger, Wang & Xing 2014, Asymptotically exact, embarrassingly parallel MCMC, https://arxiv.org/abs/1311.4780;
-    with the posterior of the last round as p it is a round of partitioned variational inference, Ashman et al. 2022,
+    with the posterior of the last round as p it ends a round of partitioned variational inference, Ashman et al. 2022,
     https://arxiv.org/abs/2202.12275.
 
     What holds the product exactly, of nodes that may differ in family from tree to tree:

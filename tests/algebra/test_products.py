@@ -91,6 +91,16 @@ def test_laplace_on_shards():
     assert kl_divergence(q["head"], posterior(x, y)["head"]) < 1e-8
 
 
+def test_one_share_is_taken_out_again(x64):
+    """A product of two that holds the third twice, once as the prior: what the others say, as a further round needs."""
+    qs = [wide(nodes(11 * seed)["FullCovariance"]) for seed in range(3)]
+    prior = wide(full_covariance(families.normal(5, 4, 3), scale=100.0))
+    of_all, of_others = product(*qs, prior=prior), product(*qs[1:], prior=prior)
+    cavity = product(of_all, prior, prior=qs[0])
+    np.testing.assert_allclose(families.covariance(cavity), families.covariance(of_others), rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(cavity.loc, of_others.loc, rtol=1e-7, atol=1e-9)
+
+
 # --- families -----------------------------------------------------------------------------------------------------
 
 CASES = {
