@@ -28,6 +28,9 @@ from illia_fn import frameworks as frameworks
 from illia_fn import optim as optim
 from illia_fn import priors as priors
 from illia_fn import schedules as schedules
+from illia_fn.algebra import moment_match as moment_match
+from illia_fn.algebra import product as product
+from illia_fn.algebra import tempered as tempered
 from illia_fn.coupling import check_separable as check_separable
 from illia_fn.coupling import decorrelate as decorrelate
 from illia_fn.coupling import explain_coupling as explain_coupling

@@ -47,13 +47,19 @@ def as_documented(module) -> pdoc.doc.Module:
 
 def page_of(module) -> Path | None:
     """The README.md that the docstring of a package includes."""
-    match = re.search(r"^\.\. include:: (.*)$", module.__doc__ or "", re.MULTILINE)
-    return (Path(module.__file__).parent / match[1]).resolve() if match else None
+    pages = pages_of(module)
+    return pages[0] if pages else None
+
+
+def pages_of(module) -> list[Path]:
+    """That, and the pages beside it, which follow it on the page of the package."""
+    included = re.findall(r"^\.\. include:: (.*)$", module.__doc__ or "", re.MULTILINE)
+    return [(Path(module.__file__).parent / path).resolve() for path in included]
 
 
 def with_links(text: str, page: Path | None, file: Path, site: Path) -> str:
     """The links of a page between files of the repository, as links between files of the site."""
-    pages = {page_of(module): module.__name__ for module in [*public_modules(), benchmarks]}
+    pages = {page: module.__name__ for module in [*public_modules(), benchmarks] for page in pages_of(module)}
 
     def on_site(match: re.Match[str]) -> str:
         path, hash_sign, anchor = html.unescape(match[1]).partition("#")
@@ -62,6 +68,8 @@ def with_links(text: str, page: Path | None, file: Path, site: Path) -> str:
             return match[0]
         if source in pages:
             target = site / f"{pages[source].replace('.', '/')}.html"
+            if not anchor and source.name != "README.md":
+                hash_sign, anchor = "#", anchor_of(source)
         else:  # a file that is no page: a copy
             target = site / "source" / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +77,12 @@ def with_links(text: str, page: Path | None, file: Path, site: Path) -> str:
         return f'href="{os.path.relpath(target, file.parent)}{hash_sign}{anchor}"'
 
     return re.sub(r'href="([^":]*)"', on_site, text)
+
+
+def anchor_of(page: Path) -> str:
+    """That of the heading of a page."""
+    heading = page.read_text().splitlines()[0].lstrip("# ").lower()
+    return re.sub(r"[^\w\- ]", "", heading).replace(" ", "-")
 
 
 def broken_links(site: Path) -> list[str]:

@@ -12,7 +12,8 @@ from benchmarks.__main__ import NAMES
 from benchmarks._report import RESULTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [path.relative_to(ROOT).as_posix() for path in sorted([ROOT / "README.md", *ROOT.glob("[!.]*/**/README.md")])]
+FILES = {ROOT / "README.md", *ROOT.glob("[!.]*/**/README.md"), *ROOT.glob("illia_fn/**/*.md")}
+PAGES = [path.relative_to(ROOT).as_posix() for path in sorted(FILES)]
 COUPLING = "illia_fn/coupling/README.md"
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
@@ -109,4 +110,6 @@ def test_every_package_has_a_page():
     assert {path / "README.md" for path in packages - {ROOT / "illia_fn"}} == set(ROOT.glob("illia_fn/**/README.md"))
     for package in packages:
         page = "../README.md" if package.name == "illia_fn" else "README.md"
-        assert f"\n.. include:: {page}\n" in (package / "__init__.py").read_text(), package
+        included = re.findall(r"^\.\. include:: (.*)$", (package / "__init__.py").read_text(), re.MULTILINE)
+        others = sorted(path.name for path in package.glob("*.md") if path.name != "README.md")
+        assert included == [page, *others], package

@@ -15,7 +15,7 @@ FLOORS = [
     ["priors", "likelihoods", "posteriors"],
     ["engine"],
     ["kl", "coupling"],
-    ["objectives", "predictions", "schedules"],
+    ["algebra", "objectives", "predictions", "schedules"],
     ["diagnostics", "frameworks", "optim"],
     ["plots"],
     ["_demo"],

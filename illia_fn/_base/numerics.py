@@ -71,6 +71,12 @@ def softplus_inverse(scale: jax.Array) -> jax.Array:
     return scale + jnp.log(-jnp.expm1(-scale))
 
 
+def raw_of_scale(scale: jax.Array, log_scale: jax.Array) -> jax.Array:
+    """rho with softplus(rho) = scale, of a scale that may underflow where its logarithm does not."""
+    is_far = log_scale < -40.0  # where rho is the logarithm to the last bit of a float64
+    return jnp.where(is_far, log_scale, softplus_inverse(jnp.where(is_far, 1.0, scale)))
+
+
 def minus_log1p(t: jax.Array, log1p_t: jax.Array) -> jax.Array:
     """t - log(1 + t) for t > -1, right near 0, where it is t^2 / 2, and where 1 + t is so small that t rounds to -1.
 

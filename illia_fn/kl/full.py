@@ -27,7 +27,7 @@ def kl_full(q: Posterior, p: PyTree) -> jax.Array:
 
     As I + T = L_p^-1 L_q, it is 1/2 [ tr(P^-1 Q) - n - log|P^-1 Q| + ... ] without its cancellation where q is near p.
     """
-    (q_loc, q_root), (p_loc, p_root) = _dense(q, q.mean), _dense(p, q.mean)
+    (q_loc, q_root), (p_loc, p_root) = dense(q, q.mean), dense(p, q.mean)
     p_loc, p_root = p_loc.astype(q_loc.dtype), Triangle(*[field.astype(q_loc.dtype) for field in p_root])
     apart = p_root.solve(q_root.matrix - p_root.matrix)
     of_roots = minus_log1p(jnp.diagonal(apart), q_root.log_diagonal - p_root.log_diagonal)
@@ -46,7 +46,7 @@ def _kl_to_tree(q: FullCovariance, p: PyTree) -> jax.Array:
     return kl_to_independent(q, p) if are_independent(p) else kl_full(q, p)
 
 
-def _dense(p: PyTree, mean: PyTree) -> tuple[jax.Array, Triangle]:
+def dense(p: PyTree, mean: PyTree) -> tuple[jax.Array, Triangle]:
     """The mean, (P,), and the Cholesky factor of a distribution, or of independent blocks of them."""
     found = [_dense_of(block.prior, block.arrays, widest_dtype(mean)) for block in blocks_of(p, mean)]
     dtype = widest_dtype(found)

@@ -33,8 +33,8 @@ def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
 
     Each term is of second order in what differs: where q is near p, whatever their condition, little cancels.
     """
-    rank = max(_rank(q, q.mean), _rank(p, q.mean))
-    form, prior = _form(q, q.mean, rank), _form(p, q.mean, rank)
+    rank = max(rank_of(q, q.mean), rank_of(p, q.mean))
+    form, prior = form_of(q, q.mean, rank), form_of(p, q.mean, rank)
     prior = LowRankForm(*[field.astype(form.loc.dtype) for field in prior])
     diagonals = [Marginals(jnp.zeros_like(one.loc), one.scale, one.log_scale) for one in (form, prior)]
     t = (form.scale - prior.scale) * prior.inverse
@@ -70,11 +70,12 @@ def _right_solve(x: jax.Array, root: jax.Array) -> jax.Array:
     return solve_triangular(root, x.T, trans=1).T
 
 
-def _rank(p: PyTree, mean: PyTree) -> int:
+def rank_of(p: PyTree, mean: PyTree) -> int:
+    """The count of the directions of a distribution, or of independent blocks of them."""
     return sum(np.shape(block.prior.factor)[1] for block in blocks_of(p, mean) if isinstance(block.prior, LowRank))
 
 
-def _form(p: PyTree, mean: PyTree, rank: int) -> LowRankForm:
+def form_of(p: PyTree, mean: PyTree, rank: int) -> LowRankForm:
     """A distribution, or independent blocks of them, each with columns of its own, in units of the scales."""
     pieces, start = [], 0
     for block in blocks_of(p, mean):

@@ -1,6 +1,7 @@
 """q: posterior nodes in the place of leaves or subtrees of the parameters, and functions on trees of them.
 
 .. include:: README.md
+.. include:: last_layer.md
 """
 
 from illia_fn._base.trees import frozen_pytree as frozen_pytree

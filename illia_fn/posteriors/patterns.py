@@ -51,20 +51,27 @@ def posterior_tree(params: PyTree, families: Mapping[str, Constructor]) -> PyTre
     >>> print(type(q["body"]["kernel"]).__name__, type(q["head"]).__name__, q["body"]["bias"])
     Gaussian FullCovariance [0. 0. 0. 0.]
     """
+    return family_tree("posterior_tree", params, families)
+
+
+def family_tree(caller: str, params: PyTree, families: Mapping[str, Constructor]) -> PyTree:
+    """`posterior_tree`, with errors in the name of its caller."""
     if not isinstance(families, Mapping) or not families:
         raise TypeError(
-            "posterior_tree: families must be a dict of patterns and constructors, such as {'head/.*': mean_field}, "
+            f"{caller}: families must be a dict of patterns and constructors, such as {{'head/.*': mean_field}}, "
             f"got {describe(families)}."
         )
-    chosen = _chosen(params, {pattern: _compiled(pattern, make) for pattern, make in families.items()})
+    chosen = _chosen(caller, params, {pattern: _compiled(caller, pattern, make) for pattern, make in families.items()})
     leaves, structure = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda path, _: path in chosen, is_leaf_takes_path=True
     )
     made = [
-        _made(path, chosen[path], families[chosen[path]], leaf) if path in chosen else copied(leaf)
+        _made(caller, path, chosen[path], families[chosen[path]], leaf) if path in chosen else copied(leaf)
         for path, leaf in leaves
     ]
-    _refuse_statistics(params, {path: node for (path, _), node in zip(leaves, made, strict=True) if path in chosen})
+    _refuse_statistics(
+        caller, params, {path: node for (path, _), node in zip(leaves, made, strict=True) if path in chosen}
+    )
     return structure.unflatten(made)
 
 
@@ -90,16 +97,16 @@ def compiled(caller: str, pattern: Any) -> re.Pattern[str]:
         raise ValueError(f"{caller}: pattern must be a regular expression, got {pattern!r}: {error}.") from error
 
 
-def _compiled(pattern: Any, make: Any) -> re.Pattern[str]:
+def _compiled(caller: str, pattern: Any, make: Any) -> re.Pattern[str]:
     if not callable(make):
         raise TypeError(
-            f"posterior_tree: the family of {pattern!r} must be a function of a subtree, such as mean_field, got "
+            f"{caller}: the family of {pattern!r} must be a function of a subtree, such as mean_field, got "
             f"{describe(make)}."
         )
-    return compiled("posterior_tree", pattern)
+    return compiled(caller, pattern)
 
 
-def _chosen(params: PyTree, patterns: Mapping[str, re.Pattern[str]]) -> dict[Any, str]:
+def _chosen(caller: str, params: PyTree, patterns: Mapping[str, re.Pattern[str]]) -> dict[Any, str]:
     """The keys to the outermost subtrees that match, with their patterns."""
     leaves = [keys for keys, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_posterior)]
     chosen: dict[Any, str] = {}
@@ -114,35 +121,35 @@ def _chosen(params: PyTree, patterns: Mapping[str, re.Pattern[str]]) -> dict[Any
             other = next((chosen[way] for way in ways if way in chosen), None)
             if other is not None:
                 raise ValueError(
-                    f"posterior_tree: the patterns {other!r} and {pattern!r} both name {path_of(keys)!r}. Give each "
+                    f"{caller}: the patterns {other!r} and {pattern!r} both name {path_of(keys)!r}. Give each "
                     "part of params one family."
                 )
         if not found:
-            refuse_unmatched("posterior_tree", pattern, list(map(path_of, leaves)))
+            refuse_unmatched(caller, pattern, list(map(path_of, leaves)))
         chosen |= found
     return chosen
 
 
-def _made(keys: Any, pattern: str, make: Constructor, subtree: PyTree) -> PyTree:
+def _made(caller: str, keys: Any, pattern: str, make: Constructor, subtree: PyTree) -> PyTree:
     for inner, leaf in jax.tree_util.tree_leaves_with_path(subtree, is_leaf=is_posterior):
         if not (is_floating(leaf) or isinstance(leaf, float) or is_posterior(leaf)):
             raise TypeError(
-                f"posterior_tree: the pattern {pattern!r} names {path_of((*keys, *inner))!r}, which holds no "
+                f"{caller}: the pattern {pattern!r} names {path_of((*keys, *inner))!r}, which holds no "
                 f"floating-point numbers but {describe(leaf)}. Leave it out."
             )
     try:
         made = make(subtree)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"posterior_tree: at {path_of(keys)!r}, by the pattern {pattern!r}: {error}") from error
+        raise type(error)(f"{caller}: at {path_of(keys)!r}, by the pattern {pattern!r}: {error}") from error
     if not any(map(is_posterior, jax.tree.leaves(made, is_leaf=is_posterior))):
         raise TypeError(
-            f"posterior_tree: the family of {pattern!r} must return a posterior tree, and returns none for "
+            f"{caller}: the family of {pattern!r} must return a posterior tree, and returns none for "
             f"{path_of(keys)!r}, got {describe(made)}."
         )
     return made
 
 
-def _refuse_statistics(params: PyTree, made: Mapping[Any, PyTree]) -> None:
+def _refuse_statistics(caller: str, params: PyTree, made: Mapping[Any, PyTree]) -> None:
     """A constructor sees its subtree alone: what is above it tells the statistics of a model as well."""
     statistics = statistics_of(params)
     if not statistics:
@@ -156,4 +163,4 @@ def _refuse_statistics(params: PyTree, made: Mapping[Any, PyTree]) -> None:
     for keys, _ in jax.tree_util.tree_leaves_with_path(params):
         path = jax.tree_util.keystr(keys)
         if path in statistics and any(keys[:depth] in nodes for depth in range(len(keys) + 1)):
-            refuse_statistic("posterior_tree", path, statistics[path])
+            refuse_statistic(caller, path, statistics[path])

@@ -14,8 +14,8 @@ from illia_fn._base.numerics import (
     HALF_LOG_2PI,
     log_softplus,
     normal_log_prob,
+    raw_of_scale,
     softplus,
-    softplus_inverse,
     widest_dtype,
 )
 from illia_fn._base.trees import PyTree, frozen_pytree
@@ -103,10 +103,7 @@ class KTied(Posterior):
 
     def untied(self) -> Gaussian:
         """The same distribution as a diagonal Gaussian, with a scale for each number."""
-        is_far = self.log_scale < -15.0  # where rho is the logarithm of a scale that may underflow
-        return Gaussian(
-            self.loc, jnp.where(is_far, self.log_scale, softplus_inverse(jnp.where(is_far, 1.0, self.scale)))
-        )
+        return Gaussian(self.loc, raw_of_scale(self.scale, self.log_scale))
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         return independent(jnp.square(self.scale), places)

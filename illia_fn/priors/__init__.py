@@ -1,6 +1,7 @@
 """p(w): priors.
 
 .. include:: README.md
+.. include:: continual_learning.md
 """
 
 from illia_fn.priors.bijections import Constrained as Constrained
