@@ -40,7 +40,7 @@ from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import Posterior, is_posterior
 from illia_fn.posteriors.tied import KTied
 
-_FEW = 4  # directions: with more, one sign gives more for its time than coefficients of their own
+_FEW = 2  # directions: with more, one sign gives more for its time than coefficients of their own
 
 
 def is_linear_in_noise(node: Posterior) -> bool:

@@ -112,8 +112,8 @@ def decorrelate(
       https://arxiv.org/abs/1506.02557; where each element of the leaf reaches one output of an example.
     - flipout, W_i = mean + scale * noise * signs_i with one noise for the batch: Wen et al. 2018,
       https://arxiv.org/abs/1803.04386; where W is used linearly, however often. One sign serves all of a posterior over
-      numbers that are not independent; `MatrixNormal` has signs along its noise, `LowRank` coefficients of its
-      directions.
+      numbers that are not independent; `MatrixNormal` has signs along its noise, `LowRank` coefficients of
+      one or two directions.
     - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
     - shared, one draw for the batch: all else, such as weights under a norm, with all weights of their posterior, and
       families whose draws are not linear in their noise.
