@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from illia_fn._base.numerics import log_softplus, minus_log1p, softplus, widest_dtype
+from illia_fn._base.numerics import log_softplus, matmul, minus_log1p, softplus, widest_dtype
 from illia_fn._base.trees import PyTree
 from illia_fn.kl._priors import blocks_of
 from illia_fn.kl.gaussian import kl_normal_normal
@@ -31,7 +31,8 @@ def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
         2 KL = sum_i e(r_i) + |m - n|_F^2 + |U - W|_F^2 - |(U - W) R^-1|^2 + e((I + T)^T (I + T))
              + sum_i (r_i - 1) (h_qi - h_i) - e(I + H_q^T diag(r - 1) H_q).
 
-    Each term is of second order in what differs: where q is near p, whatever their condition, little cancels.
+    Each term is of second order in what differs: where q is near p, whatever their condition, little cancels. U may be
+    turned, U O with O^T O = I, and is turned such that U - W is small.
     """
     rank = max(rank_of(q, q.mean), rank_of(p, q.mean))
     form, prior = form_of(q, q.mean, rank), form_of(p, q.mean, rank)
@@ -41,6 +42,7 @@ def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
     more = t * (t + 2.0)  # r - 1
 
     factor = form.factor * (1.0 + t)[:, None]
+    factor = matmul(factor, _turned(factor, prior))
     root, apart = stacked_root(factor)[1], factor - prior.factor
     roots = _right_solve(root - prior.root, prior.root)
     logs = jnp.log(jnp.diagonal(root)) - jnp.log(jnp.diagonal(prior.root))
@@ -54,6 +56,18 @@ def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
     of_scales = jnp.sum(more * (_squared_rows(form.basis) - _squared_rows(prior.basis))) - excess
     of_loc = prior.squares((form.loc - prior.loc) * prior.inverse)
     return kl_normal_normal(*diagonals) + 0.5 * (of_loc + of_factors + of_scales)
+
+
+def _turned(factor: jax.Array, prior: LowRankForm) -> jax.Array:
+    """The orthogonal O with the smallest |U O - W|_F, or I where that is small, too, and rounds less.
+
+    It is a constant, as no KL depends on it.
+    """
+    factor, prior = jax.lax.stop_gradient((factor, prior))
+    left, _, right = jnp.linalg.svd(matmul(factor.T, prior.solve(prior.factor)[0]))
+    turn, none = matmul(left, right), jnp.eye(factor.shape[1], dtype=factor.dtype)
+    before, after = (prior.squares(matmul(factor, each) - prior.factor) for each in (none, turn))
+    return jnp.where(after < 0.1 * before, turn, none)
 
 
 def _squared_rows(x: jax.Array) -> jax.Array:

@@ -119,6 +119,22 @@ def test_low_rank_of_small_scales_in_float32(scale):
     chex.assert_tree_all_finite(slopes)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-3])
+def test_directions_that_are_turned_against_each_other_in_float32(scale):
+    """U and U O are one distribution, at conditions of 1e5 and 1e7."""
+    factor = jax.random.normal(KEY, (50, 3))
+    turn = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (3, 3)))[0]
+    rho, raised = jnp.full(50, jnp.log(jnp.expm1(scale))), jnp.full(50, jnp.log(jnp.expm1(1.1 * scale)))
+    p = illia_fn.LowRank(jnp.zeros(50), rho, factor)
+    for other in rho, raised:
+        q = illia_fn.LowRank(jnp.zeros(50), other, factor @ turn)
+        kl, slopes = jax.value_and_grad(kl_divergence)(q, p)
+        with jax.enable_x64(True):
+            exact = jax.device_get(kl_divergence(families.wide(q), families.wide(p)))
+        np.testing.assert_allclose(kl, exact, rtol=1e-3, atol=1e-5)  # of what the product's rounding makes
+        chex.assert_tree_all_finite(slopes)
+
+
 def test_draws_agree_with_every_closed_form():
     q, p = nodes(), nodes(50)
 
