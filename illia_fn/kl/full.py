@@ -19,8 +19,6 @@ from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import Posterior
 from illia_fn.posteriors.tied import KTied
 
-_FAMILIES = (Gaussian, KTied, LowRank, MatrixNormal, FullCovariance)
-
 
 def kl_full(q: Posterior, p: PyTree) -> jax.Array:
     """KL = 1/2 [ |T|^2 + 2 sum_j (T_jj - log(1 + T_jj)) + |L_p^-1 (m_q - m_p)|^2 ], T = L_p^-1 (L_q - L_p).
