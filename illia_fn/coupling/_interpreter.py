@@ -59,6 +59,11 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
     results = None
     if name in RECURSION and (views or any(map(_is_on_mesh, operands))):  # its types know no mesh
         return RECURSION[name](evaluate, ctx, eqn, operands)
+    if name == "mul" and len(views) == 2 and ctx.uses is not None and _are_apart(*operands):
+        # of two weights, as a scale of inputs and one of outputs, the larger moves, by what the other is in all examples
+        fixed = min(views, key=lambda index: operands[index].mean.size)
+        operands[fixed] = concrete(ctx, operands[fixed : fixed + 1], name)[0]
+        symbolic = views = [1 - fixed]
     if len(symbolic) == 1:
         results = _laid_out(eqn, symbolic[0], operands)
     if results is None and views and name in CONCATENATES and not _meets_data(operands):
@@ -68,6 +73,11 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
     if results is None and len(views) == 1 and name in LINEAR:
         results = _linear(ctx, eqn, views[0], operands)
     return _bind(ctx, eqn, operands) if results is None else results
+
+
+def _are_apart(one: View, other: View) -> bool:
+    """Whether they are of different posteriors."""
+    return one.leaf != other.leaf and not one.directions.keys() & other.directions.keys()
 
 
 def _is_on_mesh(value: Any) -> bool:
