@@ -49,6 +49,11 @@ class ForeignPosterior(Posterior):
         parameters: what is trained: a tree of floating-point arrays.
         build: parameters -> distribution.
         over: what the node stands for.
+
+    >>> import numpyro.distributions as dist
+    >>> q = from_distribution(lambda u: dist.StudentT(3.0, u, 1.0), jnp.zeros(2), jnp.zeros(2))
+    >>> print(q.log_prob(jnp.zeros(2)).round(3), q.stddev.round(2))
+    -2.002 [1.73 1.73]
     """
 
     has_entropy: ClassVar[bool] = False
