@@ -46,6 +46,7 @@ VECTOR, TOKENS, SEQUENCE, IMAGE = (
     array(BATCH, 3, 4),
     array(BATCH, 6, 6, 4),
 )
+KERNEL = array(4, 3)
 
 
 def mlp(w, x):
@@ -239,7 +240,7 @@ PLAIN = {
     "weight norm": plain(lambda w, x: x @ (w["a"] / jnp.linalg.norm(w["a"])), VECTOR, ("a",), a=(4, 5)),
     "custom vjp": plain(lambda w, x: x @ doubled(w["a"]), VECTOR, ("a",), a=(4, 5)),
     "product of weights": plain(lambda w, x: x @ (w["a"] @ w["b"]), VECTOR, ("a", "b"), a=(4, 2), b=(2, 5)),
-    "rank-1 factors": plain(lambda w, x: x @ (jnp.ones((4, 3)) * (w["r"] * w["s"])), SEQUENCE, ("s",), r=(4, 1), s=(1, 3)),
+    "rank-1 factors": plain(lambda w, x: x @ (KERNEL * (w["r"] * w["s"])), SEQUENCE, ("s",), r=(4, 1), s=(1, 3)),
     "concatenated weights": plain(concatenated, SEQUENCE, a=(4, 2), b=(4, 3)),
     "concatenated inputs": plain(joined_inputs, SEQUENCE, a=(5, 4), b=(5,), c=(1, 5)),
     "fused attention": plain(fused_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4), o=(4, 4)),

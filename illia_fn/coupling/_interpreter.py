@@ -60,7 +60,7 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
     if name in RECURSION and (views or any(map(_is_on_mesh, operands))):  # its types know no mesh
         return RECURSION[name](evaluate, ctx, eqn, operands)
     if name == "mul" and len(views) == 2 and ctx.uses is not None and _are_apart(*operands):
-        # of two weights, as a scale of inputs and one of outputs, the larger moves, by what the other is in all examples
+        # scales of inputs and of outputs, say: the longer moves, and the other is the same for all examples
         fixed = min(views, key=lambda index: operands[index].mean.size)
         operands[fixed] = concrete(ctx, operands[fixed : fixed + 1], name)[0]
         symbolic = views = [1 - fixed]
