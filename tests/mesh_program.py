@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -182,6 +183,10 @@ def shared_out():
             assert "f32[4,8,133]" in compiled[1].as_text()
 
 
+def student(loc):
+    return dist.StudentT(5.0, loc, 0.1)
+
+
 def families():
     """A tree of all families, on eight devices: one node over two arrays, of which one is sharded."""
     q = {
@@ -190,12 +195,13 @@ def families():
         "v": illia_fn.k_tied(normal(8, 3), scale=0.1),
         "c": illia_fn.full_covariance(normal(3), scale=0.1),
         "mixture": illia_fn.mixture({"m": normal(8, 8), "k": normal(8)}, 3, key=KEY),
+        "foreign": illia_fn.from_distribution(student, normal(3), normal(3)),
     }
 
     def apply_fn(w, x):
         h = jax.nn.relu(x @ w["w"] + w["joint"]["b"][None])
         h = jax.nn.relu(h @ w["joint"]["u"])
-        return jax.nn.relu(h @ w["mixture"]["m"] + w["mixture"]["k"][None]) @ w["v"] + w["c"][None]
+        return jax.nn.relu(h @ w["mixture"]["m"] + w["mixture"]["k"][None]) @ w["v"] + (w["c"] + w["foreign"])[None]
 
     x, y = normal(16, 4), jnp.asarray(RNG.integers(0, 3, 16))
 
