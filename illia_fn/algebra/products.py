@@ -30,7 +30,7 @@ from illia_fn.posteriors._factors import Marginals, Triangle
 from illia_fn.posteriors._flat import unravel
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.lowrank import LowRank, LowRankForm
-from illia_fn.posteriors.posterior import mean
+from illia_fn.posteriors.posterior import is_posterior, mean
 from illia_fn.priors.normal import Normal
 
 
@@ -62,6 +62,7 @@ def product(*qs: PyTree, prior: PyTree | None = None) -> PyTree:
         A posterior tree. Products of one tree are that tree.
 
     Raises:
+        TypeError: for one list of posteriors in the place of several, or a prior among them.
         ValueError: without qs; for trees of other structures or shapes, or of deterministic leaves that differ; for
             nodes whose product is of none of the families; for a prior that is not Gaussian; where the prior, taken out
             K - 1 times, leaves no positive precision.
@@ -75,8 +76,7 @@ def product(*qs: PyTree, prior: PyTree | None = None) -> PyTree:
     """
     if not qs:
         raise ValueError("product: there must be at least one posterior tree, got none.")
-    for q in qs:
-        check_has_nodes("product", q)
+    _check_are_trees(qs)
     _check_alike(qs)
     trees = [places_of(q) for q in qs]
     widest = _widest(trees)
@@ -168,6 +168,17 @@ def _check_left(block: Block, left: jax.Array) -> None:
             f"together: it leaves {smallest:.3g} of their precision in one direction. Pass the prior that each of them "
             "was trained with, or train them longer: a posterior is narrower than its prior."
         )
+
+
+def _check_are_trees(qs: tuple[PyTree, ...]) -> None:
+    for number, q in enumerate(qs):
+        is_prior_here = is_prior(q) and not is_posterior(q)
+        if is_prior_here:
+            raise TypeError(f"product: posterior number {number} is a {type(q).__name__}. Pass a prior as prior=.")
+        check_has_nodes(f"product, of posterior number {number}", q)
+    kinds = [jax.tree.structure(tree) for tree in qs[0]] if len(qs) == 1 and isinstance(qs[0], (list, tuple)) else []
+    if len(kinds) > 1 and len(set(kinds)) == 1 and not hasattr(qs[0], "_fields"):
+        raise TypeError(f"product: got one {type(qs[0]).__name__} of {len(kinds)} posteriors. Pass product(*qs).")
 
 
 def _check_alike(qs: tuple[PyTree, ...]) -> None:

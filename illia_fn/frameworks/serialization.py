@@ -59,7 +59,7 @@ def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = FAMILIES) -> PyT
     Args:
         tree: what was restored.
         families: the families of its nodes, all of ours unless told, without static fields, which a checkpoint does not
-            have.
+            have: a `ForeignPosterior` needs a target.
 
     Raises:
         ValueError: for a tree without any such dictionary, or families with static fields or the same names.

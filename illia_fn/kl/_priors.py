@@ -66,7 +66,7 @@ def is_joint(p: Any) -> bool:
 def _refuse(caller: str, p: Any, its: Any, ours: Any) -> None:
     raise ValueError(
         f"{caller}: the prior, of type {type(p).__name__}, must stand for what the posterior stands for: it is "
-        f"over {its}, and the posterior over {ours}."
+        f"over {its}, and the posterior over {ours}. Convert one of them: illia_fn.moment_match(q, {{...}})."
     )
 
 

@@ -100,7 +100,10 @@ def kl_is_exact(params: PyTree, prior: PyTree = Normal(0.0, 1.0)) -> dict[str, b
     >>> print(kl_is_exact(q), kl_is_exact(q, {"a": matrix_normal(jnp.ones((2, 3)))}))
     {"['a']": True} {"['a']": False}
     """
-    return {", ".join(pair.paths): pair.is_exact for pair in kl_pairs("kl_is_exact", params, prior, None)}
+    pairs = kl_pairs("kl_is_exact", params, prior, None)
+    for pair in pairs:
+        check_fits(pair.name, pair.p, pair.q.like)
+    return {", ".join(pair.paths): pair.is_exact for pair in pairs}
 
 
 class Pair(NamedTuple):

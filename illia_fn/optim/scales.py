@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_scale
 from illia_fn._base.trees import PyTree
+from illia_fn.posteriors.foreign import ForeignPosterior
 from illia_fn.posteriors.posterior import is_posterior
 
 _MEANS = ("loc", "deterministic")
@@ -16,7 +17,9 @@ _MEANS = ("loc", "deterministic")
 def labels(q: PyTree) -> PyTree:
     """What each array of a posterior tree is: "loc", "rho" or "deterministic", for `optax.multi_transform`.
 
-    In a family of your own every array has the name of its field, and a scale is whatever is not called "loc".
+    "loc" are means, and all that a distribution of another library is given by, of which means are not told apart.
+    "rho" is everything else that families of this library have. In a family of your own every array has the name of its
+    field, and a scale is whatever is not called "loc".
 
     Args:
         q: a posterior tree.
@@ -36,8 +39,11 @@ def labels(q: PyTree) -> PyTree:
     def of_node(node: Any) -> Any:
         if not is_posterior(node):
             return "deterministic"
+        if isinstance(node, ForeignPosterior):
+            return jax.tree.map(lambda _: "loc", node)
+        is_ours = type(node).__module__.startswith("illia_fn.")
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: labels(leaf) if is_posterior(leaf) else _field(path[0]),
+            lambda path, leaf: labels(leaf) if is_posterior(leaf) else _label(path[0], is_ours=is_ours),
             node,
             is_leaf=lambda leaf: is_posterior(leaf) and leaf is not node,  # the components of a mixture
         )
@@ -45,8 +51,9 @@ def labels(q: PyTree) -> PyTree:
     return jax.tree.map(of_node, q, is_leaf=is_posterior)
 
 
-def _field(key: Any) -> str:
-    return key.name if isinstance(key, jax.tree_util.GetAttrKey) else str(key)
+def _label(key: Any, *, is_ours: bool) -> str:
+    name = key.name if isinstance(key, jax.tree_util.GetAttrKey) else str(key)
+    return "rho" if is_ours and name != "loc" else name
 
 
 def slow_scales(factor: ArrayLike = 0.2) -> optax.GradientTransformation:

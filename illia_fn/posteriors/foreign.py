@@ -170,12 +170,12 @@ def _checked_shape(build: Build, parameters: PyTree, like: PyTree) -> tuple[int,
 
     def tried(parameters: PyTree, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         distribution = build(parameters)
-        for name in "sample", "log_prob":
-            if not callable(getattr(distribution, name, None)):
-                raise TypeError(
-                    f"from_distribution: build must return a distribution, with sample and log_prob, got "
-                    f"{describe(distribution)}."
-                )
+        missing = [name for name in ("sample", "log_prob") if not callable(getattr(distribution, name, None))]
+        if missing:
+            raise TypeError(
+                "from_distribution: build must return a distribution, with sample and log_prob, got "
+                f"{describe(distribution)}, without {' and '.join(missing)}."
+            )
         if getattr(distribution, "has_rsample", True) is False or "NOT" in str(
             getattr(distribution, "reparameterization_type", "")
         ):
@@ -187,12 +187,12 @@ def _checked_shape(build: Build, parameters: PyTree, like: PyTree) -> tuple[int,
 
     w, log_prob = jax.eval_shape(tried, parameters, jax.random.key(0))
     arrays, shapes = jax.tree.leaves(like), [(size_of(like),)]
-    if len(arrays) == 1:
+    if len(arrays) == 1 and np.shape(arrays[0]) not in shapes:
         shapes.append(np.shape(arrays[0]))
     if w.shape not in shapes or not jnp.issubdtype(w.dtype, jnp.floating):
         raise ValueError(
             f"from_distribution: a draw must be floating-point numbers of shape {' or '.join(map(str, shapes))}, those "
-            f"of params, got {describe(w)}."
+            f"of params, got {w.dtype}{list(w.shape)}."
         )
     if log_prob.shape not in ((), w.shape):
         raise ValueError(

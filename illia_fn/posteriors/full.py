@@ -127,6 +127,9 @@ class FullCovariance(JointGaussian):
         return jnp.sum(self.triangle().log_marginals)
 
 
+_MOST = 2**15  # numbers, whose covariance has 4 GB
+
+
 def full_covariance(params: PyTree, *, scale: ArrayLike | PyTree = 0.05) -> FullCovariance:
     """One `FullCovariance` node for all of `params`, of independent numbers of standard deviation `scale` at the start.
 
@@ -139,7 +142,8 @@ def full_covariance(params: PyTree, *, scale: ArrayLike | PyTree = 0.05) -> Full
         A posterior node, in the place of `params`; its tril is float32 or wider.
 
     Raises:
-        ValueError: for a scale that is not positive, a tree without numbers or one that already holds posterior nodes.
+        ValueError: for a scale that is not positive, a tree without numbers or with more than 32768, or one that
+            already holds posterior nodes.
         TypeError: for leaves that are not floating-point numbers.
 
     >>> q = full_covariance({"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, scale=0.05)
@@ -147,4 +151,9 @@ def full_covariance(params: PyTree, *, scale: ArrayLike | PyTree = 0.05) -> Full
     (8, 8) [0.05 0.05]
     """
     loc, full = whole("full_covariance", params, scale)
+    if len(full) > _MOST:
+        raise ValueError(
+            f"full_covariance: params has {len(full)} numbers, and a covariance of the square of that, "
+            f"{4e-9 * len(full) ** 2:.3g} GB. Take low_rank, or a part of params."
+        )
     return FullCovariance(loc, jnp.diag(raw_scale("full_covariance", "", full, full.dtype)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from illia_fn._base.checks import check_callable, check_count, check_key, check_scale, describe
+from illia_fn._base.checks import check_callable, check_count, check_key, check_scale, concrete, describe
 from illia_fn._base.numerics import at_least_float32, matmul, total, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree, leaves_with_path
 from illia_fn.posteriors._flat import check_like, ravel, unravel
@@ -294,4 +294,15 @@ def mixture(
     moves = jax.random.normal(key, (int(num_components), len(scale)), scale.dtype)
     factor = jnp.asarray(spread * math.sqrt(num_components / (num_components - 1)), scale.dtype)
     moves = factor * (moves - jnp.mean(moves, axis=0, keepdims=True))
-    return _stacked("mixture", [family(unravel(ravel(loc) + move, loc)) for move in moves])
+    made = _stacked("mixture", [family(unravel(ravel(loc) + move, loc)) for move in moves])
+    _check_apart(made)
+    return made
+
+
+def _check_apart(made: Mixture) -> None:
+    values = [concrete(leaf) for leaf in jax.tree.leaves(made.components)]
+    if all(value is not None and np.all(value == value[:1]) for value in values):
+        raise ValueError(
+            "mixture: the family makes one and the same component of all parameters, as from_distribution does, which "
+            "takes only their shapes. Make components that are apart, and pass them to Mixture.of."
+        )

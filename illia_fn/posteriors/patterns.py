@@ -10,7 +10,7 @@ import jax
 from illia_fn._base.checks import describe
 from illia_fn._base.trees import PyTree, is_floating
 from illia_fn.posteriors._leaves import copied, refuse_statistic, statistics_of
-from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.posteriors.posterior import is_posterior, like
 
 Constructor = Callable[[PyTree], PyTree]
 
@@ -145,6 +145,12 @@ def _made(caller: str, keys: Any, pattern: str, make: Constructor, subtree: PyTr
         raise TypeError(
             f"{caller}: the family of {pattern!r} must return a posterior tree, and returns none for "
             f"{path_of(keys)!r}, got {describe(made)}."
+        )
+    found, expected = (jax.tree.structure(jax.eval_shape(like, tree)) for tree in (made, subtree))
+    if found != expected:
+        raise TypeError(
+            f"{caller}: the family of {pattern!r} must return what stands for {path_of(keys)!r} as it is, and returns "
+            f"{type(made).__name__} of another structure. rank_one is of a whole model, and not of a part."
         )
     return made
 

@@ -227,3 +227,13 @@ def test_the_remedy_for_matrices():
     loc, covariance = dense_product([q["w"] for q in qs])
     np.testing.assert_allclose(families.covariance(q), covariance, rtol=1e-3, atol=1e-4 * np.max(covariance))
     np.testing.assert_allclose(flat(q.loc), loc, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_no_posterior_tree_is_told_by_its_number():
+    q = illia_fn.mean_field(jnp.ones(2))
+    with pytest.raises(TypeError, match=r"got one list of 2 posteriors. Pass product\(\*qs\)"):
+        illia_fn.product([q, q], prior=Normal(0.0, 1.0))
+    with pytest.raises(TypeError, match=r"posterior number 1 is a Normal. Pass a prior as prior="):
+        illia_fn.product(q, Normal(0.0, 1.0))
+    with pytest.raises(ValueError, match="of posterior number 1: q has no posterior node"):
+        illia_fn.product(q, jnp.ones(2))

@@ -1,11 +1,13 @@
 """Means and scales have learning rates of their own."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 
@@ -82,3 +84,19 @@ def test_nothing_to_slow_down():
     for optimizer, params in ((slow_scales(), {"w": jnp.ones(2)}), (optax.flatten(slow_scales()), Q)):
         with pytest.raises(ValueError, match="slow_scales: the parameters have no scale"):
             optimizer.init(params)
+
+
+def test_all_scales_of_our_families_have_one_label_and_a_foreign_law_that_of_means():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2)), "c": jnp.ones(2), "d": jnp.ones(2), "e": jnp.ones(2)}
+    constructors = {
+        "a": illia_fn.matrix_normal,
+        "b": illia_fn.k_tied,
+        "c": illia_fn.full_covariance,
+        "d": partial(illia_fn.low_rank, rank=1, key=jax.random.key(0)),
+        "e": lambda leaf: illia_fn.from_distribution(lambda u: dist.StudentT(3.0, *u), (leaf, leaf), leaf),
+    }
+    found = illia_fn.labels(illia_fn.posterior_tree(params, constructors))
+    assert {name: set(jax.tree.leaves(of)) for name, of in found.items()} == {
+        **{name: {"loc", "rho"} for name in "abcd"},
+        "e": {"loc"},
+    }

@@ -480,3 +480,13 @@ def test_what_stays_deterministic_is_a_copy():
     assert q["name"] == "relu"
     q["b"].delete()
     assert params["b"].sum() == 3.0  # as after a step that donates q
+
+
+def test_a_covariance_that_no_machine_holds_is_refused():
+    with pytest.raises(ValueError, match=r"full_covariance: params has 1000000 numbers, .* 4e.03 GB. Take low_rank"):
+        illia_fn.full_covariance(jnp.zeros((1000, 1000)))
+
+
+def test_a_part_that_becomes_a_model_of_its_own_is_refused():
+    with pytest.raises(TypeError, match=r"must return what stands for 'a' as it is.*rank_one is of a whole model"):
+        illia_fn.posterior_tree({"a": {"kernel": jnp.ones((2, 3))}}, {"a": illia_fn.rank_one})

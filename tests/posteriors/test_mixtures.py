@@ -400,3 +400,9 @@ def test_refused(name):
     call, message = ERRORS[name]
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_components_that_are_one_are_refused():
+    """A family that takes the shapes of its parameters alone."""
+    with pytest.raises(ValueError, match="mixture: the family makes one and the same component"):
+        illia_fn.mixture(jnp.ones(2), 2, lambda params: illia_fn.mean_field(jnp.zeros(2)), key=KEY)
