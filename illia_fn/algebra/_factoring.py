@@ -11,7 +11,7 @@ from illia_fn.posteriors._factors import Marginals, Triangle
 from illia_fn.posteriors.lowrank import LowRank
 from illia_fn.posteriors.tied import KTied
 
-_MOST_ROUNDS = 200
+_MOST_ROUNDS = 2000
 _LEAST = 1e-3  # of a variance stays with the diagonal
 _UNUSED = 1e-3  # of a variance in units of the diagonal: a direction that q does not have
 
@@ -21,7 +21,7 @@ def low_rank_of_dense(root: Triangle, rank: int) -> tuple[jax.Array, jax.Array, 
 
     Factor analysis of the correlation C: with the diagonal d, U U^T = d^(1/2) V (S - I)_+ V^T d^(1/2), V and S the
     first eigenvectors and values of d^(-1/2) C d^(-1/2); with U, d = 1 - |U_i|^2. At the fixed point both are optimal.
-    Where a variance is nearly all of the directions it is slow, and ends within some 1e-4 nats.
+    Where a variance is nearly all of the directions it takes thousands of rounds to end within some 1e-4 nats.
     """
     scale, log_scale = root.marginals
     correlation = matmul(root.matrix / scale[:, None], (root.matrix / scale[:, None]).T)

@@ -56,9 +56,10 @@ def moment_match(q: PyTree, families: Mapping[str, Constructor]) -> PyTree:
 
     - `mean_field`: the marginals of each number.
     - `full_covariance`: all of the covariance.
-    - `low_rank`: exactly, from as many directions or fewer; else maximum-likelihood factor analysis (Joreskog 1967),
-      which takes the square of the memory. Every variance is exact. Directions that q has no use for start as
-      `low_rank` starts them, with a tenth of what the others leave of a variance, as directions of 0 would stay so.
+    - `low_rank`: exactly, from as many directions; else maximum-likelihood factor analysis (Joreskog 1967), which takes
+      the square of the memory. Every variance is exact. Directions that q has no use for, from fewer of them or from
+      independent numbers, start as `low_rank` starts them, with a tenth of what the others leave of a variance, as
+      directions of 0 would stay so.
     - `matrix_normal`: the nearest Kronecker product (Dutilleul 1999, The MLE algorithm for the matrix normal
       distribution), a fixed point of rows and columns, exact where q is one. Of a joint node it takes the square of the
       memory.

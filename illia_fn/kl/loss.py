@@ -11,9 +11,10 @@ from jax.typing import ArrayLike
 from illia_fn._base.checks import check_factor, check_key
 from illia_fn._base.numerics import total
 from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
+from illia_fn.engine.monte_carlo import expectation
 from illia_fn.kl._priors import check_fits, fitted, is_prior, log_prior_of_node
 from illia_fn.kl.gaussian import kl_normal_normal
-from illia_fn.kl.table import closed_form, kl_of_node
+from illia_fn.kl.table import closed_form, kl_of_node, upper_bound
 from illia_fn.posteriors._join import Joined, join, split
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, like, num_params
@@ -131,6 +132,14 @@ class Pair(NamedTuple):
         """KL(q || p), a scalar."""
         key = self.key if self.key is None or self.is_exact else jax.random.fold_in(self.key, self.index)
         return kl_of_node(self.name, self.q, self.p, key, num_samples)
+
+    def entropy(self, num_samples: int) -> jax.Array:
+        """H(q), or what the KL has in its place: a lower bound, or an estimate from the same draws."""
+        if self.q.has_entropy or upper_bound(self.q, self.p) is not None:
+            return self.q.entropy()
+        assert self.key is not None
+        q = self.q.widened()
+        return -expectation(q.log_prob, q, jax.random.fold_in(self.key, self.index), num_samples)
 
     @property
     def is_exact(self) -> bool:

@@ -64,7 +64,8 @@ def _turned(factor: jax.Array, prior: LowRankForm) -> jax.Array:
     It is a constant, as no KL depends on it.
     """
     factor, prior = jax.lax.stop_gradient((factor, prior))
-    left, _, right = jnp.linalg.svd(matmul(factor.T, prior.solve(prior.factor)[0]))
+    whitened = solve_triangular(prior.root, prior.basis.T).T  # F^-1 W, without the difference W - W a
+    left, _, right = jnp.linalg.svd(matmul(factor.T, whitened))
     turn, none = matmul(left, right), jnp.eye(factor.shape[1], dtype=factor.dtype)
     before, after = (prior.squares(matmul(factor, each) - prior.factor) for each in (none, turn))
     return jnp.where(after < 0.1 * before, turn, none)

@@ -148,6 +148,7 @@ def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_sample
     check_num_samples(caller, num_samples)
     check_key(caller, key)
     check_support(caller, p)
+    q = q.widened()
     if is_posterior(p) or not q.has_entropy:
         return expectation(lambda w: q.log_prob(w) - log_prior_of_node(caller, p, w), q, key, num_samples)
     return -q.entropy() - expectation(lambda w: log_prior_of_node(caller, p, w), q, key, num_samples)

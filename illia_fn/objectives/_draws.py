@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._base.checks import check_draws
-from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling import ChunkSize, Coupling
 from illia_fn.coupling._transform import check_coupling, coupled_expectation
@@ -222,7 +221,7 @@ class Draws:
 
 def _widened(leaf: Any) -> Any:
     """A posterior node in float32 or wider; other leaves stay."""
-    return jax.tree.map(at_least_float32, leaf) if is_posterior(leaf) else leaf
+    return leaf.widened() if is_posterior(leaf) else leaf
 
 
 def _rounded_like(leaf: Any, w: Any) -> Any:

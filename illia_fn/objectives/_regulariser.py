@@ -1,7 +1,8 @@
 """kl_weight * KL(q || prior) / N, and the log density ratio of one draw that it is the mean of."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -68,7 +69,7 @@ class Regulariser:
         draws = self.draws
         if self.free_nats is not None:
             return self._kl_beyond_free()
-        kl = self._tempered(total_kl(draws.joined, self.pairs, draws.num_samples), draws.joined.nodes)
+        kl = self._tempered(total_kl(draws.joined, self.pairs, draws.num_samples), self._entropies)
         if draws.estimator != "doubly_reparameterised":
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
@@ -87,11 +88,18 @@ class Regulariser:
                 "along with q: illia_fn.Normal(0.0, jnp.exp(log_scale))."
             )
 
-    def _tempered(self, kl: jax.Array, nodes: Sequence[Any]) -> jax.Array:
-        """KL + (1 - T) H of these nodes."""
+    def _entropies(self) -> list[jax.Array]:
+        joined, count = self.draws.joined, self.draws.num_samples
+        return [
+            node.entropy() if node.has_entropy else self.pairs[group[0]].entropy(count)
+            for node, group in zip(joined.nodes, joined.groups, strict=True)
+        ]
+
+    def _tempered(self, kl: jax.Array, entropies: Callable[[], Sequence[jax.Array]]) -> jax.Array:
+        """KL + (1 - T) H, of entropies in terms."""
         if not self._is_tempered:
             return kl
-        entropy = total([node.entropy() for node in nodes])
+        entropy = total(entropies())
         return kl + (1.0 - at_least_float32(self.temperature)).astype(kl.dtype) * entropy.astype(kl.dtype)
 
     def _kl_beyond_free(self) -> jax.Array:
@@ -100,11 +108,11 @@ class Regulariser:
         prefix = self.caller, "free_nats", self.free_nats
         free = broadcast_prefix(*prefix, params, is_posterior, lambda node: node is None)
         nodes = [(leaf, nats) for leaf, nats in zip(_leaves(params), free, strict=True) if is_posterior(leaf)]
-        terms = []
+        terms, count = [], self.draws.num_samples
         for pair, (_, nats) in zip(self.pairs, nodes, strict=True):
             nats = 0.0 if nats is None else nats
             check_factor(self.caller, "free_nats", nats)
-            kl = self._tempered(pair.kl(self.draws.num_samples), [pair.q])
+            kl = self._tempered(pair.kl(count), partial(_entropy_alone, pair, count))
             terms.append(jnp.maximum(kl, jnp.asarray(nats, kl.dtype)))
         return total(terms)
 
@@ -155,6 +163,10 @@ class Regulariser:
                 f"{self.caller}: num_data must be the size of the training set, got {num_data} for a batch of {size}. "
                 "If the batch is padded, pass weights."
             )
+
+
+def _entropy_alone(pair: Pair, num_samples: int) -> list[jax.Array]:
+    return [pair.entropy(num_samples)]
 
 
 def _leaves(tree: PyTree) -> list[Any]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_callable, describe
+from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree, frozen_pytree, is_floating, leaves_with_path
 from illia_fn.posteriors._flat import check_like, ravel, size_of, unravel
 from illia_fn.posteriors._leaves import strong, whole
@@ -65,6 +66,11 @@ class ForeignPosterior(Posterior):
     @property
     def like(self) -> PyTree:
         return self.over.zeros()
+
+    def widened(self) -> "ForeignPosterior":
+        dtypes = tuple(jnp.promote_types(dtype, jnp.float32) for dtype in self.over.dtypes)
+        parameters = jax.tree.map(at_least_float32, self.parameters)
+        return ForeignPosterior(parameters, self.build, self.over._replace(dtypes=dtypes))
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

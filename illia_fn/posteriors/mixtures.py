@@ -96,6 +96,9 @@ class Mixture(Posterior):
         """The posterior q_k of this index."""
         return _at(index, self.components)
 
+    def widened(self) -> "Mixture":
+        return Mixture(jax.tree.map(lambda node: node.widened(), self.components, is_leaf=is_posterior))
+
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """(1 + N,): one number chooses the component, and N are its noise."""
@@ -190,7 +193,14 @@ _AT_ONCE = 2**20  # numbers of all pairs of components
 
 
 def _at(index: int | jax.Array, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
+    def of_array(x: jax.Array) -> jax.Array:
+        if not jax.typeof(x).sharding.mesh.explicit_axes:
+            return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
+        # whose transpose, in jax 0.12, updates what is on no mesh by what is
+        each = [jnp.where(index == k, x[k], jnp.zeros_like(x[k])) for k in range(len(x))]
+        return sum(each[1:], start=each[0])
+
+    return jax.tree.map(of_array, tree)
 
 
 def _nodes(tree: PyTree) -> list[Posterior]:

@@ -39,6 +39,10 @@ class Posterior(abc.ABC):
         """Arrays of the structure, shapes and dtypes of what the node stands for; by default its mean."""
         return self.mean
 
+    def widened(self) -> "Posterior":
+        """The same in float32 or wider, so that a draw is not rounded before its density is told."""
+        return jax.tree.map(at_least_float32, self)
+
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """The shape of the standard normal noise that makes one draw.

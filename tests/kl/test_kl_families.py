@@ -135,6 +135,18 @@ def test_directions_that_are_turned_against_each_other_in_float32(scale):
         chex.assert_tree_all_finite(slopes)
 
 
+@pytest.mark.parametrize("size", [1e3, 1e4])
+def test_directions_beside_others_that_are_none(size):
+    """The same two directions as a turn of four, of which two are nothing, at conditions of 1e6 and 1e8."""
+    factor = size * jax.random.normal(KEY, (7, 2))
+    turn = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (4, 4)))[0]
+    rho = jnp.full(7, jnp.log(jnp.expm1(1.0)))
+    q = illia_fn.LowRank(jnp.zeros(7), rho, factor)
+    p = illia_fn.LowRank(jnp.zeros(7), rho, jnp.pad(factor, ((0, 0), (0, 2))) @ turn)
+    for one, other in ((q, p), (p, q)):
+        assert abs(kl_divergence(one, other)) < 1e-4  # of which the rounding of the turn makes 1e-5
+
+
 def test_draws_agree_with_every_closed_form():
     q, p = nodes(), nodes(50)
 

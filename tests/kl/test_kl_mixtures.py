@@ -142,3 +142,20 @@ def test_fitted_and_tempered():
         options = {"num_data": 4, "temperature": temperature, "prior": Normal(0.2, 1.5), "return_terms": True}
         _, terms = illia_fn.elbo_loss(lambda w, x: x * w["a"][None], Q, x, y, KEY, **options)
         np.testing.assert_allclose(terms.kl, cross - temperature * Q.entropy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_a_tempered_kl_that_is_sampled_is_that_of_the_mixture(temperature):
+    """E_q[T log q - log p] by quadrature."""
+    q, prior = Mixture(Gaussian(jnp.array([-1.0, 1.0]), jnp.full(2, -0.2))), StudentT(5.0)
+
+    def kl(key):
+        call = (lambda w, x: x * w), q, jnp.ones(1), jnp.ones(1), key, 4
+        options = {"num_data": 1, "prior": prior, "temperature": temperature, "return_terms": True}
+        return illia_fn.elbo_loss(*call, **options)[1].kl
+
+    values = jax.vmap(kl)(jax.random.split(KEY, 2000))
+    grid = jnp.linspace(-8.0, 8.0, 4001)
+    log_q = jax.vmap(q.log_prob)(grid)
+    exact = jnp.sum(jnp.exp(log_q) * (temperature * log_q - prior.log_prob(grid))) * (grid[1] - grid[0])
+    assert abs(np.mean(values) - exact) < 5 * np.std(values) / np.sqrt(len(values)) + 1e-4

@@ -128,6 +128,25 @@ def test_gradients_are_those_of_the_elbo():
             assert np.all(np.abs(found.mean(axis=0) - right) < 5 * error + 1e-6), estimator
 
 
+def test_half_precision_rounds_no_draw_before_its_density_is_told():
+    q = from_distribution(lambda u: dist.Normal(u, jnp.exp(-9.0)), jnp.full(50, 0.503), jnp.ones(50, jnp.bfloat16))
+    exact = 50 * (9.0 + 0.5 * (np.exp(-18.0) + 0.503**2 - 1.0))
+    terms = illia_fn.elbo_loss(
+        lambda w, x: x * w.sum(), q, jnp.ones(2), jnp.ones(2), KEY, 100, num_data=2, return_terms=True
+    )[1]
+    for kl in terms.kl, kl_loss(q, reduction="sum", key=KEY, num_samples=100):
+        assert abs(kl - exact) < 5 * np.sqrt(50 / 2 / 100)  # log q - log p of a number has a variance of 1/2
+
+
+def test_a_temperature_takes_the_entropy_of_the_draws_of_the_kl(q, twin):
+    def kl(q, key):
+        call = apply_fn, q, X, Y, key, 4
+        return illia_fn.elbo_loss(*call, num_data=3, temperature=0.3, return_terms=True)[1].kl
+
+    values = jax.vmap(partial(kl, q))(jax.random.split(KEY, 2000))
+    assert abs(np.mean(values) - kl(twin, KEY)) < 5 * np.std(values) / np.sqrt(len(values))
+
+
 def test_a_flow_reaches_the_evidence_and_predicts(flow):
     """It holds the posterior, so that at the end every draw has the value of the negative log evidence."""
 
@@ -183,8 +202,8 @@ def test_beside_others_by_pattern_and_under_a_coupling(q):
 
 def test_what_it_cannot_do_is_told(q):
     x = jnp.ones((4, 2))
-    with pytest.raises(NotImplementedError, match=r"entropy of a distribution of another library.*temperature"):
-        illia_fn.elbo_loss(apply_fn, q, x, jnp.ones(4), KEY, num_data=4, temperature=0.5)
+    with pytest.raises(NotImplementedError, match="entropy of a distribution of another library is not known"):
+        q.entropy()
     with pytest.raises(ValueError, match="ForeignPosterior, whose draws are not"):
         jax.jit(lambda q: illia_fn.linearise(apply_fn, q, x).covariance)(q)
     with pytest.raises(ValueError, match="ForeignPosterior, whose draws are not linear"):

@@ -315,7 +315,7 @@ def test_tools_take_it(tree):
     assert not any(row.exact for row in table.leaves)
     assert "~" in str(table)
     labels = illia_fn.labels(tree)
-    assert (labels["body"].components["bias"].loc, labels["head"]["kernel"].components.row_rho) == ("loc", "row_rho")
+    assert (labels["body"].components["bias"].loc, labels["head"]["kernel"].components.row_rho) == ("loc", "rho")
     slow = illia_fn.slow_scales(0.5)
     slower, _ = slow.update(tree, slow.init(tree))
     np.testing.assert_array_equal(slower["body"].components["bias"].loc, tree["body"].components["bias"].loc)
