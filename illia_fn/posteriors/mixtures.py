@@ -12,6 +12,7 @@ from scipy.special import ndtri
 from illia_fn._base.checks import check_callable, check_count, check_key, check_scale, concrete, describe
 from illia_fn._base.numerics import at_least_float32, matmul, total, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree, leaves_with_path
+from illia_fn.posteriors._components import at, deviations, middle, root_mean_square
 from illia_fn.posteriors._flat import check_like, ravel, unravel
 from illia_fn.posteriors._leaves import whole
 from illia_fn.posteriors.blocks import covariance_at
@@ -94,7 +95,7 @@ class Mixture(Posterior):
 
     def component(self, index: int | jax.Array) -> PyTree:
         """The posterior q_k of this index."""
-        return _at(index, self.components)
+        return at(index, self.components)
 
     def widened(self) -> "Mixture":
         return Mixture(jax.tree.map(lambda node: node.widened(), self.components, is_leaf=is_posterior))
@@ -151,7 +152,7 @@ class Mixture(Posterior):
         forms = [jax.vmap(type(node).bhattacharyya_form)(node) for node in nodes]
 
         def distance(pair: jax.Array) -> jax.Array:
-            q, p = (_at(index, forms) for index in pair)
+            q, p = (at(index, forms) for index in pair)
             return total([node.bhattacharyya(a, b) for node, a, b in zip(nodes, q, p, strict=True)])
 
         count = self.num_components
@@ -174,56 +175,26 @@ class Mixture(Posterior):
 
     @property
     def mean(self) -> PyTree:
-        return jax.tree.map(lambda each, like: _middle(each).astype(like.dtype), self._means, self.like)
+        return jax.tree.map(lambda each, like: middle(each).astype(like.dtype), self._means, self.like)
 
     @property
     def stddev(self) -> PyTree:
         """By the law of total variance: the root of mean_k (s_k^2 + (m_k - m)^2)."""
         scales = jax.vmap(stddev)(jax.tree.map(at_least_float32, self.components))
-        roots = jax.tree.map(lambda each, scale: _root_mean_square(_deviations(each), scale), self._means, scales)
+        roots = jax.tree.map(lambda each, scale: root_mean_square(deviations(each), scale), self._means, scales)
         return jax.tree.map(lambda root, like: root.astype(like.dtype), roots, self.like)
 
     def covariance(self, places: np.ndarray) -> jax.Array:
-        deviations = jax.vmap(ravel)(jax.tree.map(_deviations, self._means))[:, places]
+        apart = jax.vmap(ravel)(jax.tree.map(deviations, self._means))[:, places]
         within = jax.vmap(lambda component: covariance_at(component, places))(self.components)
-        return jnp.mean(within, axis=0) + matmul(deviations.T, deviations) / self.num_components
+        return jnp.mean(within, axis=0) + matmul(apart.T, apart) / self.num_components
 
 
 _AT_ONCE = 2**20  # numbers of all pairs of components
 
 
-def _at(index: int | jax.Array, tree: PyTree) -> PyTree:
-    def of_array(x: jax.Array) -> jax.Array:
-        if not jax.typeof(x).sharding.mesh.explicit_axes:
-            return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-        # whose transpose, in jax 0.12, updates what is on no mesh by what is
-        each = [jnp.where(index == k, x[k], jnp.zeros_like(x[k])) for k in range(len(x))]
-        return sum(each[1:], start=each[0])
-
-    return jax.tree.map(of_array, tree)
-
-
 def _nodes(tree: PyTree) -> list[Posterior]:
     return jax.tree.leaves(tree, is_leaf=is_posterior)
-
-
-def _middle(each: jax.Array) -> jax.Array:
-    """The mean over the components, without the rounding of numbers that are far from 0."""
-    return each[0] + jnp.mean(each - each[:1], axis=0)
-
-
-def _deviations(each: jax.Array) -> jax.Array:
-    """m_k - m, of differences that are exact where components are near each other."""
-    apart = each - each[:1]
-    return apart - jnp.mean(apart, axis=0, keepdims=True)
-
-
-def _root_mean_square(deviations: jax.Array, scales: jax.Array) -> jax.Array:
-    # in units of the largest, as squares of small scales underflow
-    unit = jax.lax.stop_gradient(jnp.max(jnp.maximum(scales, jnp.abs(deviations)), axis=0))
-    unit = jnp.where(unit > 0, unit, 1.0)
-    squares = jnp.mean(jnp.square(scales / unit[None]) + jnp.square(deviations / unit[None]), axis=0)
-    return unit * jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
 def _stacked(caller: str, components: Sequence[PyTree]) -> Mixture:

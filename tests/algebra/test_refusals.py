@@ -47,7 +47,7 @@ OWN = {"w": Own(jnp.ones(3))}
 
 CASES = {
     "none": (lambda: product(), "product: there must be at least one"),
-    "no nodes": (lambda: product({"w": jnp.ones(2)}), "product: q has no posterior node"),
+    "no nodes": (lambda: product({"w": jnp.ones(2)}), "product, of posterior number 0: q has no posterior node"),
     "another shape": (lambda: product(Q, Q | {"w": mean_field(jnp.ones(2))}), "product: all posteriors must be over the same parameters"),
     "another structure": (lambda: product(Q, {"w": Q["w"]}), "product: all posteriors must be over the same parameters"),
     "deterministic in one": (lambda: product(Q, Q | {"b": mean_field(jnp.ones(3))}), r"product: params\['b'\] is deterministic in posterior number 0"),

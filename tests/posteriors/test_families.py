@@ -324,7 +324,7 @@ def test_tools_take_such_trees():
     pruned = illia_fn.prune(q, 0.5)
     chex.assert_trees_all_equal_shapes(pruned, illia_fn.mean(q))
     labels = illia_fn.labels(q)
-    assert (labels["free"].loc["bias"], labels["free"].tril) == ("loc", "tril")
+    assert (labels["free"].loc["bias"], labels["free"].tril) == ("loc", "rho")
     slow = illia_fn.slow_scales(0.5)
     slower, _ = slow.update(q, slow.init(q))
     np.testing.assert_array_equal(slower["head"]["kernel"].factor, 0.5 * q["head"]["kernel"].factor)
