@@ -172,8 +172,7 @@ def _check_left(block: Block, left: jax.Array) -> None:
 
 def _check_are_trees(qs: tuple[PyTree, ...]) -> None:
     for number, q in enumerate(qs):
-        is_prior_here = is_prior(q) and not is_posterior(q)
-        if is_prior_here:
+        if is_prior(q) and not is_posterior(q):
             raise TypeError(f"product: posterior number {number} is a {type(q).__name__}. Pass a prior as prior=.")
         check_has_nodes(f"product, of posterior number {number}", q)
     kinds = [jax.tree.structure(tree) for tree in qs[0]] if len(qs) == 1 and isinstance(qs[0], (list, tuple)) else []

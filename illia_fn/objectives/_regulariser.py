@@ -1,7 +1,7 @@
 """kl_weight * KL(q || prior) / N, and the log density ratio of one draw that it is the mean of."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -69,7 +69,7 @@ class Regulariser:
         draws = self.draws
         if self.free_nats is not None:
             return self._kl_beyond_free()
-        kl = self._tempered(total_kl(draws.joined, self.pairs, draws.num_samples), self._entropies)
+        kl = self._tempered(total_kl(draws.joined, self.pairs, draws.num_samples), self._entropy)
         if draws.estimator != "doubly_reparameterised":
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
@@ -88,19 +88,19 @@ class Regulariser:
                 "along with q: illia_fn.Normal(0.0, jnp.exp(log_scale))."
             )
 
-    def _entropies(self) -> list[jax.Array]:
+    def _entropy(self) -> jax.Array:
         joined, count = self.draws.joined, self.draws.num_samples
-        return [
+        terms = [
             node.entropy() if node.has_entropy else self.pairs[group[0]].entropy(count)
             for node, group in zip(joined.nodes, joined.groups, strict=True)
         ]
+        return total(terms)
 
-    def _tempered(self, kl: jax.Array, entropies: Callable[[], Sequence[jax.Array]]) -> jax.Array:
-        """KL + (1 - T) H, of entropies in terms."""
+    def _tempered(self, kl: jax.Array, entropy: Callable[[], jax.Array]) -> jax.Array:
+        """KL + (1 - T) H."""
         if not self._is_tempered:
             return kl
-        entropy = total(entropies())
-        return kl + (1.0 - at_least_float32(self.temperature)).astype(kl.dtype) * entropy.astype(kl.dtype)
+        return kl + (1.0 - at_least_float32(self.temperature)).astype(kl.dtype) * entropy().astype(kl.dtype)
 
     def _kl_beyond_free(self) -> jax.Array:
         """sum_l max(KL_l, free_nats_l) over the nodes l, each tempered; None is no free nats."""
@@ -112,7 +112,7 @@ class Regulariser:
         for pair, (_, nats) in zip(self.pairs, nodes, strict=True):
             nats = 0.0 if nats is None else nats
             check_factor(self.caller, "free_nats", nats)
-            kl = self._tempered(pair.kl(count), partial(_entropy_alone, pair, count))
+            kl = self._tempered(pair.kl(count), partial(pair.entropy, count))
             terms.append(jnp.maximum(kl, jnp.asarray(nats, kl.dtype)))
         return total(terms)
 
@@ -163,10 +163,6 @@ class Regulariser:
                 f"{self.caller}: num_data must be the size of the training set, got {num_data} for a batch of {size}. "
                 "If the batch is padded, pass weights."
             )
-
-
-def _entropy_alone(pair: Pair, num_samples: int) -> list[jax.Array]:
-    return [pair.entropy(num_samples)]
 
 
 def _leaves(tree: PyTree) -> list[Any]:

@@ -87,7 +87,7 @@ class ForeignPosterior(Posterior):
     def entropy(self) -> jax.Array:
         raise NotImplementedError(
             "ForeignPosterior.entropy: the entropy of a distribution of another library is not known here. Average "
-            "-log_prob over draws; a temperature other than 1 needs another family."
+            "-log_prob over draws."
         )
 
     @property
@@ -133,7 +133,7 @@ def from_distribution(build: Build, parameters: PyTree, params: PyTree) -> Forei
 
     Returns:
         A posterior node, in the place of `params`. Every estimator, `predict` and checkpoints take it. Its KL is
-        sampled, with noise, also where q is p.
+        estimated from draws.
 
     Raises:
         ValueError: for draws that are not of the shape of `params` or (P,), or cannot be differentiated; for a density

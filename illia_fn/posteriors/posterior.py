@@ -70,9 +70,9 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def entropy(self) -> jax.Array:
-        """H(q) = -E_q[log q(w)] in nats, a scalar; of a family without a closed form a lower bound of it.
+        """H(q) = -E_q[log q(w)] in nats, a scalar; with `has_entropy` False a lower bound of it, or an error.
 
-        A KL of it is then an upper bound, and so is a negative ELBO, of any temperature.
+        A KL that is made of a lower bound is an upper bound, and so is a negative ELBO, of any temperature.
         """
 
     @property

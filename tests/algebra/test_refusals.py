@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from points import Point
 
 import illia_fn
 from illia_fn import (
@@ -24,26 +25,7 @@ HEAD = {"head": full_covariance({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)
 NARROW = Normal(0.0, 0.3)
 
 
-@illia_fn.frozen_pytree
-class Own(illia_fn.Posterior):
-    """A point."""
-
-    loc: jax.Array
-
-    mean = property(lambda self: self.loc)
-    stddev = property(lambda self: jnp.ones_like(self.loc))
-
-    def reparameterise(self):
-        return lambda noise: self.loc
-
-    def log_prob(self, w):
-        return jnp.zeros(())
-
-    def entropy(self):
-        return jnp.zeros(())
-
-
-OWN = {"w": Own(jnp.ones(3))}
+OWN = {"w": Point(jnp.ones(3))}
 
 CASES = {
     "none": (lambda: product(), "product: there must be at least one"),
@@ -56,7 +38,7 @@ CASES = {
     "too much prior, full": (lambda: product(*[full_covariance(jnp.ones(3), scale=0.5)] * 5, prior=NARROW), "the prior, taken out 4 times"),
     "too much prior, low rank": (lambda: product(*[low_rank(jnp.ones(3), 1, scale=0.5, key=KEY)] * 5, prior=NARROW), "the prior, taken out 4 times"),
     "matrices": (lambda: product(*[matrix_normal({"w": jnp.ones((4, 3))})] * 2), r"product at params\['w'\]: the product of MatrixNormal is of none of the families.*moment_match"),
-    "a family of one's own": (lambda: product(OWN, OWN), r"product: params\['w'\] is a Own in posterior number 0"),
+    "a family of one's own": (lambda: product(OWN, OWN), r"product: params\['w'\] is a Point in posterior number 0"),
     "a prior that is no Gaussian": (lambda: product(Q, Q, prior=illia_fn.priors.ScaleMixture(0.5, 1.0, 0.1)), "must be Gaussian, got a ScaleMixture"),
     "a prior of another shape": (lambda: product(Q, Q, prior=Normal(jnp.zeros(3), 1.0)), r"product at params\['w'\]: .*shape \(3,\)"),
     "a number for a prior": (lambda: product(Q, Q, prior=1.0), r"pass illia_fn.Normal\(0.0, 1.0\)"),
@@ -64,15 +46,15 @@ CASES = {
     "no temperature": (lambda: tempered(Q, 0.0), "tempered: temperature must be a positive, finite number, got 0.0"),
     "a tree of temperatures": (lambda: tempered(Q, {"w": 1.0}), "tempered: temperature must be a positive, finite number"),
     "powers of no nodes": (lambda: tempered({"w": jnp.ones(2)}, 2.0), "tempered: q has no posterior node"),
-    "powers of a family of one's own": (lambda: tempered(OWN, 2.0), r"tempered: q\['w'\] is a Own"),
+    "powers of a family of one's own": (lambda: tempered(OWN, 2.0), r"tempered: q\['w'\] is a Point"),
     # families
     "no families": (lambda: moment_match(Q, full_covariance), "moment_match: families must be a dict"),
     "no such path": (lambda: moment_match(Q, {"v": full_covariance}), "moment_match: the pattern 'v' matches no path"),
     "deterministic": (lambda: moment_match(Q, {"b": mean_field}), r"moment_match: the patterns name q\['b'\], which is deterministic"),
     "a part of a node": (lambda: moment_match(HEAD, {"head/kernel": mean_field}), r"moment_match: q\['head'\] is one FullCovariance, and the patterns name a part of it alone"),
     "no node in the tree": (lambda: moment_match({"w": jnp.ones(2)}, {"w": mean_field}), "moment_match: q has no posterior node"),
-    "more than is known": (lambda: moment_match(OWN, {"w": full_covariance}), r"moment_match: q\['w'\] is a Own, of which it knows the mean .*Match it with mean_field"),
-    "to a family of one's own": (lambda: moment_match(Q, {"w": Own}), r"moment_match: the family of \['w'\] must be .*got one that makes a Own"),
+    "more than is known": (lambda: moment_match(OWN, {"w": full_covariance}), r"moment_match: q\['w'\] is a Point, of which it knows the mean .*Match it with mean_field"),
+    "to a family of one's own": (lambda: moment_match(Q, {"w": Point}), r"moment_match: the family of \['w'\] must be .*got one that makes a Point"),
     "a rank that is too high": (lambda: moment_match(Q, {"w": partial(low_rank, rank=13, key=KEY)}), "moment_match: at 'w', by the pattern 'w': low_rank: rank must be at most"),
 }  # fmt: skip
 

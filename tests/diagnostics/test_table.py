@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from points import Point
 
 import illia_fn
 from illia_fn import Normal, kl_tree, mean_field, summary
@@ -75,22 +76,6 @@ def test_it_prints():
 
 
 def test_a_node_over_a_subtree():
-    @illia_fn.frozen_pytree
-    class Point(illia_fn.Posterior):
-        loc: dict
-
-        def reparameterise(self):
-            return lambda noise: self.loc
-
-        def log_prob(self, w):
-            return jnp.zeros(())
-
-        def entropy(self):
-            return jnp.zeros(())
-
-        mean = property(lambda self: self.loc)
-        stddev = property(lambda self: jax.tree.map(jnp.ones_like, self.loc))
-
     row = summary(Point({"a": jnp.ones(2), "b": jnp.ones((2, 2))}), key=jax.random.key(0)).leaves[0]
     assert (row.shape, row.path, row.mean_abs, row.signal_to_noise) == ((6,), "['a'], ['b']", 1.0, 1.0)
     np.testing.assert_allclose(row.kl, 6 * (0.5 + 0.5 * np.log(2 * np.pi)), rtol=1e-6)
