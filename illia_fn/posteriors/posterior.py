@@ -70,7 +70,7 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def entropy(self) -> jax.Array:
-        """H(q) = -E_q[log q(w)] in nats, a scalar; with `has_entropy` False a lower bound of it, or an error.
+        """H(q) = -E_q[log q(w)] in nats, a scalar; with `Posterior.has_entropy` False a lower bound of it, or an error.
 
         A KL that is made of a lower bound is an upper bound, and so is a negative ELBO, of any temperature.
         """
