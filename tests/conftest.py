@@ -28,10 +28,8 @@ for name, value in CACHE.items():
 
 # XLA spends little on what is run only once, and keeps it in one piece: to split it up for several threads costs a
 # quarter more, and the workers have the cores. What `optimised` marks looks at what XLA makes of the code for users.
-QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+OF_SOME_VERSIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 def pytest_addoption(parser):
@@ -41,15 +39,15 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """The whole suite is compiled quickly, by its worker processes; single files are as XLA makes them for users."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if (is_whole or config.getoption("quick")) and "XLA_FLAGS" not in os.environ and _knows_these_flags():
-        os.environ["XLA_FLAGS"] = QUICK
+    if (is_whole or config.getoption("quick")) and "XLA_FLAGS" not in os.environ:
+        known = [f"--{name}={value}".lower() for name, value in OF_SOME_VERSIONS.items() if _is_known(name, value)]
+        os.environ["XLA_FLAGS"] = " ".join([QUICK, *known])
 
 
-def _knows_these_flags():
-    """Whether this version of jaxlib does: it would end the process at a flag that it does not know."""
-    options = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+def _is_known(name, value):
+    """Whether this version of jaxlib knows a flag: it would end the process at one that it does not know."""
     try:
-        jax.jit(lambda: 0, compiler_options=options)()
+        jax.jit(lambda: 0, compiler_options={name: value})()
     except jax.errors.JaxRuntimeError:
         return False
     return True
@@ -57,7 +55,7 @@ def _knows_these_flags():
 
 def pytest_collection_modifyitems(items):
     """In a suite that is compiled quickly, test_optimised.py runs what is marked. The longest tests come first."""
-    if os.environ.get("XLA_FLAGS") == QUICK:
+    if os.environ.get("XLA_FLAGS", "").startswith(QUICK):
         items[:] = [item for item in items if item.get_closest_marker("optimised") is None]
     items.sort(key=lambda item: item.path.name not in ("test_optimised.py", "test_mesh.py"))
     for item in items:

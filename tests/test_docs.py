@@ -3,6 +3,8 @@
 import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,12 @@ def test_figures_in_prose_are_those_of_the_tables():
     assert f"that of the scales {of_rho[0]:.0f} and {of_rho[1]:.0f} times" in coupling
     (steps,) = [value for text, value in ratio.items() if text.startswith("training: steps to the final ELBO")]
     assert f"takes {steps:.2f} of the steps" in coupling
+
+
+def test_the_site_has_no_broken_link_and_no_public_name_without_documentation(tmp_path):
+    command = [sys.executable, "-m", "tests.build_docs", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 # --- links --------------------------------------------------------------------------------------------------------
