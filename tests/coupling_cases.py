@@ -49,6 +49,55 @@ VECTOR, TOKENS, SEQUENCE, IMAGE = (
 KERNEL = array(4, 3)
 
 
+def factors(w, x):
+    """In one product of three; one of them moves nowhere."""
+    return jnp.tanh(x @ (KERNEL * (w["r"] * w["s"] * w["t"])).T.T / 2.0 + w["b"])
+
+
+def factors_of_convolutions(w, x):
+    """Along the channels; two of them in two products."""
+    first, second = jnp.ones((3, 3, 4, 6)) / 9, jnp.arange(108.0).reshape(3, 3, 6, 2) / 50 - 1
+    h = jnp.tanh(conv(x, first * (w["r"][:, None] * w["s"])))
+    h = jnp.tanh(conv(h, second * (w["t"][:, None] * w["u"][None])))
+    return jnp.tanh(conv(h, second.swapaxes(2, 3) * (w["u"][:, None] * w["t"]))).mean(axis=(1, 2))
+
+
+def factors_of_scanned_layers(w, x):
+    """Sliced by a loop, and one for all layers."""
+    kernels = KERNEL[:3, None, :] * (w["r"][:, :, None] * w["s"][:, None])[:, :, :3]
+
+    def layer(h, parts):
+        kernel, bias = parts
+        return jnp.tanh(jnp.pad(h @ kernel, ((0, 0), (0, 1))) + bias), None
+
+    return jax.lax.scan(layer, x, (kernels, w["b"]))[0]
+
+
+def factors_met_by_data(w, x):
+    """Element by element, and each by itself as well."""
+    return (x * w["r"]) * w["s"] + x * (w["r"] * w["s"])
+
+
+def factors_with_an_offset(w, x):
+    """A sum of products is none: it takes a form of its own."""
+    return x @ (KERNEL * ((1.0 + w["r"])[:, None] * (1.0 + w["s"])))
+
+
+def factors_used_elsewhere(w, x):
+    """In what is not linear."""
+    return x @ (KERNEL * (w["r"][:, None] * w["s"])) + x @ (KERNEL * jnp.exp(w["s"]))
+
+
+def factors_along_both_axes(w, x):
+    """One is as large as the kernel: it moves to neither side."""
+    return x @ (KERNEL * (w["r"] * w["s"]))
+
+
+def factors_of_each_other(w, x):
+    """What is in a product of which it cannot move moves in no other."""
+    return x @ (KERNEL * (w["r"] * w["s"])) + (x @ (KERNEL * w["r"])) @ (jnp.eye(3) * (w["s"] * w["t"]))
+
+
 def mlp(w, x):
     return jnp.tanh(x @ w["a"] + w["b"]) @ w["c"]
 
@@ -240,7 +289,14 @@ PLAIN = {
     "weight norm": plain(lambda w, x: x @ (w["a"] / jnp.linalg.norm(w["a"])), VECTOR, ("a",), a=(4, 5)),
     "custom vjp": plain(lambda w, x: x @ doubled(w["a"]), VECTOR, ("a",), a=(4, 5)),
     "product of weights": plain(lambda w, x: x @ (w["a"] @ w["b"]), VECTOR, ("a", "b"), a=(4, 2), b=(2, 5)),
-    "rank-1 factors": plain(lambda w, x: x @ (KERNEL * (w["r"] * w["s"])), SEQUENCE, ("s",), r=(4, 1), s=(1, 3)),
+    "factors": plain(factors, SEQUENCE, r=(4, 1), s=(1, 3), t=(), b=(3,)),
+    "factors of convolutions": plain(factors_of_convolutions, IMAGE, r=(4,), s=(6,), t=(6,), u=(2,)),
+    "factors of scanned layers": plain(factors_of_scanned_layers, VECTOR, r=(3, 4), s=(3, 4), b=(3, 4)),
+    "factors met by data": plain(factors_met_by_data, VECTOR, r=(4,), s=(4,)),
+    "factors with an offset": plain(factors_with_an_offset, SEQUENCE, ("s",), r=(4,), s=(3,)),
+    "factors used elsewhere": plain(factors_used_elsewhere, SEQUENCE, ("s",), r=(4,), s=(3,)),
+    "factors along both axes": plain(factors_along_both_axes, SEQUENCE, ("s",), r=(4, 3), s=(1, 3)),
+    "factors of each other": plain(factors_of_each_other, SEQUENCE, ("s",), r=(4, 1), s=(1, 3), t=(3, 1)),
     "concatenated weights": plain(concatenated, SEQUENCE, a=(4, 2), b=(4, 3)),
     "concatenated inputs": plain(joined_inputs, SEQUENCE, a=(5, 4), b=(5,), c=(1, 5)),
     "fused attention": plain(fused_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4), o=(4, 4)),

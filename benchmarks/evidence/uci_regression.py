@@ -2,6 +2,9 @@
 
 python -m benchmarks.evidence.uci_regression [--quick] [--data FOLDER] [--splits 20] [SET ...]
 
+It takes hours. The scores of each split are kept in results/uci_regression_splits.json, method by method, and what is
+there is not run again: delete what is to be.
+
 The standard splits, fifty units, standardised by the training rows. FOLDER has the layout of the public UCI_Datasets,
 or one NAME.npz with x, y and test_index for each set. Of every method the choices in `CHOICES` are made by the
 likelihood of a fifth of the training rows of the first five splits; nothing is chosen on test rows. Scores are
@@ -9,6 +12,7 @@ log-likelihoods per test example, in the units of the target: mean and standard 
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,10 +25,11 @@ import optax
 from matplotlib.axes import Axes
 
 import illia_fn
-from benchmarks._report import Claim, report
+from benchmarks._report import RESULTS, Claim, report
 from benchmarks.evidence._regression import Splits, fit, init, load, network, score
 
 RATE, NETWORKS, ENSEMBLE = 5e-3, 100, 5
+SPLITS = RESULTS / "uci_regression_splits.json"
 
 
 class Setting(NamedTuple):
@@ -43,10 +48,10 @@ SETS = {
 }  # the best variational result of Wu et al. 2019, https://arxiv.org/abs/1810.03958, table 2
 CHOICES: dict[str, tuple[float, ...]] = {
     "mean field": (0.2, 1.0),  # the rate of the scales over that of the means
-    "last layer": (0.2, 1.0),
+    "last layer": (0.05, 0.2, 1.0),  # the share of the steps: what is deterministic overfits a noise that it predicts
     "natural gradient": (0.1, 0.3),  # the learning rate
-    "MAP": (1.0,),
-    "ensemble of 5": (1.0,),
+    "MAP": (0.05, 0.2, 1.0),  # the share of the steps
+    "ensemble of 5": (0.05, 0.2, 1.0),  # the share of the steps
     "MC dropout": (0.005, 0.05),  # the rate of dropout
 }
 
@@ -56,6 +61,8 @@ METHODS = tuple(CHOICES)
 
 def train(method: str, choice: float, data: Splits, steps: int, batch_size: int) -> tuple[Callable[..., Any], Any]:
     """outputs_of and params of all splits, as `score` takes them."""
+    if method in ("last layer", "MAP", "ensemble of 5"):
+        steps = int(choice * steps)
     keys = jax.random.split(jax.random.key(0), len(data.x))
     start = partial(init, num_features=data.x.shape[2])
     params = jax.vmap(start)(keys)
@@ -81,7 +88,7 @@ def train(method: str, choice: float, data: Splits, steps: int, batch_size: int)
         rate = optax.cosine_decay_schedule(choice, steps)
         optimizer = illia_fn.natural_gradient(rate, num_data=data.num_data)
     else:
-        optimizer = optax.chain(optimizer, illia_fn.slow_scales(choice))
+        optimizer = optax.chain(optimizer, illia_fn.slow_scales(0.2 if method == "last layer" else choice))
     return partial(_drawn, network), run(loss(network, coupling="decorrelated"), q, optimizer=optimizer)
 
 
@@ -144,19 +151,33 @@ class Result(NamedTuple):
 def results(name: str, folder: Path, num_splits: int, *, quick: bool) -> dict[str, Result]:
     data, setting = load(folder, name, num_splits), SETS[name]
     steps = setting.steps // 100 if quick else setting.steps
-    found = {}
+    found = {} if quick else kept(name, num_splits)
     for method in METHODS:
-        choice = CHOICES[method][0] if quick else chosen(method, data, steps, setting.batch_size)
-        trained = train(method, choice, data, steps, setting.batch_size)
-        found[method] = Result(choice, *score(*trained, data, jax.random.key(2)))
-        print(
-            name,
-            method,
-            choice,
-            f"{found[method].log_prob.mean():.3f} +- {found[method].standard_error:.3f}",
-            flush=True,
-        )
-    return found
+        if method not in found:
+            choice = CHOICES[method][0] if quick else chosen(method, data, steps, setting.batch_size)
+            trained = train(method, choice, data, steps, setting.batch_size)
+            found[method] = Result(choice, *score(*trained, data, jax.random.key(2)))
+            if not quick:
+                keep(name, found)
+        mean, error = found[method].log_prob.mean(), found[method].standard_error
+        print(name, method, found[method].choice, f"{mean:.3f} +- {error:.3f}", flush=True)
+    return {method: found[method] for method in METHODS}
+
+
+def kept(name: str, num_splits: int) -> dict[str, Result]:
+    """What earlier runs found on as many splits."""
+    of_set = json.loads(SPLITS.read_text()).get(name, {}) if SPLITS.exists() else {}
+    found = {method: Result(choice, *map(np.array, scores)) for method, (choice, *scores) in of_set.items()}
+    return {method: result for method, result in found.items() if len(result.log_prob) == num_splits}
+
+
+def keep(name: str, found: dict[str, Result]) -> None:
+    of_sets = json.loads(SPLITS.read_text()) if SPLITS.exists() else {}
+    of_sets[name] = {
+        method: [result.choice, *(np.round(scores.astype(float), 5).tolist() for scores in result[1:])]
+        for method, result in found.items()
+    }
+    SPLITS.write_text(json.dumps(of_sets, indent=1) + "\n")
 
 
 def draw(found: dict[str, dict[str, Result]], ax: Axes) -> None:

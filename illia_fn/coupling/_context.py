@@ -10,7 +10,7 @@ import jax
 from illia_fn._base.sharding import moved_like
 from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._moments import Moments, draw
-from illia_fn.coupling._values import PerExample, Site, View
+from illia_fn.coupling._values import Leaf, PerExample, Site, View
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,18 @@ class Context:
         signs: the signs of these weights, by their number and their axes.
         rounds: how many times this jaxpr runs, as far as that is known.
         fenced: whether to keep XLA from fusing what it gets wrong: see `_fenced`.
+        refused: while probing, the products that are none of `_factors`.
     """
 
     path: Site = ()
     noise: Mapping[Site, jax.Array] = field(default_factory=dict)
     sites: dict[Site, jax.ShapeDtypeStruct] | None = None
-    uses: dict[tuple[int, Site], Use] | None = None
+    uses: dict[tuple[Leaf, Site], Use] | None = None
     wholes: dict[Site, Concatenation] = field(default_factory=dict)
     signs: Mapping[int, Mapping[int, jax.Array]] = field(default_factory=dict)
     rounds: int = 1
     fenced: bool = False
+    refused: frozenset[tuple[Site, ...]] = frozenset()
 
     def at(self, index: int) -> "Context":
         return replace(self, path=(*self.path, index))

@@ -155,9 +155,9 @@ def movable(linear: LinearMap, view: View) -> set[int]:
 
 def flipout(linear: LinearMap, view: View) -> Array:
     """f(x, mean) + s_out * f(s_in * x, dev), and along the directions."""
-    output = centre(linear, view)
     if view.dev is None:
-        return output
+        return centre(linear, view)
+    output = None if view.is_pure else centre(linear, view)
     flipped, behind = linear.data, []
     for axis, sign in view.signs.items():
         if view.spans(axis) <= linear.to_data.keys():
@@ -167,7 +167,7 @@ def flipout(linear: LinearMap, view: View) -> Array:
     noise = linear.apply(flipped, view.dense(view.dev))
     for sign in behind:
         noise = _times(noise, sign, linear.to_output)
-    return output + noise
+    return noise if output is None else output + noise
 
 
 def moments(linear: LinearMap, view: View) -> tuple[Array, Variance]:
@@ -233,6 +233,7 @@ def owner(view: View, places: Mapping[int, int], rank: int) -> tuple[tuple[int, 
         if UNKNOWN not in positions:
             numbers = numbers + stride * _moved(positions, places, rank)
             stride *= int(positions.max()) + 1
+    assert isinstance(view.leaf, int)
     return ((view.leaf, numbers),)
 
 

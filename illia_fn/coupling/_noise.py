@@ -63,7 +63,7 @@ def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> lis
     if strategy == "shared":
         return jax.tree.leaves(node.reparameterise()(noise.leaves[index]))
     if strategy == "per_example":
-        return [PerExample(node.reparameterise()(noise.examples[index]))]
+        return list(map(PerExample, jax.tree.leaves(node.reparameterise()(noise.examples[index]))))
     assert isinstance(node, Gaussian)
     signs = {}
     if strategy == "flipout":

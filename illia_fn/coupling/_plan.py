@@ -11,12 +11,13 @@ import numpy as np
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._context import Context, Use, arrays, concrete
+from illia_fn.coupling._factors import as_factor, factors, probe_factor, refused
 from illia_fn.coupling._interpreter import evaluate
 from illia_fn.coupling._joint import Factor, drawn_together, is_linear_in_noise, moved, probe_together
 from illia_fn.coupling._model import Model
 from illia_fn.coupling._noise import Noise, weight
-from illia_fn.coupling._strategies import Coupling, Decision, hindrance, of_matrix, strategy_of, together
-from illia_fn.coupling._values import Directions, PerExample, Site, Strategy, View, along
+from illia_fn.coupling._strategies import Coupling, Decision, hindrance, of_any, of_matrix, strategy_of, together
+from illia_fn.coupling._values import Directions, Leaf, PerExample, Site, Strategy, View, along
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import Posterior
@@ -32,6 +33,7 @@ class LeafPlan(NamedTuple):
         why: the reason.
         axes: under flipout, the axes of the leaf that carry signs.
         signs: under flipout without such axes, how many signs an example has for all that the posterior stands for.
+        is_factor: whether it is met in a product with other weights only, of which it moves to the data or the output.
     """
 
     path: str
@@ -40,6 +42,7 @@ class LeafPlan(NamedTuple):
     why: str
     axes: tuple[int, ...] = ()
     signs: int = 0
+    is_factor: bool = False
 
 
 class Plan(NamedTuple):
@@ -64,7 +67,7 @@ class Plan(NamedTuple):
 
 def make_plan(model: Model, coupling: Coupling) -> Plan:
     """Abstract passes through the model: what its weights are used for, then which outputs are to be drawn."""
-    found = _Decisions({}, {})
+    found = _Decisions({}, {}, frozenset())
     while True:  # what has no signs of its own is another view, or none, and what it meets may be used in another way
         last, (found, of_wholes, wholes) = found, _decisions(model, coupling, found)
         if found.settled() == last.settled():
@@ -93,13 +96,20 @@ def make_plan(model: Model, coupling: Coupling) -> Plan:
 def weights(nodes: Sequence[Posterior], factors: Sequence[Factor], plan: Plan, noise: Noise) -> list[Any]:
     """The value of each array of weights in the model of one example."""
     values = [
-        drawn_together(node, index, noise) if leaf.signs else weight(node, index, leaf.strategy, noise)
+        drawn_together(node, index, noise) if leaf.signs else _weight(node, index, leaf, noise)
         for index, (node, leaf) in enumerate(zip(nodes, plan.leaves, strict=True))
     ]
     for factor in factors:
         directions = factor.drawn([nodes[index].mean for index in factor.nodes], noise)
         _move(values, factor, directions, is_free=factor.number not in plan.hindrances)
     return [value for of_node in values for value in of_node]
+
+
+def _weight(node: Posterior, index: int, leaf: LeafPlan, noise: Noise) -> list[Any]:
+    values = weight(node, index, leaf.strategy, noise)
+    if not leaf.is_factor:
+        return values
+    return [as_factor(index, part, value) for part, value in enumerate(values)]
 
 
 def _move(values: list[list[Any]], factor: Factor, directions: Sequence[Directions], *, is_free: bool) -> None:
@@ -129,21 +139,22 @@ def _abstractly(model: Model, start: Callable[..., tuple[Context, list[Any]]], *
 
 
 class _Decisions(NamedTuple):
-    """Decisions on leaves, and why factors are held back."""
+    """Decisions on leaves, why directions are held back, and which products are none of `_factors`."""
 
     leaves: dict[int, Decision]
     hindrances: dict[int, str]
+    refused: frozenset[tuple[Site, ...]]
 
     def settled(self) -> Any:
         """What the next pass takes as given."""
-        return {index: one for index, one in self.leaves.items() if one.is_settled}, self.hindrances
+        return {index: one for index, one in self.leaves.items() if one.is_settled}, self.hindrances, self.refused
 
 
 def _decisions(
     model: Model, coupling: Coupling, last: _Decisions
 ) -> tuple[_Decisions, dict[int, Decision], dict[Site, Concatenation]]:
     """On every leaf, and on what is concatenated, from their uses beside those leaves that are settled."""
-    uses: dict[tuple[int, Site], Use] = {}
+    uses: dict[tuple[Leaf, Site], Use] = {}
     wholes: dict[Site, Concatenation] = {}
     settled = {index: one for index, one in last.leaves.items() if one.is_settled}
 
@@ -153,9 +164,12 @@ def _decisions(
             if factor.number not in last.hindrances:
                 means = [model.nodes[index].like for index in factor.nodes]
                 _move(values, factor, factor.probed(means), is_free=True)
-        return Context(sites={}, uses=uses, wholes=wholes), [value for of_node in values for value in of_node]
+        context = Context(sites={}, uses=uses, wholes=wholes, refused=last.refused)
+        return context, [value for of_node in values for value in of_node]
 
     _abstractly(model, probes)
+    if more := refused(uses):
+        return last._replace(refused=last.refused | more), {}, wholes
     used = {leaf for leaf, _ in uses}
     known = {place: use for place, use in uses.items() if not use.part or use.part[0] in used}
 
@@ -168,12 +182,14 @@ def _decisions(
     def decision(index: int, node: Posterior) -> Decision:
         if coupling == "shared":
             return Decision("shared", "as asked")
+        if index in factors(uses):
+            return Decision("per_example", "a factor: it moves to what its product with others meets", is_factor=True)
         if index in settled and not settled[index].signs:
             return settled[index]
         if index not in settled and type(node) is Gaussian:
             return strategy_of(of(index), node.loc.size, coupling, of_wholes)
         if not is_linear_in_noise(node):
-            return Decision("shared", f"a {type(node).__name__} posterior, whose draws are not linear in their noise")
+            return of_any(of(index), type(node).__name__)
         return of_matrix(of_joint(index), index, node) if type(node) is MatrixNormal else together(of_joint(index))
 
     of_wholes: dict[int, Decision] = {}
@@ -183,7 +199,7 @@ def _decisions(
     numbers = [factor.number for factor in model.factors]
     why = {number: "asked" if coupling == "shared" else hindrance(of_joint(number)) for number in numbers}
     hindrances = {number: reason for number, reason in why.items() if reason} | last.hindrances
-    return _Decisions(leaves, hindrances), of_wholes, wholes
+    return _Decisions(leaves, hindrances, last.refused), of_wholes, wholes
 
 
 def shape_of(node: Posterior) -> tuple[Any, ...]:
@@ -194,9 +210,12 @@ def shape_of(node: Posterior) -> tuple[Any, ...]:
 
 def _probe(index: int, node: Posterior, settled: Decision | None) -> list[Any]:
     """Views without a strategy, whose signs are positions, of what may have one."""
+    settled = None if settled and settled.is_factor else settled
     means, strategy = jax.tree.leaves(node.like), settled and settled.strategy
     if strategy in ("shared", "per_example"):
         return means if strategy == "shared" else list(map(PerExample, means))
+    if type(node) is not Gaussian and not is_linear_in_noise(node):
+        return [probe_factor(index, part, leaf) if leaf.size else leaf for part, leaf in enumerate(means)]
     if settled or type(node) is not Gaussian:
         return probe_together(node, index)
     if not node.loc.size:
@@ -204,7 +223,7 @@ def _probe(index: int, node: Posterior, settled: Decision | None) -> list[Any]:
     mean = at_least_float32(node.loc)
     shape = mean.shape
     positions = {axis: along(np.arange(size), axis, len(shape)) for axis, size in enumerate(shape)}
-    return [View(index, None, shape, node.loc.dtype, mean, mean, positions)]
+    return [View(index, None, shape, node.loc.dtype, mean, mean, positions, is_pure=True)]
 
 
 def _noise(model: Model, found: _Decisions) -> Noise:

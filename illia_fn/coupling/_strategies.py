@@ -12,6 +12,8 @@ from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._values import Strategy
 from illia_fn.posteriors.matrix import MatrixNormal
 
+SMALL = "a draw is no larger than the activations it meets, element-wise"
+
 Coupling = Literal["shared", "decorrelated", "flipout", "local_reparam"]
 
 
@@ -22,6 +24,7 @@ class Decision(NamedTuple):
     why: str
     axes: tuple[int, ...] = ()
     signs: int = 0
+    is_factor: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -42,7 +45,7 @@ def strategy_of(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: M
         if coupling == "local_reparam" and reads < math.inf:
             return Decision("local_reparam", f"APPROXIMATE: an element reaches {reads:g} outputs of an example")
     if all(size <= max(1, use.meets) for use in uses):
-        return Decision("per_example", "a draw is no larger than the activations it meets, element-wise")
+        return Decision("per_example", SMALL)
     axes = frozenset.intersection(*[use.movable for use in uses]) & frozenset().union(*[use.varying for use in uses])
     if not axes:
         return together(uses)
@@ -68,6 +71,13 @@ def of_matrix(uses: Sequence[Use], number: int, node: MatrixNormal) -> Decision:
     return Decision("flipout", f"linear in every use; signs along the {name} of its noise", (), count)
 
 
+def of_any(uses: Sequence[Use], family: str) -> Decision:
+    """Of a family of which nothing is known: a draw for each example, or one for all."""
+    if uses and all(use.is_small for use in uses):
+        return Decision("per_example", SMALL, is_factor=True)
+    return Decision("shared", f"a {family} posterior, whose draws are not linear in their noise")
+
+
 def hindrance(uses: Sequence[Use]) -> str | None:
     """Why an example may not have noise of its own along directions that all examples share; None if it may."""
     first = next((use for use in uses if not use.takes_directions), None)
@@ -85,8 +95,8 @@ def _of_parts(uses: Sequence[Use], of_wholes: Mapping[int, Decision]) -> Decisio
     is_apart = not others and not any(itertools.starmap(_overlap, pairs))
     if whole is None or not is_apart or not all(use.stands_once for use in uses):
         return Decision("flipout", "concatenated, and used elsewhere as well; one sign for all of it", (), 1)
-    strategy, why, _, signs = of_wholes[whole]
-    return Decision(strategy, f"concatenated, as one weight: {why}", (), signs)
+    of_whole = of_wholes[whole]
+    return of_whole._replace(why=f"concatenated, as one weight: {of_whole.why}", axes=())
 
 
 def _most_reads(uses: Sequence[Use]) -> float:

@@ -114,9 +114,11 @@ def decorrelate(
       https://arxiv.org/abs/1803.04386; where W is used linearly, however often. One sign serves all of a posterior over
       numbers that are not independent; `MatrixNormal` has signs along its noise, `LowRank` coefficients of
       one or two directions.
-    - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet.
+    - per_example, a draw for each example: element-wise leaves, such as biases, no larger than what they meet; and
+      factors of a product of weights that move to the inputs or the outputs, f(x, W o r s^T) = s o f(r o x, W), such as
+      those of `rank_one`: Dusenberry et al. 2020, https://arxiv.org/abs/2005.07186.
     - shared, one draw for the batch: all else, such as weights under a norm, with all weights of their posterior, and
-      families whose draws are not linear in their noise.
+      kernels of families whose draws are not linear in their noise.
 
     Weights that are concatenated or stacked, and used nowhere else, are one weight from there on.
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 Strategy = Literal["local_reparam", "flipout", "per_example", "shared"]
 Site = tuple[int, ...]  # the place of an equation in the jaxpr: its index, after those of the equations around it
 
+Leaf = int | tuple[Site, ...]  # a posterior node, several whose weights are concatenated, or the factors of a product
+
 
 class PerExample(NamedTuple):
     """An array that depends on the example; a bare array is the same for all examples of the batch."""
@@ -58,25 +60,31 @@ class View:
     Arrays are thin: an axis along which they are constant may have size 1 in the place of its size in `shape`.
 
     Attributes:
-        leaf: the index of the posterior node, or that of several whose weights are concatenated: see `_concatenation`.
+        leaf: the index of the posterior node, or that of several whose weights are concatenated: see `_concatenation`;
+            of a product, those of its factors: see `_factors`.
         strategy: what becomes of the noise of dev; None while the model is only probed.
         shape, dtype: those of the weight that the model sees.
         mean: in float32 or wider.
         dev: under flipout, the perturbation that all examples share; else the scale. None if there are only directions.
         signs: for axes of the leaf, the signs of this example; while probing, NumPy arrays of the positions along them.
+            For factors, their values.
         copies: how many times an element of the leaf stands in W, or is read again in the rounds of a loop.
         directions: what moves together with other weights, by its number.
+        part: which of the arrays of the node it is.
+        is_pure: whether nothing has been added to it, so that it may be a factor, W = dev * signs.
     """
 
-    leaf: int
+    leaf: Leaf
     strategy: Strategy | None
     shape: tuple[int, ...]
     dtype: Any
     mean: jax.Array
     dev: jax.Array | None
-    signs: Mapping[int, Any]
+    signs: Mapping[Any, Any]
     copies: float = 1.0
     directions: Mapping[int, Directions] = field(default_factory=dict)
+    part: int = 0
+    is_pure: bool = False
 
     def dense(self, array: jax.Array, dtype: Any = None) -> jax.Array:
         """`array`, a thin one, no longer thin."""
@@ -125,7 +133,8 @@ class View:
             operands = [jnp.asarray(other).astype(mean.dtype) for other in others]
             return f(*operands[:position], mean, *operands[position:])
 
-        view = self if len(self.shape) == output.ndim else self._of_rank(output.ndim)
+        view = self if len(self.shape) == output.ndim else self.of_rank(output.ndim)
+        is_pure = view.is_pure and f not in (jnp.add, jnp.subtract)
         copies = self.copies * max(1, output.size // max(1, math.prod(self.shape)))  # it may broadcast
         view, full = replace(view, shape=output.shape, dtype=output.dtype, copies=copies), view.shape
         if not others and f(view.mean) is view.mean:  # in another dtype
@@ -142,14 +151,15 @@ class View:
         one = {j: moves._replace(factors=(moves.dense(full),)) for j, moves in view.directions.items()}
         directions = {j: moves.mapped(derivative) for j, moves in one.items()}
         dev = None if view.dev is None else derivative(dense(view.dev))
-        return replace(view, mean=of_mean(mean), dev=dev, directions=directions)
+        mean = view.mean if is_pure else of_mean(mean)
+        return replace(view, mean=mean, dev=dev, directions=directions, is_pure=is_pure)
 
-    def _of_rank(self, rank: int) -> "View":
+    def of_rank(self, rank: int) -> "View":
         """A scalar, which broadcasts against arrays of any rank."""
         like = jax.ShapeDtypeStruct((1,) * rank, self.dtype)
         return self.laid_out(lambda x, _: x.reshape((1,) * rank), [like])[0]
 
-    def spans(self, axis: int) -> set[int]:
+    def spans(self, axis: Any) -> set[int]:
         """The axes of this view along which the sign of an axis of the leaf varies."""
         return {index for index, size in enumerate(self.signs[axis].shape) if size > 1}
 

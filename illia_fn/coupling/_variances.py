@@ -15,7 +15,7 @@ from illia_fn.coupling._context import Context, Use
 from illia_fn.coupling._interpreter import SUMS, evaluate
 from illia_fn.coupling._linear import owner
 from illia_fn.coupling._moments import Moments, added, square, total
-from illia_fn.coupling._values import View, along
+from illia_fn.coupling._values import Leaf, View, along
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
 
@@ -86,7 +86,7 @@ def _direct(closed: Any, nodes: Sequence[Posterior]) -> set[int]:
     """The nodes whose variance takes one product: each output reads each of their elements once at most."""
     direct = {index for index, node in enumerate(nodes) if type(node) is Gaussian and node.loc.size}
     while True:
-        uses: dict[tuple[int, Any], Use] = {}
+        uses: dict[tuple[Leaf, Any], Use] = {}
         probe = Context(sites={}, uses=uses)
         jax.eval_shape(partial(_evaluated, closed, nodes, direct, context=probe), closed.consts)
         good = {index for index in direct if _reads_once([use for (leaf, _), use in uses.items() if leaf == index])}

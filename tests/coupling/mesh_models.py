@@ -55,6 +55,11 @@ def look_up(w, x):
     return jnp.tanh(rows.mean(axis=1) + w["b"]) @ w["c"]
 
 
+def factors(w, x):
+    return jnp.tanh(x @ (KERNEL * (w["a"][:, :1] * w["b"]))) @ w["c"]
+
+
+KERNEL = normal(4, 6)
 WEIGHTS = {"a": normal(4, 6), "b": normal(6), "c": normal(6, 3)}
 X, Y = normal(8, 4), jnp.asarray(RNG.integers(0, 3, 8))
 Q = illia_fn.mean_field(WEIGHTS, scale=0.1)
@@ -65,6 +70,7 @@ MODELS = {  # with how its weights are sharded, a number of samples, and couplin
     gathering: (SHARDED, 2, ("flipout",)),
     automatic: (SHARDED, 2, ("decorrelated",)),
     look_up: ({}, 2, ("flipout",)),
+    factors: ({}, 2, ("decorrelated",)),
 }
 
 

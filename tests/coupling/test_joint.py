@@ -1,11 +1,13 @@
 """Posteriors over numbers that are not independent: their joint law within an example, noise of its own for each."""
 
+import re
 from dataclasses import replace
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from coupling_cases import BATCH, IMAGE, KEY, SEQUENCE, VECTOR, array, conv, params
 from coupling_networks import draws, largest_deviation, moments, outputs_and_reference
@@ -92,6 +94,56 @@ def test_outputs_are_those_of_the_networks(name, family):
     assert not it.plan.hindrances
     assert outputs.shape[:2] == (1, BATCH)
     np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+MEMBERS = {
+    "mixture": illia_fn.mixture(
+        params(r=(4, 1), s=(1, 5), b=(5,)), 3, lambda tree: mean_field(tree, scale=0.2), spread=0.5, key=KEY
+    ),
+    "foreign": illia_fn.from_distribution(
+        lambda loc: dist.StudentT(5.0, loc, 0.2).to_event(1),
+        jnp.ones(9),
+        {"r": jnp.ones((4, 1)), "s": jnp.ones((1, 5))},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_factors_of_any_family_have_a_draw_for_each_example(name):
+    """All that the node stands for, of one draw: of one component, of a mixture."""
+    kernel = array(4, 5)
+
+    def factors(w, x):
+        w = w["node"]
+        return jnp.tanh(x @ (kernel * (w["r"] * w["s"])) + w.get("b", 0.0))
+
+    def exponential(w, x):
+        return factors(w, x) + x @ jnp.exp(w["node"]["r"])
+
+    for apply_fn, strategy in ((factors, "per_example"), (exponential, "shared")):
+        it, outputs, reference = outputs_and_reference(apply_fn, {"node": MEMBERS[name]}, SEQUENCE, "decorrelated")
+        assert [leaf.strategy for leaf in it.plan.leaves] == [strategy]
+        np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+def test_small_uses_of_any_family_have_a_draw_for_each_example():
+    node = illia_fn.mixture(params(a=(4,), b=(4,)), 2, lambda tree: mean_field(tree, scale=0.2), key=KEY)
+
+    def apply_fn(w, x):
+        return jnp.tanh(x * w["a"]) + w["b"]
+
+    it, outputs, reference = outputs_and_reference(apply_fn, node, VECTOR, "decorrelated")
+    assert [leaf.strategy for leaf in it.plan.leaves] == ["per_example"]
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+def test_factors_cost_one_product():
+    """Not two, and not a kernel for each example."""
+    q = illia_fn.rank_one({"w": array(64, 48)})
+    f = decorrelate(lambda w, x: x @ illia_fn.rank_one_weights(w)["w"])
+    text = jax.jit(f).lower(q, array(32, 64), KEY).as_text()
+    assert text.count("stablehlo.dot_general") == 1
+    assert not re.search("32x(1x)?64x48", text)
 
 
 def whole(w, x):

@@ -1,0 +1,81 @@
+"""Weights that are products of others, such as W o (r s^T) with factors r of the inputs and s of the outputs.
+
+Where such a product meets data its factors move to either side,
+
+    f(x, W o r s^T) = s o f(r o x, W),
+
+so that each example has a draw of r and of s of its own, for one product with W, which is the same for all examples.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from illia_fn._base.numerics import at_least_float32
+from illia_fn.coupling._context import Context, Use
+from illia_fn.coupling._values import PerExample, Site, View
+
+Arrays = tuple[Site, ...]  # each by the index of its posterior node, and by its own among those of the node
+
+
+def as_factor(index: int, part: int, value: PerExample) -> View:
+    """A draw of an example's own as 1 * draw, in which the draw takes the place of signs."""
+    draw = value.value
+    one = jnp.ones((1,) * draw.ndim, at_least_float32(draw).dtype)
+    signs = {(index, part): draw}
+    return View(index, "flipout", draw.shape, draw.dtype, jnp.zeros_like(one), one, signs, part=part, is_pure=True)
+
+
+def probe_factor(index: int, part: int, like: jax.Array) -> View:
+    """A view without a strategy, of an array that has no signs along its axes."""
+    mean = at_least_float32(like)
+    signs = {(index, part): np.zeros(mean.shape, int)}
+    return View(index, None, mean.shape, like.dtype, mean, mean, signs, part=part, is_pure=True)
+
+
+def are_factors(ctx: Context, one: View, other: View) -> bool:
+    """Whether the product of the two is a weight that may have such a form."""
+    arrays = _arrays(one) + _arrays(other)
+    is_pure = all(view.is_pure and not view.directions for view in (one, other))
+    return is_pure and len(set(arrays)) == len(arrays) and arrays not in ctx.refused
+
+
+def product(one: View, other: View, output: Any) -> View:
+    """A view of all their arrays."""
+    one, other = (view if len(view.shape) == output.ndim else view.of_rank(output.ndim) for view in (one, other))
+    assert one.dev is not None
+    assert other.dev is not None
+    mean, dev = one.mean * other.mean, one.dev * other.dev
+    signs = {**_signs(one), **_signs(other)}
+    return View(_arrays(one) + _arrays(other), one.strategy, output.shape, output.dtype, mean, dev, signs, is_pure=True)
+
+
+def refused(uses: Mapping[Any, Use]) -> frozenset[Arrays]:
+    """The products that cannot have it: some factor cannot move, in a use of the product or in one of its own."""
+    alone = {leaf for (leaf, _), use in uses.items() if isinstance(leaf, int) and not use.is_small}
+
+    def is_refused(arrays: Arrays, use: Use) -> bool:
+        moves = use.takes_directions and len(use.movable) == len(arrays)
+        return not moves or any(index in alone for index, _ in arrays)
+
+    return frozenset(leaf for (leaf, _), use in uses.items() if isinstance(leaf, tuple) and is_refused(leaf, use))
+
+
+def factors(uses: Mapping[Any, Use]) -> frozenset[int]:
+    """The posterior nodes of all that is in a product."""
+    return frozenset(index for leaf, _ in uses if isinstance(leaf, tuple) for index, _ in leaf)
+
+
+def _arrays(view: View) -> Arrays:
+    return view.leaf if isinstance(view.leaf, tuple) else ((view.leaf, view.part),)
+
+
+def _signs(view: View) -> dict[Any, Any]:
+    """Of each factor what varies along the axes along which it does."""
+    if all(isinstance(axis, tuple) for axis in view.signs) and view.signs:
+        return dict(view.signs)
+    extent = np.broadcast_shapes((1,) * len(view.shape), *[sign.shape for sign in view.signs.values()])
+    return {_arrays(view)[0]: np.zeros(extent, int)}
