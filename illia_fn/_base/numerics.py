@@ -35,13 +35,8 @@ def total(terms: Sequence[jax.Array]) -> jax.Array:
 
 @jax.custom_jvp
 def softplus(rho: jax.Array) -> jax.Array:
-    """log(1 + exp(rho)), without a branch: see `_kl_from_scales`."""
+    """log(1 + exp(rho))."""
     return jnp.maximum(rho, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(rho)))
-
-
-def _sigmoid(rho: jax.Array) -> jax.Array:
-    small = jnp.exp(-jnp.abs(rho))  # shared with softplus
-    return jnp.where(rho >= 0, 1.0, small) / (1.0 + small)
 
 
 # sigmoid(rho) = 1 - exp(-softplus(rho)): of the result, so that nothing else is kept for the backward pass.
@@ -58,8 +53,8 @@ def log_softplus(rho: jax.Array) -> jax.Array:
 
 def _log_softplus_tangent(tangent: jax.Array, _: jax.Array, rho: jax.Array) -> jax.Array:
     # The quotient first: reverse mode would divide by a softplus of 1e-17 before it multiplies by the sigmoid.
-    low = rho < -40.0
-    return jnp.where(low, 1.0, _sigmoid(rho) / jnp.where(low, 1.0, softplus(rho))) * tangent
+    low, scale = rho < -40.0, softplus(rho)
+    return jnp.where(low, 1.0, -jnp.expm1(-scale) / jnp.where(low, 1.0, scale)) * tangent
 
 
 log_softplus.defjvps(_log_softplus_tangent)
@@ -77,12 +72,14 @@ def raw_of_scale(scale: jax.Array, log_scale: jax.Array) -> jax.Array:
     return jnp.where(is_far, log_scale, softplus_inverse(jnp.where(is_far, 1.0, scale)))
 
 
-def minus_log1p(t: jax.Array, log1p_t: jax.Array) -> jax.Array:
+def minus_log1p(t: jax.Array, log1p_t: jax.Array, plus: ArrayLike = 0.0) -> jax.Array:
     """t - log(1 + t) for t > -1, right near 0, where it is t^2 / 2, and where 1 + t is so small that t rounds to -1.
 
     Args:
         t: an array.
         log1p_t: log(1 + t), known from elsewhere: of the ratio of two numbers, the difference of their logarithms.
+        plus: what is added, on both sides of the branch. Of a sum over the result XLA on CPU makes a call of a library,
+            which takes all that is added last in arrays of its own, but computes what ends in a branch at once.
     """
     # log(1 + t) = 2 atanh(u) and t = 2 u / (1 - u) with u = t / (t + 2)
     near = jnp.clip(t, -0.25, 1 / 3)
@@ -91,7 +88,7 @@ def minus_log1p(t: jax.Array, log1p_t: jax.Array) -> jax.Array:
     square, series = u * u, jnp.full_like(u, 1 / last)
     for k in range(last - 2, 1, -2):
         series = series * square + 1 / k
-    return jnp.where(near == t, u * near - 2.0 * u * square * series, t - log1p_t)
+    return jnp.where(near == t, plus + (u * near - 2.0 * u * square * series), plus + (t - log1p_t))
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:

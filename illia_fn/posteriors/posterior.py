@@ -159,18 +159,27 @@ class Sampler(NamedTuple):
         return Sampler(partial(_noise, nodes), draws)
 
 
+_LARGE = 1 / 8  # of all numbers: a flat draw saves compilation, and costs those who read a large piece of it
+
+
 def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
-    """Standard normal noise for every node, cut from one flat draw for each dtype."""
+    """Standard normal noise for every node, cut from one flat draw for each dtype but for the largest pieces."""
     groups: dict[Any, list[int]] = {}
     for index, node in enumerate(nodes):
         groups.setdefault(widest_dtype(node.like), []).append(index)
-    noise = {}
+    shapes, noise = [node.noise_shape for node in nodes], {}
+    sizes = list(map(math.prod, shapes))
     for number, (dtype, group) in enumerate(groups.items()):
-        ends = np.cumsum([math.prod(nodes[index].noise_shape) for index in group])
-        even = ends[-1] + ends[-1] % 2  # XLA's CPU backend draws an odd number many times slower
-        flat = jax.random.normal(jax.random.fold_in(key, number), (even,), dtype)
-        for index, piece in zip(group, jnp.split(flat[: ends[-1]], ends[:-1]), strict=True):
-            noise[index] = piece.reshape(nodes[index].noise_shape)
+        # XLA's CPU backend draws an odd number many times slower
+        least = _LARGE * sum(sizes[index] for index in group)
+        large = [index for index in group if sizes[index] >= least and sizes[index] % 2 == 0]
+        small = [index for index in group if index not in large]
+        for index in large:
+            noise[index] = jax.random.normal(jax.random.fold_in(key, len(groups) + index), shapes[index], dtype)
+        ends = np.cumsum([0, *(sizes[index] for index in small)])
+        flat = jax.random.normal(jax.random.fold_in(key, number), (ends[-1] + ends[-1] % 2,), dtype)
+        for index, start, end in zip(small, ends[:-1], ends[1:], strict=True):
+            noise[index] = flat[start:end].reshape(shapes[index])
     return [noise[index] for index in range(len(nodes))]
 
 

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from scipy import stats
 
 import illia_fn
 from illia_fn import Gaussian, is_posterior, mean_field
+from illia_fn.posteriors.posterior import Sampler
 
 PARAMS = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}, "steps": jnp.int32(7), "flag": jnp.array([True])}
 
@@ -223,3 +226,15 @@ def test_a_new_family_must_be_complete():
 
     with pytest.raises(TypeError, match="abstract"):
         Delta()
+
+
+def test_noise_of_large_nodes_is_drawn_apart():
+    """No two nodes, large or small, even or odd, share any of it."""
+    shapes = [(4, 8), (3,), (31,), (16,), (3,), (40,)]
+    sampler = Sampler.of([mean_field(jnp.zeros(shape)) for shape in shapes])
+    noise = sampler.noise(jax.random.key(0))
+    assert [leaf.shape for leaf in noise] == shapes
+    flat = np.concatenate([leaf.ravel() for leaf in noise])
+    assert len(np.unique(flat)) == len(flat) == 125
+    text = jax.jit(sampler.noise).lower(jax.random.key(0)).as_text()
+    assert len(re.findall(r"call @_normal(_\d+)?\(", text)) == 4  # of 32, 16 and 40 numbers, and of the rest
