@@ -88,6 +88,23 @@ def factors_used_elsewhere(w, x):
     return x @ (KERNEL * (w["r"][:, None] * w["s"])) + x @ (KERNEL * jnp.exp(w["s"]))
 
 
+def factors_of_an_embedding(w, tokens):
+    """Indices are no data to move to."""
+    return (jnp.tile(KERNEL, (3, 1)) * (w["t"] * w["r"]))[tokens]
+
+
+def factors_of_a_weight(w, x):
+    return x @ (w["a"] * w["t"]) + x @ (KERNEL * (w["t"] * w["s"]))
+
+
+def factors_that_are_concatenated(w, x):
+    return x @ (KERNEL * (w["r"] * w["t"])) + x[:, :2] @ jnp.concatenate([w["t"], w["u"]])[:, None]
+
+
+def a_row_that_is_gathered(w, tokens):
+    return w["a"][0][tokens] + (w["a"].T @ jnp.ones((2, 1)))[:3, 0]
+
+
 def factors_along_both_axes(w, x):
     """One is as large as the kernel: it moves to neither side."""
     return x @ (KERNEL * (w["r"] * w["s"]))
@@ -295,6 +312,14 @@ PLAIN = {
     "factors met by data": plain(factors_met_by_data, VECTOR, r=(4,), s=(4,)),
     "factors with an offset": plain(factors_with_an_offset, SEQUENCE, ("s",), r=(4,), s=(3,)),
     "factors used elsewhere": plain(factors_used_elsewhere, SEQUENCE, ("s",), r=(4,), s=(3,)),
+    "factors of integers": plain(lambda w, x: x @ (KERNEL[:3] * (w["r"] * w["s"])), TOKENS % 3, r=(3, 1), s=(1, 3)),
+    "factors of an embedding": plain(factors_of_an_embedding, TOKENS, t=(), r=(3,)),
+    "factors, negated": plain(lambda w, x: x @ -(KERNEL * (w["r"] * w["s"])), SEQUENCE, r=(4, 1), s=(1, 3)),
+    "a kernel, widened and negated": plain(lambda w, x: x @ -(KERNEL * w["r"]), SEQUENCE, r=(4, 1)),
+    "factors of a weight": plain(factors_of_a_weight, VECTOR, a=(4, 3), t=(), s=(3,)),
+    "factors that are concatenated": plain(factors_that_are_concatenated, VECTOR, r=(4, 1), t=(1,), u=(1,)),
+    "a kernel of booleans": plain(lambda w, x: (x > 0) @ w["a"] + (x > 0).astype(jnp.uint8) @ w["a"], VECTOR, a=(4, 3)),
+    "a row that is gathered": plain(a_row_that_is_gathered, TOKENS, a=(2, 9)),
     "factors along both axes": plain(factors_along_both_axes, SEQUENCE, ("s",), r=(4, 3), s=(1, 3)),
     "factors of each other": plain(factors_of_each_other, SEQUENCE, ("s",), r=(4, 1), s=(1, 3), t=(3, 1)),
     "concatenated weights": plain(concatenated, SEQUENCE, a=(4, 2), b=(4, 3)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from illia_fn._base.sharding import moved_like
 from illia_fn.coupling._concatenation import Concatenation
@@ -31,12 +32,13 @@ class Use:
         is_linear: whether a rule of LINEAR applies.
         is_small: whether the weight is no larger than the data that it meets, so that each example may have its own.
         joint: the numbers of the directions in the weight.
+        rounds: how often it is met in a loop, as far as that is known.
         separable: those of them of which the operation takes one factor after the other: see `_linear`.
     """
 
     primitive: str
     reads: float
-    positions: Mapping[int, Any]
+    positions: Mapping[Any, Any]
     movable: frozenset[int]
     varying: frozenset[int]
     draws_output: bool
@@ -48,6 +50,17 @@ class Use:
     is_small: bool = False
     joint: frozenset[int] = frozenset()
     separable: frozenset[int] = frozenset()
+    rounds: int = 1
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it meets as many activations as it has numbers."""
+        return self.is_small and self.meets > 0
+
+    @property
+    def extent(self) -> int:
+        """How many numbers of the leaf are used at most."""
+        return self.rounds * math.prod(np.broadcast_shapes(*[positions.shape for positions in self.positions.values()]))
 
     @property
     def takes_directions(self) -> bool:
@@ -97,7 +110,8 @@ class Context:
         use |= {"copies": view.copies, "positions": view.signs, "varying": varying, "joint": frozenset(view.directions)}
         if math.prod(view.shape) <= max(1, meets):
             use |= {"is_small": True, "movable": frozenset(view.signs)}
-        self.uses[view.leaf, (*self.path, position)] = Use(primitive, meets=meets * self.rounds, **use)
+        use |= {"meets": meets * self.rounds, "rounds": self.rounds}
+        self.uses[view.leaf, (*self.path, position)] = Use(primitive, **use)
 
 
 def concrete(ctx: Context, values: Sequence[Any], primitive: str = "", meets: int = 0) -> list[Any]:

@@ -7,7 +7,8 @@ Where such a product meets data its factors move to either side,
 so that each example has a draw of r and of s of its own, for one product with W, which is the same for all examples.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,21 +17,24 @@ import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._context import Context, Use
-from illia_fn.coupling._values import PerExample, Site, View
+from illia_fn.coupling._values import Site, View
 
 Arrays = tuple[Site, ...]  # each by the index of its posterior node, and by its own among those of the node
 
 
-def as_factor(index: int, part: int, value: PerExample) -> View:
+def as_factor(index: int, part: int, draw: jax.Array) -> Any:
     """A draw of an example's own as 1 * draw, in which the draw takes the place of signs."""
-    draw = value.value
+    if not draw.size:
+        return draw
     one = jnp.ones((1,) * draw.ndim, at_least_float32(draw).dtype)
     signs = {(index, part): draw}
     return View(index, "flipout", draw.shape, draw.dtype, jnp.zeros_like(one), one, signs, part=part, is_pure=True)
 
 
-def probe_factor(index: int, part: int, like: jax.Array) -> View:
+def probe_factor(index: int, part: int, like: jax.Array) -> Any:
     """A view without a strategy, of an array that has no signs along its axes."""
+    if not like.size:
+        return like
     mean = at_least_float32(like)
     signs = {(index, part): np.zeros(mean.shape, int)}
     return View(index, None, mean.shape, like.dtype, mean, mean, signs, part=part, is_pure=True)
@@ -53,15 +57,34 @@ def product(one: View, other: View, output: Any) -> View:
     return View(_arrays(one) + _arrays(other), one.strategy, output.shape, output.dtype, mean, dev, signs, is_pure=True)
 
 
-def refused(uses: Mapping[Any, Use]) -> frozenset[Arrays]:
-    """The products that cannot have it: some factor cannot move, in a use of the product or in one of its own."""
-    alone = {leaf for (leaf, _), use in uses.items() if isinstance(leaf, int) and not use.is_small}
+def count(view: View) -> int:
+    """How many numbers it is made of."""
+    return sum(sign.size for sign in view.signs.values()) if isinstance(view.leaf, tuple) else view.mean.size
+
+
+def refused(uses: Mapping[Any, Use], sizes: Sequence[int]) -> frozenset[Arrays]:
+    """The products that cannot have it, or at too high a price.
+
+    Some factor cannot move, has a use of its own in which it meets fewer activations than it has numbers, or is less
+    than half of what its node would draw.
+    """
+    products = [(leaf, use) for (leaf, _), use in uses.items() if isinstance(leaf, tuple)]
+    bad = {leaf for (leaf, _), use in uses.items() if isinstance(leaf, int) and not use.is_met}
+    used: Counter[int] = Counter()
+    for (leaf, _), use in uses.items():
+        parts = (
+            [(leaf, use.extent)]
+            if isinstance(leaf, int)
+            else [(at[0], x.size * use.rounds) for at, x in use.positions.items()]
+        )
+        for index, extent in parts:
+            used[index] += extent
 
     def is_refused(arrays: Arrays, use: Use) -> bool:
         moves = use.takes_directions and len(use.movable) == len(arrays)
-        return not moves or any(index in alone for index, _ in arrays)
+        return not moves or any(index in bad or sizes[index] > 2 * used[index] for index, _ in arrays)
 
-    return frozenset(leaf for (leaf, _), use in uses.items() if isinstance(leaf, tuple) and is_refused(leaf, use))
+    return frozenset(leaf for leaf, use in products if is_refused(leaf, use))
 
 
 def factors(uses: Mapping[Any, Use]) -> frozenset[int]:

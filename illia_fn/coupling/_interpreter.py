@@ -12,7 +12,7 @@ from jax.extend.core import Literal
 from illia_fn._base.sharding import own_mesh
 from illia_fn.coupling._concatenation import concatenated, expanded, is_part, probed
 from illia_fn.coupling._context import Context, arrays, concrete
-from illia_fn.coupling._factors import are_factors, product
+from illia_fn.coupling._factors import are_factors, count, product
 from illia_fn.coupling._layout import AFFINE, LAYOUT
 from illia_fn.coupling._linear import LINEAR, flipout, moments, movable, owner, separable
 from illia_fn.coupling._moments import Moments, added, in_units, scaled, square, total
@@ -64,7 +64,7 @@ def _equation(ctx: Context, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         return [product(*operands, eqn.outvars[0].aval)]
     if name == "mul" and len(views) == 2 and ctx.uses is not None and _are_apart(*operands):
         # the longer moves, and the other is the same for all examples
-        fixed = min(views, key=lambda index: operands[index].mean.size)
+        fixed = min(views, key=lambda index: count(operands[index]))
         operands[fixed] = concrete(ctx, operands[fixed : fixed + 1], name)[0]
         symbolic = views = [1 - fixed]
     if len(symbolic) == 1:

@@ -143,6 +143,7 @@ def moved(value: Any, index: int, number: int, directions: Directions, *, is_fre
     if isinstance(value, PerExample):
         return PerExample(_plus(value.value, directions))
     if isinstance(value, View) and not is_free:
+        assert not value.is_pure, "what has directions was probed with them, and met no other factor"
         return replace(value, mean=value.mean + directions.total())
     if not is_free or not directions.factors[0].size:
         return _plus(value, directions)

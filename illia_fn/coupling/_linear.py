@@ -160,13 +160,13 @@ def flipout(linear: LinearMap, view: View) -> Array:
     output = None if view.is_pure else centre(linear, view)
     flipped, behind = linear.data, []
     for axis, sign in view.signs.items():
-        if view.spans(axis) <= linear.to_data.keys():
-            flipped = _times(flipped, sign, linear.to_data)
-        else:
-            behind.append(sign)
+        if view.spans(axis) and view.spans(axis) <= linear.to_data.keys():
+            flipped = _times(flipped, axis, sign, linear.to_data, _common(flipped.dtype, view.dtype))
+        else:  # what is the same for all of it, too, as the data may be indices
+            behind.append((axis, sign))
     noise = linear.apply(flipped, view.dense(view.dev))
-    for sign in behind:
-        noise = _times(noise, sign, linear.to_output)
+    for axis, sign in behind:
+        noise = _times(noise, axis, sign, linear.to_output, noise.dtype)
     return noise if output is None else output + noise
 
 
@@ -237,11 +237,18 @@ def owner(view: View, places: Mapping[int, int], rank: int) -> tuple[tuple[int, 
     return ((view.leaf, numbers),)
 
 
-def _times(x: Array, sign: Array, places: Mapping[int, int]) -> Array:
+def _common(data: Any, weight: Any) -> Any:
+    """The dtype of data that have met a weight, whatever promotion is allowed."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(data if jnp.issubdtype(data, jnp.inexact) else jnp.float32, weight)
+
+
+def _times(x: Array, axis: Any, sign: Array, places: Mapping[int, int], dtype: Any) -> Array:
     """x * sign, each axis of the sign that is not of size 1 at its place among the axes of x."""
+    wide = _common(dtype, sign.dtype) if isinstance(axis, tuple) else dtype  # a factor is not rounded to the data
     sign = _moved(sign, places, x.ndim)
     groups = [x.shape[axis] // size if size > 1 else 1 for axis, size in enumerate(sign.shape)]  # of a convolution
-    return x * jnp.tile(sign, groups).astype(x.dtype)
+    return (x.astype(wide) * jnp.tile(sign, groups).astype(wide)).astype(dtype)
 
 
 def _moved(thin: Any, places: Mapping[int, int], rank: int) -> Any:

@@ -109,7 +109,7 @@ def _weight(node: Posterior, index: int, leaf: LeafPlan, noise: Noise) -> list[A
     values = weight(node, index, leaf.strategy, noise)
     if not leaf.is_factor:
         return values
-    return [as_factor(index, part, value) for part, value in enumerate(values)]
+    return [as_factor(index, part, value.value) for part, value in enumerate(values)]
 
 
 def _move(values: list[list[Any]], factor: Factor, directions: Sequence[Directions], *, is_free: bool) -> None:
@@ -158,17 +158,9 @@ def _decisions(
     wholes: dict[Site, Concatenation] = {}
     settled = {index: one for index, one in last.leaves.items() if one.is_settled}
 
-    def probes() -> tuple[Context, list[Any]]:
-        values = [_probe(index, node, settled.get(index)) for index, node in enumerate(model.nodes)]
-        for factor in model.factors:
-            if factor.number not in last.hindrances:
-                means = [model.nodes[index].like for index in factor.nodes]
-                _move(values, factor, factor.probed(means), is_free=True)
-        context = Context(sites={}, uses=uses, wholes=wholes, refused=last.refused)
-        return context, [value for of_node in values for value in of_node]
-
-    _abstractly(model, probes)
-    if more := refused(uses):
+    _abstractly(model, lambda: _probes(model, last, Context(sites={}, uses=uses, wholes=wholes, refused=last.refused)))
+    sizes = [sum(jnp.size(leaf) for leaf in jax.tree.leaves(node.like)) for node in model.nodes]
+    if more := refused(uses, sizes):
         return last._replace(refused=last.refused | more), {}, wholes
     used = {leaf for leaf, _ in uses}
     known = {place: use for place, use in uses.items() if not use.part or use.part[0] in used}
@@ -189,7 +181,7 @@ def _decisions(
         if index not in settled and type(node) is Gaussian:
             return strategy_of(of(index), node.loc.size, coupling, of_wholes)
         if not is_linear_in_noise(node):
-            return of_any(of(index), type(node).__name__)
+            return of_any(of(index), sizes[index], type(node).__name__)
         return of_matrix(of_joint(index), index, node) if type(node) is MatrixNormal else together(of_joint(index))
 
     of_wholes: dict[int, Decision] = {}
@@ -200,6 +192,17 @@ def _decisions(
     why = {number: "asked" if coupling == "shared" else hindrance(of_joint(number)) for number in numbers}
     hindrances = {number: reason for number, reason in why.items() if reason} | last.hindrances
     return _Decisions(leaves, hindrances, last.refused), of_wholes, wholes
+
+
+def _probes(model: Model, last: _Decisions, ctx: Context) -> tuple[Context, list[Any]]:
+    """Views without a strategy, in the place of what has none that is settled."""
+    settled = {index: one for index, one in last.leaves.items() if one.is_settled}
+    values = [_probe(index, node, settled.get(index)) for index, node in enumerate(model.nodes)]
+    for factor in model.factors:
+        if factor.number not in last.hindrances:
+            means = [model.nodes[index].like for index in factor.nodes]
+            _move(values, factor, factor.probed(means), is_free=True)
+    return ctx, [value for of_node in values for value in of_node]
 
 
 def shape_of(node: Posterior) -> tuple[Any, ...]:
@@ -215,7 +218,7 @@ def _probe(index: int, node: Posterior, settled: Decision | None) -> list[Any]:
     if strategy in ("shared", "per_example"):
         return means if strategy == "shared" else list(map(PerExample, means))
     if type(node) is not Gaussian and not is_linear_in_noise(node):
-        return [probe_factor(index, part, leaf) if leaf.size else leaf for part, leaf in enumerate(means)]
+        return [probe_factor(index, part, leaf) for part, leaf in enumerate(means)]
     if settled or type(node) is not Gaussian:
         return probe_together(node, index)
     if not node.loc.size:

@@ -71,9 +71,9 @@ def of_matrix(uses: Sequence[Use], number: int, node: MatrixNormal) -> Decision:
     return Decision("flipout", f"linear in every use; signs along the {name} of its noise", (), count)
 
 
-def of_any(uses: Sequence[Use], family: str) -> Decision:
+def of_any(uses: Sequence[Use], size: int, family: str) -> Decision:
     """Of a family of which nothing is known: a draw for each example, or one for all."""
-    if uses and all(use.is_small for use in uses):
+    if uses and all(use.is_met for use in uses) and size <= sum(use.extent for use in uses):
         return Decision("per_example", SMALL, is_factor=True)
     return Decision("shared", f"a {family} posterior, whose draws are not linear in their noise")
 

@@ -146,7 +146,7 @@ class View:
         mean = dense(view.mean)
 
         def derivative(dev: jax.Array) -> jax.Array:
-            return jax.jvp(of_mean, (mean,), (dev,))[1]
+            return jax.jvp(of_mean, (jnp.broadcast_to(mean, dev.shape),), (dev,))[1]
 
         one = {j: moves._replace(factors=(moves.dense(full),)) for j, moves in view.directions.items()}
         directions = {j: moves.mapped(derivative) for j, moves in one.items()}

@@ -126,6 +126,65 @@ def test_factors_of_any_family_have_a_draw_for_each_example(name):
         np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
 
 
+def node_of(**shapes):
+    tree = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    return illia_fn.mixture(tree, 2, lambda tree: mean_field(tree, scale=0.3), spread=0.3, key=KEY)
+
+
+SHARED = {  # a draw of all numbers for each example would not be right, or not be small
+    "stacked scalars": (lambda w, x: x[:, :2] @ jnp.stack([w["a"], w["b"]]), node_of(a=(), b=())),
+    "a slice": (lambda w, x: x + w["p"][0, :4], node_of(p=(50, 4))),
+    "a slice, as a factor": (
+        lambda w, x: x @ (jnp.ones((4, 4)) * (w["p"][0, :, None] * w["s"])),
+        node_of(p=(50, 4), s=(4,)),
+    ),
+    "a scalar on a kernel": (lambda w, x: x @ (jnp.ones((4, 5)) * jnp.exp(w["g"])), node_of(g=())),
+}
+
+
+@pytest.mark.parametrize(("apply_fn", "node"), SHARED.values(), ids=SHARED)
+def test_other_uses_of_any_family_share_a_draw(apply_fn, node):
+    it, outputs, reference = outputs_and_reference(apply_fn, node, VECTOR, "decorrelated")
+    assert [leaf.strategy for leaf in it.plan.leaves] == ["shared"]
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+def test_factors_of_size_zero_and_of_none_of_their_axes():
+    node = node_of(r=(4, 1), s=(1, 3), z=(0, 1), t=(1,))
+
+    def apply_fn(w, x):
+        empty = x[..., :0] @ (jnp.ones((0, 3)) * (w["z"] * w["s"]))
+        return x @ (jnp.ones((4, 3)) * (w["r"] * w["s"])) + empty + (w["t"] * w["s"][0])[jnp.array([0, 2, 1])]
+
+    _, outputs, reference = outputs_and_reference(apply_fn, node, SEQUENCE, "decorrelated")
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+def test_factors_whose_directions_are_held_back():
+    """They have a mean beside their own numbers, and are no factors."""
+    low = varied(low_rank({"r": jnp.ones(4), "u": jnp.ones(3)}, 1, scale=0.1, key=KEY))
+    q = {"low": low, "n": node_of(m=())}
+
+    def apply_fn(w, x):
+        held = jnp.exp(w["low"]["u"]).sum()
+        return x @ (jnp.ones((4, 3)) * (w["low"]["r"][:, None] * w["n"]["m"])) + held
+
+    _, outputs, reference = outputs_and_reference(apply_fn, q, VECTOR, "decorrelated")
+    np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
+
+
+def test_factors_are_not_rounded_to_the_data():
+    q = mean_field({"r": jnp.ones((64, 1)), "s": jnp.ones((1, 3))}, scale=1e-3)
+    kernel, x = array(64, 3), array(2, 64, seed=1)
+
+    def spread(dtype):
+        f = decorrelate(lambda w, x: (x @ (kernel * (w["r"] * w["s"])).astype(dtype)).astype(jnp.float32))
+        return np.asarray(draws(lambda key: f(q, x.astype(dtype), key), 5), np.float32).std(axis=0)
+
+    # outputs in half precision have a noise of their own
+    np.testing.assert_allclose(spread(jnp.float16), spread(jnp.float32), rtol=0.1)
+
+
 def test_small_uses_of_any_family_have_a_draw_for_each_example():
     node = illia_fn.mixture(params(a=(4,), b=(4,)), 2, lambda tree: mean_field(tree, scale=0.2), key=KEY)
 
