@@ -159,7 +159,8 @@ class Sampler(NamedTuple):
         return Sampler(partial(_noise, nodes), draws)
 
 
-_LARGE = 1 / 8  # of all numbers: a flat draw saves compilation, and costs those who read a large piece of it
+_LARGE = 2**16  # numbers: smaller nodes may be joined, or not, and must have the same draws
+_SHARE = 1 / 8  # of all numbers: a flat draw saves compilation, and costs those who read a large piece of it
 
 
 def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
@@ -167,15 +168,16 @@ def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
     groups: dict[Any, list[int]] = {}
     for index, node in enumerate(nodes):
         groups.setdefault(widest_dtype(node.like), []).append(index)
-    shapes, noise = [node.noise_shape for node in nodes], {}
-    sizes = list(map(math.prod, shapes))
+    shapes = [node.noise_shape for node in nodes]
+    sizes, keys = list(map(math.prod, shapes)), iter(range(len(groups), len(groups) + len(nodes)))
+    noise = {}
     for number, (dtype, group) in enumerate(groups.items()):
         # XLA's CPU backend draws an odd number many times slower
-        least = _LARGE * sum(sizes[index] for index in group)
+        least = max(_LARGE + 1, _SHARE * sum(sizes[index] for index in group))
         large = [index for index in group if sizes[index] >= least and sizes[index] % 2 == 0]
         small = [index for index in group if index not in large]
         for index in large:
-            noise[index] = jax.random.normal(jax.random.fold_in(key, len(groups) + index), shapes[index], dtype)
+            noise[index] = jax.random.normal(jax.random.fold_in(key, next(keys)), shapes[index], dtype)
         ends = np.cumsum([0, *(sizes[index] for index in small)])
         flat = jax.random.normal(jax.random.fold_in(key, number), (ends[-1] + ends[-1] % 2,), dtype)
         for index, start, end in zip(small, ends[:-1], ends[1:], strict=True):

@@ -9,6 +9,7 @@ from scipy import stats
 
 import illia_fn
 from illia_fn import Gaussian, is_posterior, mean_field
+from illia_fn.posteriors import _join, posterior
 from illia_fn.posteriors.posterior import Sampler
 
 PARAMS = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}, "steps": jnp.int32(7), "flag": jnp.array([True])}
@@ -228,8 +229,10 @@ def test_a_new_family_must_be_complete():
         Delta()
 
 
-def test_noise_of_large_nodes_is_drawn_apart():
+def test_noise_of_large_nodes_is_drawn_apart(monkeypatch):
     """No two nodes, large or small, even or odd, share any of it."""
+    assert posterior._LARGE >= _join._SMALL
+    monkeypatch.setattr(posterior, "_LARGE", 0)
     shapes = [(4, 8), (3,), (31,), (16,), (3,), (40,)]
     sampler = Sampler.of([mean_field(jnp.zeros(shape)) for shape in shapes])
     noise = sampler.noise(jax.random.key(0))
