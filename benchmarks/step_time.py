@@ -23,7 +23,7 @@ import optax
 
 from benchmarks._models import MODELS, Model, Params
 from benchmarks._report import Claim, interleaved, report
-from illia_fn import elbo_loss, mean_field
+from illia_fn import Normal, elbo_loss, mean_field
 
 try:
     import numpyro
@@ -57,7 +57,8 @@ cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 def ours(apply: Callable, params: Params, x: np.ndarray, y: np.ndarray, n: int, **options: Any) -> Step:
-    loss = partial(elbo_loss, apply, num_samples=n, num_data=NUM_DATA, loss_fn=cross_entropy, **options)
+    prior = Normal(0.0, PRIOR_SCALE)
+    loss = partial(elbo_loss, apply, num_samples=n, num_data=NUM_DATA, loss_fn=cross_entropy, prior=prior, **options)
     step = jax.jit(jax.value_and_grad(loss))
     return partial(step, mean_field(params, scale=SCALE), *map(jnp.asarray, (x, y)), KEY)
 
