@@ -316,6 +316,9 @@ PLAIN = {
     "factors of an embedding": plain(factors_of_an_embedding, TOKENS, t=(), r=(3,)),
     "factors, negated": plain(lambda w, x: x @ -(KERNEL * (w["r"] * w["s"])), SEQUENCE, r=(4, 1), s=(1, 3)),
     "a kernel, widened and negated": plain(lambda w, x: x @ -(KERNEL * w["r"]), SEQUENCE, r=(4, 1)),
+    "factors, and a weight": plain(
+        lambda w, x: x @ (w["a"] * (w["r"] * w["s"])), SEQUENCE, "rs", a=(4, 3), r=(4, 1), s=(1, 3)
+    ),
     "factors of a weight": plain(factors_of_a_weight, VECTOR, a=(4, 3), t=(), s=(3,)),
     "factors that are concatenated": plain(factors_that_are_concatenated, VECTOR, r=(4, 1), t=(1,), u=(1,)),
     "a kernel of booleans": plain(lambda w, x: (x > 0) @ w["a"] + (x > 0).astype(jnp.uint8) @ w["a"], VECTOR, a=(4, 3)),

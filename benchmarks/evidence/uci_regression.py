@@ -165,10 +165,14 @@ def results(name: str, folder: Path, num_splits: int, *, quick: bool) -> dict[st
 
 
 def kept(name: str, num_splits: int) -> dict[str, Result]:
-    """What earlier runs found on as many splits."""
+    """What earlier runs found on as many splits, by choices that are still among those there are."""
     of_set = json.loads(SPLITS.read_text()).get(name, {}) if SPLITS.exists() else {}
     found = {method: Result(choice, *map(np.array, scores)) for method, (choice, *scores) in of_set.items()}
-    return {method: result for method, result in found.items() if len(result.log_prob) == num_splits}
+    return {
+        method: result
+        for method, result in found.items()
+        if len(result.log_prob) == num_splits and result.choice in CHOICES.get(method, ())
+    }
 
 
 def keep(name: str, found: dict[str, Result]) -> None:

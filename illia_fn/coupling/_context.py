@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,14 @@ from illia_fn._base.sharding import moved_like
 from illia_fn.coupling._concatenation import Concatenation
 from illia_fn.coupling._moments import Moments, draw
 from illia_fn.coupling._values import Leaf, PerExample, Site, View
+
+
+class Place(NamedTuple):
+    """A weight within a concatenation: the number of the whole, where it begins, whether each element stands once."""
+
+    whole: int
+    start: int
+    stands_once: bool
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,9 @@ class Use:
         reads: how many outputs an element of the leaf reaches at most.
         positions: for every axis of the leaf, the positions along it that are used.
         movable: the axes of the leaf whose sign can be moved in front of the operation or behind it.
-        varying: the axes of the leaf along which the weight varies here.
         draws_output: whether local reparameterisation applies.
         meets: for an element-wise operation on data, the size of its output; else 0.
-        part: for a concatenation with other weights, the number of the whole, and where it begins there.
-        stands_once: whether each element stands in that part once.
+        part: where it stands if it is concatenated with other weights.
         copies: how many times an element of the leaf stands in the weight that is met.
         is_linear: whether a rule of LINEAR applies.
         is_small: whether the weight is no larger than the data that it meets, so that each example may have its own.
@@ -40,17 +46,20 @@ class Use:
     reads: float
     positions: Mapping[Any, Any]
     movable: frozenset[int]
-    varying: frozenset[int]
     draws_output: bool
     meets: int
-    part: tuple[int, int] | None = None
-    stands_once: bool = True
+    part: Place | None = None
     copies: float = 1.0
     is_linear: bool = False
     is_small: bool = False
     joint: frozenset[int] = frozenset()
     separable: frozenset[int] = frozenset()
     rounds: int = 1
+
+    @property
+    def varying(self) -> frozenset[Any]:
+        """The axes of the leaf along which the weight varies here."""
+        return frozenset(axis for axis, positions in self.positions.items() if positions.size > 1)
 
     @property
     def is_met(self) -> bool:
@@ -106,8 +115,7 @@ class Context:
     def note(self, position: int, view: View, primitive: str, meets: int = 0, **use: Any) -> None:
         """A use of a weight, which only a probe may find without a strategy for it."""
         assert self.uses is not None, f"no strategy for a weight in {primitive}"
-        varying = frozenset(axis for axis in view.signs if view.spans(axis))
-        use |= {"copies": view.copies, "positions": view.signs, "varying": varying, "joint": frozenset(view.directions)}
+        use |= {"copies": view.copies, "positions": view.signs, "joint": frozenset(view.directions)}
         if math.prod(view.shape) <= max(1, meets):
             use |= {"is_small": True, "movable": frozenset(view.signs)}
         use |= {"meets": meets * self.rounds, "rounds": self.rounds}

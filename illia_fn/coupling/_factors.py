@@ -72,13 +72,11 @@ def refused(uses: Mapping[Any, Use], sizes: Sequence[int]) -> frozenset[Arrays]:
     bad = {leaf for (leaf, _), use in uses.items() if isinstance(leaf, int) and not use.is_met}
     used: Counter[int] = Counter()
     for (leaf, _), use in uses.items():
-        parts = (
-            [(leaf, use.extent)]
-            if isinstance(leaf, int)
-            else [(at[0], x.size * use.rounds) for at, x in use.positions.items()]
-        )
-        for index, extent in parts:
-            used[index] += extent
+        if isinstance(leaf, int):
+            used[leaf] += use.extent
+            continue
+        for (index, _), positions in use.positions.items():
+            used[index] += use.rounds * positions.size
 
     def is_refused(arrays: Arrays, use: Use) -> bool:
         moves = use.takes_directions and len(use.movable) == len(arrays)

@@ -11,7 +11,7 @@ from jax.extend.core import Literal
 
 from illia_fn._base.sharding import own_mesh
 from illia_fn.coupling._concatenation import concatenated, expanded, is_part, probed
-from illia_fn.coupling._context import Context, arrays, concrete
+from illia_fn.coupling._context import Context, Place, arrays, concrete
 from illia_fn.coupling._factors import are_factors, count, product
 from illia_fn.coupling._layout import AFFINE, LAYOUT
 from illia_fn.coupling._linear import LINEAR, flipout, moments, movable, owner, separable
@@ -167,7 +167,7 @@ def _concatenate(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     whole, view = probed(ctx.wholes.values(), operands, axis, output)
     ctx.wholes[ctx.path] = whole
     for (position, value), part in zip(parts.items(), whole.parts, strict=True):
-        use: dict[str, Any] = {"part": (whole.index, part.start), "stands_once": part.stands_once}
+        use: dict[str, Any] = {"part": Place(whole.index, part.start, part.stands_once)}
         use |= {"reads": value.copies, "movable": frozenset(), "draws_output": False}
         ctx.note(position, value, eqn.primitive.name, **use)
     return [view]

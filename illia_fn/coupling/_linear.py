@@ -240,7 +240,7 @@ def owner(view: View, places: Mapping[int, int], rank: int) -> tuple[tuple[int, 
 def _common(data: Any, weight: Any) -> Any:
     """The dtype of data that have met a weight, whatever promotion is allowed."""
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(data if jnp.issubdtype(data, jnp.inexact) else jnp.float32, weight)
+        return jnp.promote_types(data, weight)
 
 
 def _times(x: Array, axis: Any, sign: Array, places: Mapping[int, int], dtype: Any) -> Array:

@@ -70,7 +70,7 @@ def make_plan(model: Model, coupling: Coupling) -> Plan:
     found = _Decisions({}, {}, frozenset())
     while True:  # what has no signs of its own is another view, or none, and what it meets may be used in another way
         last, (found, of_wholes, wholes) = found, _decisions(model, coupling, found)
-        if found.settled() == last.settled():
+        if found.given == last.given:
             break
     leaves = [
         LeafPlan(path, shape_of(node), *found.leaves[index])
@@ -145,9 +145,15 @@ class _Decisions(NamedTuple):
     hindrances: dict[int, str]
     refused: frozenset[tuple[Site, ...]]
 
-    def settled(self) -> Any:
+    @property
+    def settled(self) -> dict[int, Decision]:
+        """What is decided of leaves whatever becomes of the others."""
+        return {index: one for index, one in self.leaves.items() if one.is_settled}
+
+    @property
+    def given(self) -> Any:
         """What the next pass takes as given."""
-        return {index: one for index, one in self.leaves.items() if one.is_settled}, self.hindrances, self.refused
+        return self.settled, self.hindrances, self.refused
 
 
 def _decisions(
@@ -156,14 +162,13 @@ def _decisions(
     """On every leaf, and on what is concatenated, from their uses beside those leaves that are settled."""
     uses: dict[tuple[Leaf, Site], Use] = {}
     wholes: dict[Site, Concatenation] = {}
-    settled = {index: one for index, one in last.leaves.items() if one.is_settled}
 
     _abstractly(model, lambda: _probes(model, last, Context(sites={}, uses=uses, wholes=wholes, refused=last.refused)))
     sizes = [sum(jnp.size(leaf) for leaf in jax.tree.leaves(node.like)) for node in model.nodes]
     if more := refused(uses, sizes):
         return last._replace(refused=last.refused | more), {}, wholes
-    used = {leaf for leaf, _ in uses}
-    known = {place: use for place, use in uses.items() if not use.part or use.part[0] in used}
+    settled, of_products, used = last.settled, factors(uses), {leaf for leaf, _ in uses}
+    known = {place: use for place, use in uses.items() if not use.part or use.part.whole in used}
 
     def of(index: int) -> list[Use]:
         return [use for (leaf, _), use in known.items() if leaf == index]
@@ -174,7 +179,7 @@ def _decisions(
     def decision(index: int, node: Posterior) -> Decision:
         if coupling == "shared":
             return Decision("shared", "as asked")
-        if index in factors(uses):
+        if index in of_products:
             return Decision("per_example", "a factor: it moves to what its product with others meets", is_factor=True)
         if index in settled and not settled[index].signs:
             return settled[index]
@@ -196,8 +201,7 @@ def _decisions(
 
 def _probes(model: Model, last: _Decisions, ctx: Context) -> tuple[Context, list[Any]]:
     """Views without a strategy, in the place of what has none that is settled."""
-    settled = {index: one for index, one in last.leaves.items() if one.is_settled}
-    values = [_probe(index, node, settled.get(index)) for index, node in enumerate(model.nodes)]
+    values = [_probe(index, node, last.settled.get(index)) for index, node in enumerate(model.nodes)]
     for factor in model.factors:
         if factor.number not in last.hindrances:
             means = [model.nodes[index].like for index in factor.nodes]

@@ -90,10 +90,10 @@ def hindrance(uses: Sequence[Use]) -> str | None:
 
 def _of_parts(uses: Sequence[Use], of_wholes: Mapping[int, Decision]) -> Decision:
     """That of the weight which this one is a part of; if it is used elsewhere, too, all that it meets is to tell."""
-    whole, *others = {use.part[0] if use.part else None for use in uses}
+    whole, *others = {use.part.whole if use.part else None for use in uses}
     pairs = [pair for pair in itertools.combinations(uses, 2) if pair[0].part != pair[1].part]
     is_apart = not others and not any(itertools.starmap(_overlap, pairs))
-    if whole is None or not is_apart or not all(use.stands_once for use in uses):
+    if whole is None or not is_apart or not all(use.part and use.part.stands_once for use in uses):
         return Decision("flipout", "concatenated, and used elsewhere as well; one sign for all of it", (), 1)
     of_whole = of_wholes[whole]
     return of_whole._replace(why=f"concatenated, as one weight: {of_whole.why}", axes=())

@@ -86,7 +86,7 @@ def _kl_from_scales_jvp(p_underflows, primals, tangents):
         (-(z * z + square), p_log_scale_dot),
     ]
     terms = [slope * dot for slope, dot in slopes if not isinstance(dot, SymbolicZero)]
-    return _kl_from_scales(p_underflows, *primals), sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(z)
+    return _kl_from_scales(p_underflows, *primals), sum(terms, start=jnp.zeros_like(z))
 
 
 _kl_from_scales.defjvp(_kl_from_scales_jvp, symbolic_zeros=True)

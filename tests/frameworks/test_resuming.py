@@ -8,6 +8,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from framework_scripts import IMAGES, KEY, LABELS
+from points import Point
 
 import illia_fn
 from illia_fn.frameworks import restore_nodes
@@ -60,24 +61,7 @@ def test_without_a_target(tmp_path):
 
 
 def test_families_of_your_own():
-    @illia_fn.frozen_pytree
-    class Point(illia_fn.Posterior):
-        at: jax.Array
-
-        mean = property(lambda self: self.at)
-        stddev = property(lambda self: jnp.zeros_like(self.at))
-        noise_shape = property(lambda self: self.at.shape)
-
-        def reparameterise(self):
-            return lambda noise: self.at
-
-        def log_prob(self, w):
-            return jnp.zeros(())
-
-        def entropy(self):
-            return jnp.zeros(())
-
-    tree = {"a": {"at": jnp.ones(2)}, "b": {"loc": jnp.ones(2), "rho": jnp.ones(2)}, "c": {"rho": jnp.ones(2)}}
+    tree = {"a": {"loc": jnp.ones(2)}, "b": {"loc": jnp.ones(2), "rho": jnp.ones(2)}, "c": {"rho": jnp.ones(2)}}
     restored = restore_nodes(tree, (illia_fn.Gaussian, Point))
     assert [type(restored[name]).__name__ for name in "abc"] == ["Point", "Gaussian", "dict"]
 
