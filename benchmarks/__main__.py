@@ -22,6 +22,7 @@ NAMES = (
     "kl_bandwidth",
     "families",
     "compile_time",
+    "cold_start",
     "gradient_quality",
     "natural_gradient",
 )

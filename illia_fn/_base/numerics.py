@@ -12,6 +12,9 @@ from jax.typing import ArrayLike
 
 HALF_LOG_2PI = 0.9189385332046727
 
+# Outside of a jit one program, where each operation would be one to compile; inside of one, the operations themselves.
+one_program = partial(jax.jit, inline=True)
+
 
 def at_least_float32(x: ArrayLike) -> jax.Array:
     """`x` as an array of float32 or wider: half precision is for storage, not for sums and logarithms."""
@@ -34,6 +37,7 @@ def total(terms: Sequence[jax.Array]) -> jax.Array:
 
 
 @jax.custom_jvp
+@one_program
 def softplus(rho: jax.Array) -> jax.Array:
     """log(1 + exp(rho))."""
     return jnp.maximum(rho, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(rho)))
@@ -44,6 +48,7 @@ softplus.defjvps(lambda tangent, scale, _: -jnp.expm1(-scale) * tangent)
 
 
 @jax.custom_jvp
+@one_program
 def log_softplus(rho: jax.Array) -> jax.Array:
     """log(log(1 + exp(rho))), with gradient sigmoid(rho) / softplus(rho) -> 1 as rho -> -inf."""
     # Below -40 softplus(rho) = exp(rho) (1 - exp(rho) / 2 + ...) is exp(rho) to the last bit of a float64,
@@ -60,12 +65,14 @@ def _log_softplus_tangent(tangent: jax.Array, _: jax.Array, rho: jax.Array) -> j
 log_softplus.defjvps(_log_softplus_tangent)
 
 
+@one_program
 def softplus_inverse(scale: jax.Array) -> jax.Array:
     """rho with softplus(rho) = scale, for scale > 0."""
     # log(expm1(scale)) overflows for a large scale; this form does not, and is as good for a small one.
     return scale + jnp.log(-jnp.expm1(-scale))
 
 
+@one_program
 def raw_of_scale(scale: jax.Array, log_scale: jax.Array) -> jax.Array:
     """rho with softplus(rho) = scale, of a scale that may underflow where its logarithm does not."""
     is_far = log_scale < -40.0  # where rho is the logarithm to the last bit of a float64
@@ -96,6 +103,7 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+@one_program
 def normal_log_prob(x: jax.Array, loc: jax.Array, log_scale: jax.Array) -> jax.Array:
     """log N(x; loc, exp(log_scale)^2), element-wise, in nats."""
     # Multiplying by exp(-log_scale) keeps the gradients finite where dividing by a scale of 1e-30 would square it;

@@ -17,5 +17,4 @@ from illia_fn.coupling._linearity import LeafLinearity as LeafLinearity
 from illia_fn.coupling._plan import LeafPlan as LeafPlan
 from illia_fn.coupling._separable import check_separable as check_separable
 from illia_fn.coupling._strategies import Coupling as Coupling
-from illia_fn.coupling._transform import ChunkSize as ChunkSize
 from illia_fn.coupling._transform import decorrelate as decorrelate

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,9 @@ from illia_fn.coupling._strategies import Coupling
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._eager import compiled_once
 from illia_fn.engine._latin_hypercube import Strata
+from illia_fn.engine.chunks import ChunkSize, chosen
 
-_AT_ONCE = 8  # samples in a large batch
 _SPREAD = 64  # of more samples, about so many at a time are spread together, or a chunk if that is larger
-
-ChunkSize = int | Literal["auto"] | None
 
 
 class Coupled(NamedTuple):
@@ -197,14 +195,12 @@ def coupled_expectation(
     """(1 / S) sum_s value_s and all aux, of f(outputs of s) -> (value, aux): `expectation` without one w for the batch.
 
     The samples are spread over the law of their noise: see `_latin_hypercube`. A chunk of them is one large batch, but
-    for noise that all examples of a sample share (shared, flipout), which is mapped over: "auto" then takes one after
-    another.
+    for noise that all examples of a sample share (shared, flipout), which is mapped over.
     """
     q, x, key = vary_along((q, x, key), varying_axes((q, x, key)))
     it = Coupled.of(caller, apply_fn, q, x, key if needs_key else None, coupling)
-    if chunk_size == "auto":
-        chunk_size = 1 if it.plan.noise.leaves else _AT_ONCE
     count = num_samples // 2 if antithetic else num_samples
+    chunk_size = chosen(chunk_size, count, q, x, one_batch=not it.plan.noise.leaves)
     size = count if chunk_size is None else min(chunk_size, count)
     num_chunks, num_spreads = -(-count // size), -(-count // max(size, _SPREAD))
     together = min(count, size * -(-num_chunks // num_spreads))

@@ -10,11 +10,13 @@ import optax
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import split_aux
+from illia_fn._base.numerics import total
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.diagnostics._findings import Finding, of_data, of_outputs, of_posterior
+from illia_fn.engine._eager import compiled_once
 from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.kl._priors import blocks_of, is_joint, log_prior_of_node
-from illia_fn.kl.loss import kl_pairs
+from illia_fn.kl.loss import Pair, kl_pairs
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives.elbo import elbo_loss
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean
@@ -91,9 +93,11 @@ def check_setup(
         return SetupReport(findings, np.nan, np.nan, np.nan)
     findings = [*of_data(data), *of_posterior(params)]
     findings += _refused(lambda: check_fresh_noise("check_setup", apply_fn, params, x, *(keys or [None])))
-    outputs, refused = _tried(
-        lambda: split_aux("check_setup", "apply_fn", apply_fn(mean(params), x, *keys), has_aux=has_aux)[0]
-    )
+
+    def at_mean(w: PyTree, x: Any, *keys: jax.Array) -> Any:
+        return split_aux("check_setup", "apply_fn", apply_fn(w, x, *keys), has_aux=has_aux)[0]
+
+    outputs, refused = _tried(lambda: compiled_once(at_mean, mean(params), x, *keys))
     nll = None
     if not refused:
         nll, refused = _tried(lambda: data.mean(data.losses_of_outputs(outputs)))
@@ -132,16 +136,20 @@ def _refused(f: Callable[[], Any]) -> list[Finding]:
 def _costs(params: PyTree, prior: PyTree, key: jax.Array, num_data: int | None) -> tuple[float, float]:
     """KL(q || prior) / N, and the part of it that the means cost whatever the scales."""
     pairs = kl_pairs("check_setup", params, prior, key)
-    kl = sum(float(pair.kl(8)) for pair in pairs)
-    cost = sum(_cost_of_means(pair) for pair in pairs)
+
+    def of_nodes(nodes: list[PyTree]) -> tuple[jax.Array, jax.Array]:
+        moved = [pair._replace(q=node) for pair, node in zip(pairs, nodes, strict=True)]
+        return total([pair.kl(8) for pair in moved]), total([_cost_of_means(pair) for pair in moved])
+
+    kl, cost = map(float, compiled_once(of_nodes, [pair.q for pair in pairs]))
     return (kl / num_data, cost / num_data) if num_data else (np.nan, np.nan)
 
 
-def _cost_of_means(pair: Any) -> float:
+def _cost_of_means(pair: Pair) -> jax.Array:
     """log p(middle) - log p(E_q[w]): of a Normal (m_q - m_p)^2 / (2 s_p^2)."""
     means = pair.q.mean
     densities = [log_prior_of_node(pair.name, pair.p, w) for w in (_middle(pair.name, pair.p, means), means)]
-    return max(0.0, float(densities[0] - densities[1]))
+    return jnp.maximum(densities[0] - densities[1], 0.0)
 
 
 def _middle(caller: str, p: PyTree, w: PyTree) -> PyTree:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn.engine._eager import compiled_once
 from illia_fn.kl.loss import Pair, kl_pairs
 from illia_fn.posteriors.posterior import is_posterior
 from illia_fn.priors.normal import Normal
@@ -156,8 +157,13 @@ def _of_pair(pair: Pair, num_samples: int) -> LeafSummary:
 
 def _share_at_prior(pair: Pair) -> float:
     """Of an element-wise pair: the KL of each weight by itself."""
-    each = pair.kl_of_each()
-    return math.nan if each is None else float(jnp.mean(each < AT_PRIOR))
+
+    def share(q: Any) -> jax.Array | None:
+        each = pair._replace(q=q).kl_of_each()
+        return None if each is None else jnp.mean(each < AT_PRIOR)
+
+    known = compiled_once(share, pair.q)
+    return math.nan if known is None else float(known)
 
 
 def _flat(tree: Any) -> np.ndarray:

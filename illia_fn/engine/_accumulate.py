@@ -26,10 +26,12 @@ def sum_over_chunks(f: Chunk, xs: PyTree, chunk_size: int | None, *, constant: b
     total = len(jax.tree.leaves(xs)[0])
     chunk_size = total if chunk_size is None else min(chunk_size, total)
     count, rest = divmod(total, chunk_size)
-    head = jax.tree.map(lambda x: x[: total - rest], xs)
-    chunks = jax.tree.map(lambda x: x.reshape(count, chunk_size, *x.shape[1:]), head)
+    head = jax.tree.map(lambda x: x[: total - rest], xs) if rest else xs
     once = constant_once if constant else lambda parts: parts
-    parts = [once(f(head)) if count == 1 else _loop(f, chunks, constant)]
+    if count == 1:
+        parts = [once(f(head))]
+    else:
+        parts = [_loop(f, jax.tree.map(lambda x: x.reshape(count, chunk_size, *x.shape[1:]), head), constant)]
     if rest:
         parts.append(once(f(jax.tree.map(lambda x: x[total - rest :], xs))))
     values, aux = zip(*parts, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from illia_fn._base.checks import check_callable, check_draws, split_aux
 from illia_fn._base.numerics import at_least_float32, spread
@@ -116,13 +117,14 @@ def draws(
     sides = 2 if antithetic else 1
     keys = jax.random.split(key, (num_samples // sides, 1 + sides))
     rows = [row.reshape(num_samples // 2, 2, *row.shape[1:]) for row in per_draw] if antithetic else per_draw
-    chunks = keys, jnp.arange(num_samples // sides), *rows
+    chunks = keys, jnp.asarray(np.arange(num_samples // sides)), *rows
     noise = partial(_even_noise, keys[0, 0], num_samples) if latin_hypercube else _noise
     chunk_sum = partial(_chunk_sum, f, noise, antithetic=antithetic, needs_key=needs_key)
     if jax.sharding.get_abstract_mesh().manual_axes:  # as in a shard_map
         value, _ = jax.eval_shape(chunk_sum(q), jax.tree.map(lambda x: x[:1], chunks))
         q = vary_along(q, varying_axes(value))
-    return chunk_sum(q), chunks
+    # once for q as well: outside of a jit, where nothing is differentiated, all of it is one program
+    return lambda chunk: compiled_once(lambda q, chunk: chunk_sum(q)(chunk), q, chunk), chunks
 
 
 def _chunk_sum(

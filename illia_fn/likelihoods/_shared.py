@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_scale, concrete, describe
-from illia_fn._base.numerics import at_least_float32, log_softplus, softplus
+from illia_fn._base.numerics import at_least_float32, log_softplus, one_program, softplus
 
 
 def per_example(values: jax.Array) -> jax.Array:
@@ -60,7 +60,7 @@ def with_positive(
     """What `positive` returns, and the targets, in the shape of the first output."""
     first_value, value, log_value = positive(caller, outputs, given, names)
     targets = as_numbers(targets, first_value)
-    check_shapes(caller, names[0], first_value, targets)
+    check_shapes(caller, names[0], first_value.shape, targets.shape)
     return first_value, value, log_value, targets
 
 
@@ -91,6 +91,7 @@ def chain(*terms: tuple[Any, Callable[[], jax.Array]]) -> Any:
     return sum(slope() * tangent for tangent, slope in terms if not isinstance(tangent, SymbolicZero))
 
 
+@one_program
 def surprise(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[label], over the last axis: softplus of the others' log-sum-exp less the label's logit."""
     # log-sum-exp less the logit would lose both a small loss and the slope by the label's logit, -(1 - probability)
@@ -102,12 +103,12 @@ def surprise(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return softplus(largest - own + jnp.log(mass))
 
 
-def check_shapes(caller: str, name: str, outputs: jax.Array, targets: jax.Array) -> None:
+def check_shapes(caller: str, name: str, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
     """Outputs and targets have one shape, with a batch axis."""
-    if targets.ndim == 0 or outputs.shape != targets.shape:
+    if not targets or outputs != targets:
         raise ValueError(
-            f"{caller}: {name} and targets must have the same shape (B, ...), got {outputs.shape} and "
-            f"{targets.shape}. Nothing is broadcast: reshape one of them."
+            f"{caller}: {name} and targets must have the same shape (B, ...), got {outputs} and "
+            f"{targets}. Nothing is broadcast: reshape one of them."
         )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
-from illia_fn._base.numerics import at_least_float32, softplus
+from illia_fn._base.numerics import at_least_float32, one_program, softplus
 from illia_fn.likelihoods._shared import as_numbers, check_shapes, check_support, per_example, surprise
 
 
@@ -30,7 +30,7 @@ def bernoulli_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     check_support("bernoulli_nll", targets, lambda y: (y >= 0) & (y <= 1), "in [0, 1]")
     logits = at_least_float32(outputs)
     targets = as_numbers(targets, logits)
-    check_shapes("bernoulli_nll", "logits", logits, targets)
+    check_shapes("bernoulli_nll", "logits", logits.shape, targets.shape)
     # -log sigmoid(-s) - p s of the less likely outcome: of a certain one nothing is left that could cancel
     flip = targets > 0.5
     s, p = jnp.where(flip, -logits, logits), jnp.where(flip, 1.0 - targets, targets)
@@ -60,10 +60,8 @@ def categorical_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     if not logits.ndim:
         raise ValueError(f"categorical_nll: logits must have shape (B, ..., K), got {describe(outputs)}.")
     check_labels("categorical_nll", labels, logits.shape[-1])
-    check_shapes("categorical_nll", "logits without their last axis", logits[..., 0], labels)
-    inside = (labels >= 0) & (labels < logits.shape[-1])
-    nll = surprise(logits, jnp.where(inside, labels, 0))
-    return per_example(nll * nan_unless(inside, nll.dtype))
+    check_shapes("categorical_nll", "logits without their last axis", logits.shape[:-1], labels.shape)
+    return _categorical(logits, labels)
 
 
 def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax.Array:
@@ -92,10 +90,8 @@ def ordinal_nll(outputs: tuple[ArrayLike, ArrayLike], targets: ArrayLike) -> jax
     log_prob = ordinal_log_probs(outputs)
     labels = jnp.asarray(targets)
     check_labels("ordinal_nll", labels, log_prob.shape[-1])
-    check_shapes("ordinal_nll", "f", log_prob[..., 0], labels)
-    inside = (labels >= 0) & (labels < log_prob.shape[-1])
-    nll = -jnp.take_along_axis(log_prob, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
-    return per_example(nll * nan_unless(inside, nll.dtype))
+    check_shapes("ordinal_nll", "f", log_prob.shape[:-1], labels.shape)
+    return _ordinal(log_prob, labels)
 
 
 def ordinal_log_probs(outputs: tuple[ArrayLike, ArrayLike]) -> jax.Array:
@@ -108,6 +104,25 @@ def ordinal_log_probs(outputs: tuple[ArrayLike, ArrayLike]) -> jax.Array:
             f"ordinal_nll: gaps must have the shape of f, {f.shape}, and one more axis, K - 1, got {gaps.shape}. "
             "Broadcast cutpoints that all examples share with jnp.broadcast_to."
         )
+    return _ordinal_log_probs(f, gaps)
+
+
+@one_program
+def _categorical(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    inside = (labels >= 0) & (labels < logits.shape[-1])
+    nll = surprise(logits, jnp.where(inside, labels, 0))
+    return per_example(nll * nan_unless(inside, nll.dtype))
+
+
+@one_program
+def _ordinal(log_prob: jax.Array, labels: jax.Array) -> jax.Array:
+    inside = (labels >= 0) & (labels < log_prob.shape[-1])
+    nll = -jnp.take_along_axis(log_prob, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
+    return per_example(nll * nan_unless(inside, nll.dtype))
+
+
+@one_program
+def _ordinal_log_probs(f: jax.Array, gaps: jax.Array) -> jax.Array:
     widths = softplus(gaps[..., 1:])
     cutpoints = jnp.cumsum(jnp.concatenate([gaps[..., :1], widths], axis=-1), axis=-1)
     # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) does not cancel in the tails.

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
-from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, log_softplus, softplus
+from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, log_softplus, one_program, softplus
 from illia_fn._base.special import log_gamma_half_step, log_i0e, minus_log
 from illia_fn.likelihoods._shared import (
     as_numbers,
@@ -54,7 +54,7 @@ def gaussian_nll(outputs: Outputs, targets: ArrayLike, *, scale: ArrayLike | Non
     [-99.08106 -99.08106]
     """
     loc, scale, log_scale, targets = with_positive("gaussian_nll", outputs, targets, scale)
-    return per_example(_gaussian(standardise(targets, loc, scale, log_scale), log_scale))
+    return _gaussian_of_examples(targets, loc, scale, log_scale)
 
 
 def laplace_nll(outputs: Outputs, targets: ArrayLike, *, scale: ArrayLike | None = None) -> jax.Array:
@@ -168,7 +168,12 @@ def mixture_density_nll(outputs: tuple[ArrayLike, ArrayLike, ArrayLike], targets
     """
     logits, loc, rho = mixture_parts(outputs)
     targets = as_numbers(targets, loc)
-    check_shapes("mixture_density_nll", "outputs without their last axis", logits[..., 0], targets)
+    check_shapes("mixture_density_nll", "outputs without their last axis", logits.shape[:-1], targets.shape)
+    return _mixture_density(logits, loc, rho, targets)
+
+
+@one_program
+def _mixture_density(logits: jax.Array, loc: jax.Array, rho: jax.Array, targets: jax.Array) -> jax.Array:
     z = standardise(targets[..., None], loc, softplus(rho), log_softplus(rho))
     # A density that underflows so far that its square overflows would have no gradient; it is held where it is finite.
     log_prob = jnp.maximum(-_gaussian(z, log_softplus(rho)), -0.1 * jnp.finfo(z.dtype).max)
@@ -194,11 +199,17 @@ def mixture_parts(outputs: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     return logits, loc, rho
 
 
+@one_program
+def _gaussian_of_examples(targets: jax.Array, loc: jax.Array, scale: jax.Array, log_scale: jax.Array) -> jax.Array:
+    return per_example(_gaussian(standardise(targets, loc, scale, log_scale), log_scale))
+
+
 def _gaussian(z: jax.Array, log_scale: jax.Array) -> jax.Array:
     return 0.5 * z * z + log_scale + HALF_LOG_2PI
 
 
 @jax.custom_jvp
+@one_program
 def _student_t(distance: jax.Array, scale: jax.Array, log_scale: jax.Array, df: jax.Array) -> jax.Array:
     """(df + 1) / 2 log(1 + z^2 / df) + log(scale), with z = distance / scale."""
     root = distance / at_least_tiny(scale) / jnp.sqrt(df)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, softplus
+from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, one_program, softplus
 from illia_fn._base.special import digamma_error, minus_log, stirling_error
 from illia_fn.likelihoods._shared import (
     as_numbers,
@@ -39,7 +39,7 @@ def poisson_nll(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     check_support("poisson_nll", targets, is_count, "counts, 0, 1, 2, ...")
     log_rate = at_least_float32(outputs)
     counts = as_numbers(targets, log_rate)
-    check_shapes("poisson_nll", "log rates", log_rate, counts)
+    check_shapes("poisson_nll", "log rates", log_rate.shape, counts.shape)
     return per_example(_poisson(log_rate, counts))
 
 
@@ -78,6 +78,7 @@ def poisson_log_mass(log_rate: jax.Array, counts: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+@one_program
 def _poisson(f: jax.Array, y: jax.Array) -> jax.Array:
     # Loader 2000, Fast and accurate computation of binomial probabilities: the deviance, and Stirling's formula for
     # log(y!). With mean = exp(f): near mean = y the three terms of the definition leave a millionth of each.
@@ -96,6 +97,7 @@ def _poisson_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+@one_program
 def _negative_binomial(f: jax.Array, r: jax.Array, log_r: jax.Array, y: jax.Array) -> jax.Array:
     # as `_poisson`: the deviances of r and of y, and Stirling's formula for the three Gamma functions
     r = at_least_tiny(r)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from illia_fn._base.checks import check_draws
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling import ChunkSize, Coupling
+from illia_fn.coupling import Coupling
 from illia_fn.coupling._transform import check_coupling, coupled_expectation
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._randomness import check_fresh_noise
+from illia_fn.engine.chunks import ChunkSize, chosen
 from illia_fn.engine.estimators import Estimator, advantages, check_estimator, with_gradient_of
 from illia_fn.engine.monte_carlo import draws
 from illia_fn.objectives._data import DataTerm
@@ -62,7 +63,8 @@ class Draws:
                 f"{caller}: params has no leaves, got {self.params!r}. Pass a posterior tree, such as mean_field makes."
             )
         check_nodes(caller, self.params)
-        check_draws(caller, self.key, self.num_samples, self._fixed_chunk_size, self.antithetic)
+        given = 1 if self.chunk_size == "auto" else self.chunk_size
+        check_draws(caller, self.key, self.num_samples, given, self.antithetic)
         check_estimator(caller, self.estimator, self.num_samples, antithetic=self.antithetic)
         check_coupling(caller, self.coupling)
         if self.coupling != "shared":
@@ -79,10 +81,6 @@ class Draws:
     def caller(self) -> str:
         """The public function that errors name."""
         return self.data.caller
-
-    @property
-    def _fixed_chunk_size(self) -> int | None:
-        return 1 if self.chunk_size == "auto" else self.chunk_size
 
     def _check_coupled(self) -> None:
         """What needs one network for the whole batch is refused."""
@@ -125,7 +123,8 @@ class Draws:
 
         Every call sees the same draws. With `constant`, the results have no first derivative.
         """
-        chunk_size = self._fixed_chunk_size
+        count = self.num_samples // 2 if self.antithetic else self.num_samples
+        chunk_size = chosen(self.chunk_size, count, self.params, self.data.x)
         chunk_sum, chunks = draws(
             self.caller,
             f,

@@ -117,7 +117,7 @@ def _softmax_losses(data: DataTerm, model: LinearModel, bound: SoftmaxBound) -> 
     def loss(outputs: tuple[jax.Array, jax.Array], labels: jax.Array) -> jax.Array:
         mean, second = outputs
         check_labels(data.caller, labels, mean.shape[-1])
-        check_shapes(data.caller, "logits without their last axis", mean[..., 0], labels)
+        check_shapes(data.caller, "logits without their last axis", mean.shape[:-1], labels.shape)
         inside = (labels >= 0) & (labels < mean.shape[-1])
         labels = jnp.where(inside, labels, 0)
         a = jnp.zeros_like(mean) if bound == "jensen" else _tightest(mean, second)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable
+from illia_fn._base.numerics import one_program
 from illia_fn.objectives._importance import static_number
 
 Generator = Callable[[jax.Array], jax.Array]
@@ -36,6 +37,7 @@ def kl_forward(log_u: jax.Array) -> jax.Array:
     return _u_log_u(log_u)
 
 
+@one_program
 def _u_log_u(log_u: jax.Array) -> jax.Array:
     """u log u, and its limit 0 at u = 0, a draw without density under the posterior."""
     is_zero = jnp.isneginf(log_u)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling import ChunkSize, Coupling
+from illia_fn.coupling import Coupling
+from illia_fn.engine import ChunkSize
 from illia_fn.engine.estimators import Estimator
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives._draws import Draws
@@ -128,9 +129,9 @@ def elbo_loss(
             variance; "flipout" or "local_reparam". See `decorrelate` and `explain_coupling`. All but "shared" need
             examples that do not interact, the reparameterised estimator, and an apply_fn without aux.
         chunk_size: how many samples run at once; None for all. The memory grows with this, and not with `num_samples`;
-            see `expectation`. "auto" is one after another, which is usually fastest on a CPU, or 8 at once, as one
-            large batch, if the coupling leaves no noise that all examples share. Beyond 64 samples, the draws of a
-            coupling depend on it.
+            see `expectation`. "auto" goes by the platform: see `engine.auto_chunk_size`. On a CPU it is one after
+            another, or 8 at once, as one large batch, if the coupling leaves no noise that all examples share. Beyond
+            64 samples, the draws of a coupling depend on it.
         antithetic: whether the networks come in pairs that mirror each other; see `expectation`. Samples of a coupling
             that is not "shared" do so already, in other pairs for each number of the noise; with this, in the same
             pairs for all of it, so that what is even in the noise is sampled half as often.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from illia_fn._base.numerics import one_program
 from illia_fn._base.sharding import is_sharded, mesh_of, varying_axes
 from illia_fn._base.trees import PyTree
 
@@ -77,6 +78,7 @@ def split(array: jax.Array, shapes: Shapes) -> list[jax.Array]:
 
 
 @jax.custom_jvp
+@one_program
 def _concatenate(fields: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
     return [jnp.concatenate([jnp.ravel(piece) for piece in pieces]) for pieces in fields]
 
@@ -107,6 +109,7 @@ def _split_jvp(shapes, primals, tangents):
     return _split(flat, shapes), [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
+@partial(one_program, static_argnames="shapes")
 def _slices(arrays: list[jax.Array], shapes: Shapes) -> list[list[jax.Array]]:
     """The pieces of flat arrays, cut so that XLA compiles one kernel for each shape, where it would one for each piece.
 

@@ -1,6 +1,7 @@
 """Quantiles and intervals of predictive draws."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
-from illia_fn._base.numerics import at_least_float32
+from illia_fn._base.numerics import at_least_float32, one_program
 from illia_fn.predictions.metrics.intervals import between_draws
 
 
@@ -79,15 +80,21 @@ def highest_density_interval(draws: ArrayLike, level: float) -> Interval:
     [1.] [1.2]
     """
     check_level("highest_density_interval", level)
-    draws = jnp.sort(_draws("highest_density_interval", draws), axis=0)
+    draws = _draws("highest_density_interval", draws)
     # the product of the level and N rounds: 0.55 * 100 > 55
-    inside = max(1, math.ceil(round(level * len(draws), 6)))
+    return Interval(*_shortest(draws, max(1, math.ceil(round(level * len(draws), 6)))))
+
+
+@partial(one_program, static_argnums=1)
+def _shortest(draws: jax.Array, inside: int) -> list[jax.Array]:
+    """The ends of the shortest interval between two draws that holds so many of them."""
+    draws = jnp.sort(draws, axis=0)
     low, high = draws[: len(draws) - inside + 1], draws[inside - 1 :]
     width = jnp.where(low == high, 0.0, high - low)  # of two that are infinite it would be NaN
     shortest = jnp.argmin(width, axis=0)[None]
     ends = (jnp.take_along_axis(x, shortest, axis=0)[0] for x in (low, high))
     missing = jnp.isnan(draws[-1])  # where sorting puts them
-    return Interval(*(jnp.where(missing, jnp.nan, end) for end in ends))
+    return [jnp.where(missing, jnp.nan, end) for end in ends]
 
 
 def _quantiles(draws: jax.Array, levels: np.ndarray | jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_callable, check_count, concrete
-from illia_fn._base.numerics import at_least_float32, widest_dtype
+from illia_fn._base.numerics import at_least_float32, one_program, widest_dtype
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.coupling._joint import is_linear_in_noise
 from illia_fn.posteriors._join import Joined
@@ -157,7 +157,11 @@ def softmax_of_gaussian(mean: ArrayLike, covariance: ArrayLike) -> jax.Array:
     >>> print(f"{p[0]:.3f}, for {jax.nn.softmax(jnp.array([2.0, 0.0]))[0]:.3f} at the mean")
     0.817, for 0.881 at the mean
     """
-    mean, covariance = _checked("softmax_of_gaussian", mean, covariance)
+    return _softmax_of_gaussian(*_checked("softmax_of_gaussian", mean, covariance))
+
+
+@one_program
+def _softmax_of_gaussian(mean: jax.Array, covariance: jax.Array) -> jax.Array:
     variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
     spread = variance[..., :, None] + variance[..., None, :] - 2.0 * covariance
     spread = jnp.maximum(spread, 0.0)
@@ -176,7 +180,11 @@ def softmax_by_probit(mean: ArrayLike, covariance: ArrayLike) -> jax.Array:
     >>> print(f"{softmax_by_probit(jnp.array([2.0, 0.0]), jnp.eye(2))[0]:.3f}")
     0.845
     """
-    mean, covariance = _checked("softmax_by_probit", mean, covariance)
+    return _softmax_by_probit(*_checked("softmax_by_probit", mean, covariance))
+
+
+@one_program
+def _softmax_by_probit(mean: jax.Array, covariance: jax.Array) -> jax.Array:
     variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
     return jax.nn.softmax(mean / jnp.sqrt(1.0 + math.pi / 8.0 * variance), axis=-1)
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_callable, check_count, concrete, describe
+from illia_fn._base.numerics import one_program
 from illia_fn.likelihoods._example_losses import LossFn, example_losses
 from illia_fn.predictions._outputs import check_examples
 
@@ -105,6 +106,7 @@ def _pointwise(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any) -> jax
     return -losses
 
 
+@one_program
 def _log_mean_exp(log_probs: jax.Array) -> jax.Array:
     value = jax.nn.logsumexp(log_probs, axis=0) - jnp.log(jnp.asarray(len(log_probs), log_probs.dtype))
     # XLA's maximum on a CPU loses a NaN, and what is then made of it under jit loses the others

@@ -1,5 +1,6 @@
 """Numbers: mean, variance and draws of what was not seen, the noise of the likelihood included."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_count, check_key, concrete
+from illia_fn._base.numerics import one_program
 from illia_fn.likelihoods._example_losses import LossFn
 from illia_fn.likelihoods.table import Law, law_of
 from illia_fn.predictions._outputs import check_outputs
@@ -83,8 +85,14 @@ def predictive_moments(loss_fn: LossFn, outputs: Any) -> PredictiveMoments:
             f"{caller}: loss_fn must have a mean and a variance of one shape with {sizes[1]} examples, got "
             f"{means.shape[1:]} and {variances.shape[1:]} for each network."
         )
+    return PredictiveMoments(*_total_variance(means, variances, circular[0]))
+
+
+@partial(one_program, static_argnums=2)
+def _total_variance(means: jax.Array, variances: jax.Array, circular: bool) -> tuple[jax.Array, ...]:  # noqa: FBT001
+    """The mean, the variance and its two parts, of the moments of each network."""
     aleatoric = jnp.mean(variances, axis=0)
-    if circular[0]:
+    if circular:
         length = 1.0 - variances
         east, north = (jnp.mean(length * f(means), axis=0) for f in (jnp.cos, jnp.sin))
         mean = jnp.arctan2(north, east)
@@ -93,7 +101,7 @@ def predictive_moments(loss_fn: LossFn, outputs: Any) -> PredictiveMoments:
     else:
         mean = jnp.mean(means, axis=0)
         epistemic = jnp.mean(jnp.square(means - mean[None]), axis=0)
-    return PredictiveMoments(mean, aleatoric + epistemic, aleatoric, epistemic)
+    return mean, aleatoric + epistemic, aleatoric, epistemic
 
 
 def predictive_draws(loss_fn: LossFn, outputs: Any, key: jax.Array, num_draws: int = 1) -> jax.Array:

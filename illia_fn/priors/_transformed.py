@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.special import betaln
 from jax.typing import ArrayLike
 
-from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, softplus
+from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, one_program, softplus
 from illia_fn._base.special import minus_log, stirling_error
 from illia_fn._base.trees import frozen_pytree
 
@@ -28,6 +28,7 @@ class ExpGamma:
     log_rate: ArrayLike
     power: ArrayLike
 
+    @one_program
     def log_prob(self, u: ArrayLike) -> jax.Array:
         """log |k| + a t - exp(t) - log Gamma(a), element-wise, in nats."""
         # Around the mode of t, log(a): all that would cancel for a large a is left out.
@@ -68,6 +69,7 @@ class LogHalfCauchy:
 
     log_scale: ArrayLike
 
+    @one_program
     def log_prob(self, u: ArrayLike) -> jax.Array:
         """log(2 / pi) + t - log(1 + exp(2 t)), with t = u - log_scale, element-wise, in nats."""
         t = at_least_float32(u) - at_least_float32(self.log_scale)
@@ -83,6 +85,7 @@ class LogitBeta:
     concentration_1: ArrayLike
     concentration_0: ArrayLike
 
+    @one_program
     def log_prob(self, u: ArrayLike) -> jax.Array:
         """a log sigmoid(u) + b log sigmoid(-u) - log B(a, b), element-wise, in nats."""
         u, a, b = map(at_least_float32, (u, self.concentration_1, self.concentration_0))

@@ -179,3 +179,33 @@ def test_within_a_jit_nothing_is_added():
     assert str(jax.make_jaxpr(lambda x: compiled_once(jnp.sin, x))(X4)) == str(jax.make_jaxpr(jnp.sin)(X4))
     with jax.disable_jit():
         np.testing.assert_allclose(compiled_once(jnp.sin, X4), jnp.sin(X4))
+
+
+FIRST_CALLS = {  # of shapes that nothing else here has: how many programs there may be, whatever runs before
+    "elbo_loss": (lambda q, x, y: illia_fn.elbo_loss(net, q, x, y, KEY, num_data=99), 16),
+    "decorrelated": (lambda q, x, y: illia_fn.elbo_loss(net, q, x, y, KEY, num_data=99, coupling="decorrelated"), 14),
+    "kl_loss": (lambda q, x, y: illia_fn.kl_loss(q), 6),
+    "predict": (lambda q, x, y: illia_fn.predict(net, q, x, KEY, 2), 8),
+    "summary": (lambda q, x, y: illia_fn.summary(q), 4 + 3 * 3),
+    "check_setup": (lambda q, x, y: illia_fn.check_setup(net, q, x, y, KEY, num_data=99), 10 + 3 * 3),
+    "categorical_nll": (lambda q, x, y: illia_fn.categorical_nll(x, y), 2),
+    "gaussian_nll": (lambda q, x, y: illia_fn.gaussian_nll((x, x), x), 4),
+}
+
+
+def net(w, x):
+    return jnp.tanh(x @ w["w"] + w["b"][None]) @ w["v"]
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_a_first_call_compiles_few_programs(name):
+    """Not one for every operation on every leaf: outside of a jit that would be most of what a user waits for."""
+    f, at_most = FIRST_CALLS[name]
+    width = 11 + sorted(FIRST_CALLS).index(name)
+    q = illia_fn.mean_field(
+        {"w": np.ones((3, width), np.float32), "b": np.ones(width, np.float32), "v": np.ones((width, 2), np.float32)}
+    )
+    x, y = jnp.asarray(np.ones((width, 3), np.float32)), jnp.asarray(np.arange(width) % 2)
+    before = len(COMPILATIONS)
+    f(q, x, y)
+    assert 0 < len(COMPILATIONS) - before <= at_most

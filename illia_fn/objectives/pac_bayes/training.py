@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_callable
 from illia_fn._base.trees import PyTree
-from illia_fn.coupling import ChunkSize, Coupling
+from illia_fn.coupling import Coupling
+from illia_fn.engine import ChunkSize
 from illia_fn.engine.estimators import Estimator
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives._draws import Draws

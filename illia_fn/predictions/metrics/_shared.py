@@ -10,13 +10,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
-from illia_fn._base.numerics import at_least_float32, weighted_mean, widest_dtype
+from illia_fn._base.numerics import at_least_float32, one_program, weighted_mean, widest_dtype
 
 ONE_VALUE = "Drop an axis of size 1, as in x[..., 0]; of several values for each example score each."
 
 mean_over_examples = jax.jit(weighted_mean)
 
 
+@one_program
 def indicator(condition: jax.Array, *values: jax.Array) -> jax.Array:
     """1 where the condition holds and 0 where not; NaN where one of the values is, which no comparison would show."""
     dtype = values[0].dtype
@@ -160,6 +161,7 @@ def _clean_classes(probs: jax.Array, labels: jax.Array, weights: jax.Array | Non
     return jnp.where(valid[:, None], probs, jnp.nan), jnp.where(valid, labels, 0)
 
 
+@one_program
 def only_probabilities(probs: jax.Array) -> jax.Array:
     """Rows that are negative or of another sum than about one are NaN: under a trace nothing can be refused."""
     is_one = jnp.abs(jnp.sum(probs, axis=-1, keepdims=True) - 1.0) < 0.1

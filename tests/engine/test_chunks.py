@@ -1,0 +1,58 @@
+"""How many samples run at once where nobody says."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from illia_fn import elbo_loss, mean_field
+from illia_fn.engine import auto_chunk_size
+
+PARAMS = {"kernel": np.full((3, 2), 0.3, np.float32), "bias": np.zeros(2, np.float32)}
+Q = mean_field(PARAMS, scale=0.2)
+X = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
+Y = np.array([0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda", "rocm", "tpu"])
+def test_an_accelerator_takes_what_a_gibibyte_holds(platform):
+    in_a_gib = 2**30 // 16
+    assert auto_chunk_size(platform, 8, 100) == 8
+    assert auto_chunk_size(platform, 8, in_a_gib // 4) == 4
+    assert auto_chunk_size(platform, 8, in_a_gib // 4, one_batch=True) == 4
+    assert auto_chunk_size(platform, 8, 10 * in_a_gib) == 1
+
+
+def test_a_cpu_takes_one_after_another():
+    assert auto_chunk_size("cpu", 100, 1) == 1
+    assert [auto_chunk_size("cpu", count, 10**9, one_batch=True) for count in (3, 100)] == [3, 8]
+
+
+@pytest.mark.parametrize(("coupling", "antithetic"), [("shared", True), ("flipout", False), ("decorrelated", False)])
+def test_the_platform_changes_no_value_and_no_gradient(coupling, antithetic, monkeypatch):
+    def loss_of(q, **options):
+        return elbo_loss(
+            lambda w, x: jnp.tanh(x @ w["kernel"] + w["bias"][None]),
+            q,
+            X,
+            Y,
+            jax.random.key(0),
+            16,
+            num_data=4,
+            coupling=coupling,
+            antithetic=antithetic,
+            **options,
+        )
+
+    def step(**options):
+        return jax.jit(jax.value_and_grad(lambda q: loss_of(q, **options))).trace(Q)
+
+    on_cpu, at_once = step(), step(chunk_size=None)
+    known = step(chunk_size=8 if coupling == "decorrelated" else 1)
+    assert str(on_cpu.jaxpr) == str(known.jaxpr) != str(at_once.jaxpr)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    on_gpu = step()
+    assert str(on_gpu.jaxpr) == str(at_once.jaxpr)
+    results = [traced.lower().compile()(Q) for traced in (on_cpu, on_gpu)]
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
