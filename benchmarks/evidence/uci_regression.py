@@ -49,7 +49,7 @@ SETS = {
 CHOICES: dict[str, tuple[float, ...]] = {
     "mean field": (0.2, 1.0),  # the rate of the scales over that of the means
     "last layer": (0.05, 0.2, 1.0),  # the share of the steps: what is deterministic overfits a noise that it predicts
-    "natural gradient": (0.1, 0.3),  # the learning rate
+    "natural gradient": (0.03, 0.1),  # the learning rate
     "MAP": (0.05, 0.2, 1.0),  # the share of the steps
     "ensemble of 5": (0.05, 0.2, 1.0),  # the share of the steps
     "MC dropout": (0.005, 0.05),  # the rate of dropout

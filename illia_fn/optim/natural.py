@@ -30,8 +30,8 @@ class NaturalGradientState(NamedTuple):
 
 
 def natural_gradient(
-    learning_rate: optax.ScalarOrSchedule = 0.2,
-    precision_rate: optax.ScalarOrSchedule = 0.05,
+    learning_rate: optax.ScalarOrSchedule = 0.1,
+    precision_rate: optax.ScalarOrSchedule = 0.02,
     *,
     num_data: int,
     momentum: ArrayLike = 0.8,
