@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from illia_fn import metrics
 
 LEVELS = (1, 2, 3, 4)
 NUM_CLASSES = 8  # of ten: each seed holds out two others
+NETWORKS = 64  # that predict
 
 
 class Task(NamedTuple):
@@ -101,6 +102,7 @@ def mnist_1d() -> Source:
 
 
 SOURCES = {"digits": digits, "MNIST-1D": mnist_1d}
+SHIFTS = {"digits": "rotated", "MNIST-1D": "sheared"}
 
 
 class MLP(nn.Module):
@@ -151,7 +153,16 @@ class Recipe(NamedTuple):
 
     def network(self, w: Any, x: jax.Array, *key: jax.Array) -> jax.Array:
         params = illia_fn.rank_one_weights(w) if self.family == "rank-1" else w
-        return MLP(self.rate).apply({"params": params}, x, rngs=dict(zip(["dropout"], key)))
+        return MLP(self.rate).apply({"params": params}, x, rngs={"dropout": key[0]} if key else {})
+
+    @property
+    def passes(self) -> int:
+        """Gradients of a batch in all of its training."""
+        return self.members * self.steps
+
+    def __str__(self) -> str:
+        changed = {name: value for name, value in self._asdict().items() if value != self._field_defaults.get(name)}
+        return ", ".join(f"{name} {value}" for name, value in changed.items())
 
     @property
     def options(self) -> dict[str, Any]:
@@ -186,26 +197,44 @@ def fit(recipe: Recipe, q: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> A
     return jax.lax.scan(step, (q, optimizer.init(q)), jax.random.split(key, recipe.steps))[0][0]
 
 
-@partial(jax.jit, static_argnums=0)
-def probabilities(recipe: Recipe, q: Any, x: jax.Array, key: jax.Array) -> jax.Array:
-    """The mean over networks of one member, (B, classes)."""
-    networks = 1 if recipe.family == "point" else 64 // recipe.members
+@partial(jax.jit, static_argnums=(0, 1))
+def probabilities(recipe: Recipe, networks: int, q: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+    """The mean over so many networks of one member, (B, classes)."""
     outputs = illia_fn.predict(recipe.network, q, x, key, networks, **recipe.options)
     return illia_fn.class_summary(illia_fn.class_probs(illia_fn.categorical_nll, outputs)).probs
 
 
-def run(recipe: Recipe, task: Task, seed: int) -> tuple[dict[str, np.ndarray], float]:
+def run(recipe: Recipe, source: str, seed: int) -> tuple[dict[str, np.ndarray], float]:
     """The probabilities of all inputs, and the CPU seconds of training."""
+    networks = 1 if recipe.family == "point" else NETWORKS // recipe.members
+    of_members = [
+        _run_member(recipe._replace(members=1), networks, source, seed, member) for member in range(recipe.members)
+    ]
+    probs, seconds = zip(*of_members, strict=True)
+    inputs = task_of(source, seed).inputs
+    ends = np.cumsum([len(part) for part in inputs.values()])[:-1]
+    return dict(zip(inputs, np.split(np.mean(probs, axis=0), ends), strict=True)), sum(seconds)
+
+
+@cache
+def _run_member(recipe: Recipe, networks: int, source: str, seed: int, member: int) -> tuple[np.ndarray, float]:
+    task = task_of(source, seed)
     x = np.concatenate(list(task.inputs.values()))
-    seconds, probs = 0.0, []
-    for member in range(recipe.members):
-        start, fit_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), member), 3)
-        q, begin = recipe.start(start, x.shape[1]), time.process_time()
-        q = jax.block_until_ready(fit(recipe, q, task.x, task.y, fit_key))
-        seconds += time.process_time() - begin
-        probs.append(probabilities(recipe, q, x, key))
-    ends = np.cumsum([len(part) for part in task.inputs.values()])[:-1]
-    return dict(zip(task.inputs, np.split(np.mean(probs, axis=0), ends), strict=True)), seconds
+    start, fit_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), member), 3)
+    q, begin = recipe.start(start, x.shape[1]), time.process_time()
+    q = jax.block_until_ready(fit(recipe, q, task.x, task.y, fit_key))
+    seconds = time.process_time() - begin
+    return np.asarray(probabilities(recipe, networks, q, x, key)), seconds
+
+
+@cache
+def task_of(source: str, seed: int) -> Task:
+    return _source(source).task(seed)
+
+
+@cache
+def _source(name: str) -> Source:
+    return SOURCES[name]()
 
 
 SCORES = {
