@@ -122,15 +122,13 @@ class Recipe(NamedTuple):
 
     Attributes:
         family: what of the network has a posterior: nothing ("point"), the masks of "dropout", the "last layer", all
-            of it ("mean field"), or "rank-1" factors of its kernels.
+            of it ("mean field"), or the factors of its kernels, four of each ("rank-1").
         members: how many of these there are, each trained from a start of its own.
         steps: training steps of each.
         prior: the standard deviation of the prior N(0, prior^2) of the weights, those without a posterior too.
         kl_weight: the weight of the KL.
-        scale_rate: the learning rate of the scales over that of the means.
         coupling: of the noise.
         rate: of dropout.
-        components: of rank-1 factors.
     """
 
     family: str
@@ -138,16 +136,14 @@ class Recipe(NamedTuple):
     steps: int = 1500
     prior: float = 1.0
     kl_weight: float = 1.0
-    scale_rate: float = 0.2
     coupling: str = "shared"
     rate: float = 0.0
-    components: int = 4
 
     @partial(jax.jit, static_argnums=(0, 2))
     def start(self, key: jax.Array, num_features: int) -> Any:
         params = MLP().init(key, jnp.zeros((1, num_features)))["params"]
         if self.family == "rank-1":
-            return illia_fn.rank_one(params, num_components=self.components, key=jax.random.fold_in(key, 1))
+            return illia_fn.rank_one(params, num_components=4, key=jax.random.fold_in(key, 1))
         masks = {"last layer": illia_fn.by_path("Dense_2/.*"), "mean field": None}
         return illia_fn.mean_field(params, mask=masks[self.family]) if self.family in masks else params
 
@@ -184,7 +180,7 @@ def fit(recipe: Recipe, q: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> A
     """Adam at the rate of the README, on batches of 128."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, recipe.steps))
     if illia_fn.num_params(q):
-        optimizer = optax.chain(optimizer, illia_fn.slow_scales(recipe.scale_rate))
+        optimizer = optax.chain(optimizer, illia_fn.slow_scales())
 
     def step(carry: Any, key: jax.Array) -> Any:
         q, state = carry
