@@ -156,9 +156,14 @@ class Recipe(NamedTuple):
         """Gradients of a batch in all of its training."""
         return self.members * self.steps
 
+    @property
+    def setting(self) -> str:
+        """What is not as by default, but for the family."""
+        changed = [name for name, value in self._field_defaults.items() if getattr(self, name) != value]
+        return ", ".join(f"{name} {getattr(self, name)}" for name in changed) or "defaults"
+
     def __str__(self) -> str:
-        changed = {name: value for name, value in self._asdict().items() if value != self._field_defaults.get(name)}
-        return ", ".join(f"{name} {value}" for name, value in changed.items())
+        return f"{self.family}, {self.setting}"
 
     @property
     def options(self) -> dict[str, Any]:
