@@ -21,6 +21,7 @@ from benchmarks._report import RESULTS, Claim, report
 from benchmarks.evidence._classification import LEVELS, SCORES, SHIFTS, Recipe, run, scores, task_of
 
 KEPT = RESULTS / "classification_shift_seeds.json"
+OURS, FRONTIER = "4 mean fields", "4 mean fields, kl_weight 1"
 PRIORS = (2.0, 1.0, 0.6, 0.4, 0.3)
 BASELINES = {
     "MAP": (*(Recipe("point", prior=prior) for prior in PRIORS), Recipe("point", prior=0.6, steps=6000)),
@@ -30,6 +31,7 @@ BASELINES = {
     "last layer": tuple(Recipe("last layer", kl_weight=weight) for weight in (1.0, 0.3)),
     "mean field": (Recipe("mean field"),),
     "rank-1": tuple(Recipe("rank-1", steps=6000, prior=prior) for prior in (1.0, 0.6)),
+    FRONTIER: (Recipe("mean field", 4),),
 }
 CANDIDATES = (
     *(Recipe("mean field", 4, kl_weight=weight) for weight in (1.0, 0.3, 0.1)),
@@ -38,8 +40,12 @@ CANDIDATES = (
     Recipe("last layer", 4, kl_weight=0.3),
     *BASELINES["rank-1"],
 )
-OURS = "4 mean fields"
 RECIPE = Recipe("mean field", 4, kl_weight=0.3)  # the best of the candidates, which a claim repeats
+MEASURED = {
+    OURS: {"digits": ("level", "behind", "ahead"), "MNIST-1D": ("ahead", "ahead", "ahead")},
+    FRONTIER: {"digits": ("behind", "ahead", "ahead"), "MNIST-1D": ("ahead", "ahead", "ahead")},
+}  # on clean, rotated or sheared, and noisy inputs
+BOUNDS = {"ahead": {"at_most": -2.0}, "level": {"at_most": 2.0}, "behind": {"at_least": 2.0}}
 
 Scores = dict[str, dict[str, list[float]]]  # inputs -> score -> value of each seed
 
@@ -108,13 +114,14 @@ def rows_of(source: str, found: dict[str, Scores], recipes: dict[str, Recipe]) -
 
 
 def claims_of(source: str, found: dict[str, Scores]) -> list[Claim]:
-    """Of the difference in NLL on the same seeds, in its standard errors."""
+    """Of the difference in NLL on the same seeds, in its standard errors; also where it is not as one would hope."""
     claims = []
-    for other, bound in (("MAP", -2.0), ("ensemble of 4", 1.0)):
-        for kind in ("clean", SHIFTS[source], "noisy"):
-            difference = of_kind(found[OURS], kind, "NLL") - of_kind(found[other], kind, "NLL")
-            text = f"{source}, {kind}: NLL of {OURS} less that of {other}, in standard errors"
-            claims.append(Claim(text, float(difference.mean() / standard_error(difference)), at_most=bound))
+    for ours, others in ((OURS, ("MAP", "ensemble of 4", "ensemble of 10")), (FRONTIER, ("ensemble of 4",))):
+        for kind, sign in zip(("clean", SHIFTS[source], "noisy"), MEASURED[ours][source], strict=True):
+            for other in others:
+                difference = of_kind(found[ours], kind, "NLL") - of_kind(found[other], kind, "NLL")
+                text = f"{source}, {kind}: NLL of {ours} less that of {other}, in standard errors ({sign})"
+                claims.append(Claim(text, float(difference.mean() / standard_error(difference)), **BOUNDS[sign]))
     return claims
 
 
@@ -127,14 +134,14 @@ def draw(found: dict[str, dict[str, Scores]], ax: Axes) -> None:
             at = len(ticks) * (len(inputs) + 1) + np.arange(len(inputs))
             nll = {name: np.array([np.mean(of[i]["NLL"]) for i in inputs]) for name, of in of_set.items()}
             for number, name in enumerate(names):
-                style = {"marker": "osD^vxP"[number], "color": "k" if name == OURS else "0.6", "fillstyle": "none"}
+                style = {"marker": "osD^vx+P"[number], "color": "k" if name == OURS else "0.6", "fillstyle": "none"}
                 ax.plot(at, nll[name] / nll["MAP"], linewidth=1, label=None if ticks else name, **style)
             ticks.append((at.mean(), f"{source},\nclean, then {kind}"))
     ax.axhline(1.0, color="0.8", linewidth=1, zorder=0)
-    ax.set_yscale("log")
+    ax.set_ylim(bottom=0.4)
     ax.set_xticks(*zip(*ticks, strict=True), fontsize=8)
     ax.set_ylabel("negative log-likelihood / that of MAP")
-    ax.legend(fontsize=7, ncols=2)
+    ax.legend(fontsize=7, ncols=2, loc="lower left")
 
 
 def quick(sets: list[str]) -> None:
