@@ -51,7 +51,7 @@ class Budget(NamedTuple):
     warm_up: int
 
 
-FULL, QUICK = Budget(5, 4000, 1000, 1000), Budget(1, 20, 20, 20)
+FULL, QUICK = Budget(5, 3000, 1000, 500), Budget(1, 20, 20, 20)
 
 
 def network(w: Any, x: jax.Array) -> jax.Array:
@@ -122,11 +122,12 @@ def low_rank(data: Data, steps: int, w: Any, key: jax.Array) -> Any:
     return descend(partial(negative_elbo, data), q, adam(0.02, steps), steps, key)
 
 
-def full_covariance(data: Data, steps: int, w: Any, key: jax.Array) -> Any:
-    rates = optax.cosine_decay_schedule(0.1, steps), optax.cosine_decay_schedule(0.01, steps)
+def full_covariance(data: Data, steps: int, q: Any, key: jax.Array) -> Any:
+    """From where the low rank ended."""
+    rates = optax.cosine_decay_schedule(0.05, steps), optax.cosine_decay_schedule(0.005, steps)
     optimizer = illia_fn.natural_gradient(*rates, num_data=NUM_DATA)
-    q = illia_fn.full_covariance(w)
-    return descend(partial(negative_elbo, data), q, optimizer, steps, key)
+    q = illia_fn.moment_match(q, {"": illia_fn.full_covariance})
+    return descend(partial(negative_elbo, data, num_samples=16), q, optimizer, steps, key)
 
 
 def last_layer(data: Data, steps: int, w: Any, key: jax.Array) -> Any:
@@ -173,8 +174,10 @@ def trained(data: Data, steps: int, key: jax.Array, *, quick: bool) -> dict[str,
     }
     if not quick:
         found["last layer"] = Posterior(drawn(last_layer(data, steps, first, key)))
+    several = members
     for name in list(FITS)[: 1 if quick else None]:
-        several = jax.vmap(partial(FITS[name], data, steps))(members, keys)
+        begin = several if name == "full covariance" else members
+        several = jax.vmap(partial(FITS[name], data, steps))(begin, keys)
         found[name] = variational(jax.tree.map(lambda leaf: leaf[0], several))
         found[f"{name}, mixture"] = variational(illia_fn.Mixture(several))
     return found
@@ -200,9 +203,10 @@ def scores(data: Data, found: dict[str, jax.Array], elbo: Any, truth: dict[str, 
         of_targets = jax.vmap(partial(illia_fn.predictive_log_prob, likelihood, f), 1)
         return jnp.mean(of_targets(data.tests[name]))
 
-    off = [jnp.mean(jnp.abs(f.mean(0) - truth[name].mean(0)) / truth[name].std(0)) for name, f in found.items()]
-    spread = [jnp.mean(f.std(0) / truth[name].std(0)) for name, f in found.items()]
-    return Scores(elbo, *map(jnp.stack, (off, spread, [log_prob(name, f) for name, f in found.items()])))
+    pairs = [(found[name], truth[name]) for name in REGIONS]
+    off = [jnp.mean(jnp.abs(f.mean(0) - nuts.mean(0)) / nuts.std(0)) for f, nuts in pairs]
+    spread = [jnp.mean(f.std(0) / nuts.std(0)) for f, nuts in pairs]
+    return Scores(elbo, *map(jnp.stack, (off, spread, [log_prob(name, found[name]) for name in REGIONS])))
 
 
 # --- the reference ------------------------------------------------------------------------------------------------
