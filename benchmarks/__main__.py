@@ -1,6 +1,8 @@
 """Run every benchmark, one after another, and put its table where a page has a place for it.
 
 python -m benchmarks [NAME ...]
+
+Those of EVIDENCE take long, and are run by name only.
 """
 
 import re
@@ -25,12 +27,14 @@ NAMES = (
     "gradient_quality",
     "natural_gradient",
 )
+EVIDENCE = ("calibration", "inference", "choosing")
 PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
 
 
 def main(names: list[str]) -> None:
     """Each in a process of its own; all are run, and then the exit code tells whether all claims hold."""
-    failed = [name for name in names if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode]
+    modules = {name: f"benchmarks.evidence.{name}" if name in EVIDENCE else f"benchmarks.{name}" for name in names}
+    failed = [name for name in names if subprocess.run([sys.executable, "-m", modules[name]]).returncode]
     fill_pages(names)
     sys.exit(f"these claims did not hold: {', '.join(failed)}" if failed else 0)
 
