@@ -170,6 +170,7 @@ def draw(found: dict[str, Judged], ax: Axes) -> None:
         ranks = len(found) - ranked[name].argsort().argsort()
         label = f"{name}: rank correlation {spearmanr(ranked[name], ranked['test']).statistic:.2f}"
         ax.plot(ranks, ranked["test"], marker, color="k", fillstyle="none", label=label)
+    ax.set_xticks([1, *range(5, len(found) + 1, 5)])
     ax.set_xlabel("rank of the recipe, 1 is the best")
     ax.set_ylabel("test log-likelihood (nats per example)")
     ax.legend()
