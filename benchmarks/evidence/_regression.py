@@ -1,6 +1,6 @@
 """Regression on tables: the standard splits, a network that predicts (loc, rho), and training on all splits at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,11 @@ def load(folder: Path, name: str, num_splits: int) -> Splits:
         x, y = table[:, columns], table[:, int(target)]
         count = int(np.loadtxt(data / "n_splits.txt"))
         tests = [np.loadtxt(data / f"index_test_{split}.txt", dtype=int) for split in range(count)]
+    return standardised(x, y, tests, num_splits)
+
+
+def standardised(x: np.ndarray, y: np.ndarray, tests: Sequence[np.ndarray], num_splits: int) -> Splits:
+    """The first splits of a table whose test rows are known; as many of these as the smallest has."""
     size = min(map(len, tests))
     splits = []
     for test in tests[:num_splits]:
