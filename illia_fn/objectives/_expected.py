@@ -13,6 +13,7 @@ from illia_fn._base.checks import check_count, describe
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._linearity import LinearModel
 from illia_fn.coupling._moments import root
+from illia_fn.coupling._propagated import PropagatedModel
 from illia_fn.engine.estimators import with_gradient_of
 from illia_fn.likelihoods._example_losses import default_loss
 from illia_fn.likelihoods._shared import check_shapes, per_example, positive, standardise, surprise
@@ -20,6 +21,7 @@ from illia_fn.likelihoods.classes import check_labels, nan_unless
 from illia_fn.objectives._data import DataTerm
 
 SoftmaxBound = Literal["knowles_minka", "jensen"]
+OutputModel = LinearModel | PropagatedModel
 
 # sums over numbers of which each depends on one number of an output; ordinal_nll if that is its location
 _SEPARABLE = {
@@ -43,7 +45,7 @@ def check_bound(caller: str, bound: Any, num_points: Any) -> None:
     check_count(caller, "num_points", num_points)
 
 
-def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, num_points: int) -> jax.Array:
+def expected_losses(data: DataTerm, model: OutputModel, *, bound: SoftmaxBound, num_points: int) -> jax.Array:
     """The expected loss of each example, (B,), or the scalar of loss_fn.
 
     Args:
@@ -86,7 +88,7 @@ def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, 
     return _by_quadrature(data, model, variance, random[0], num_points)
 
 
-def _by_quadrature(data: DataTerm, model: LinearModel, variance: jax.Array, index: int, num_points: int) -> jax.Array:
+def _by_quadrature(data: DataTerm, model: OutputModel, variance: jax.Array, index: int, num_points: int) -> jax.Array:
     """sum_s share_s loss(mean + z_s stddev), at the points and with the shares of Gauss and Hermite."""
     leaves, structure = jax.tree.flatten(model.mean)
     mean, stddev = at_least_float32(leaves[index]), root(variance)
@@ -104,7 +106,7 @@ def _name(f: Any) -> str:
     return f"the function {f.__name__}" if hasattr(f, "__name__") else describe(f)
 
 
-def _softmax_losses(data: DataTerm, model: LinearModel, bound: SoftmaxBound) -> jax.Array:
+def _softmax_losses(data: DataTerm, model: OutputModel, bound: SoftmaxBound) -> jax.Array:
     """Upper bounds of E[-log softmax(f)_y], f ~ N(m, V): for any a,
 
         -m_y + 1/2 a^T V a + log sum_k exp(m_k + V_kk / 2 - (V a)_k)

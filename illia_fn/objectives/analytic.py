@@ -1,15 +1,16 @@
-"""L(q) of a model that is linear in its Bayesian leaves, such as a Bayesian last layer: the ELBO without sampling w."""
+"""L(q) without sampling w: of a model that is linear in its Bayesian leaves, or by moments that propagate through it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from illia_fn._base.checks import split_aux
+from illia_fn._base.checks import describe, split_aux
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._linearity import LinearModel
+from illia_fn.coupling._propagated import PropagatedModel
 from illia_fn.engine._eager import compiled_once
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives._draws import Draws
@@ -17,6 +18,8 @@ from illia_fn.objectives._expected import SoftmaxBound, check_bound, expected_lo
 from illia_fn.objectives._regulariser import Regulariser
 from illia_fn.objectives.elbo import ELBOTerms, with_extras
 from illia_fn.priors.normal import Normal
+
+OutputMethod = Literal["exact", "moments"]
 
 
 def analytic_elbo_loss(
@@ -28,6 +31,7 @@ def analytic_elbo_loss(
     num_samples: int = 1,
     *,
     loss_fn: LossFn | None = None,
+    method: OutputMethod = "exact",
     bound: SoftmaxBound = "knowles_minka",
     num_points: int = 20,
     prior: PyTree = Normal(0.0, 1.0),
@@ -89,6 +93,10 @@ def analytic_elbo_loss(
     13.637
     """
     check_bound("analytic_elbo_loss", bound, num_points)
+    if method not in get_args(OutputMethod):
+        raise ValueError(
+            f"analytic_elbo_loss: method must be one of {', '.join(get_args(OutputMethod))}, got {describe(method)}."
+        )
     data = DataTerm(
         "analytic_elbo_loss", apply_fn, x, y, loss_fn=loss_fn, weights=weights, needs_key=needs_key, has_aux=has_aux
     )
@@ -98,7 +106,7 @@ def analytic_elbo_loss(
     )
     if key is None:
         _refuse_missing_key(regulariser)
-    nll, aux = _mean_nll(draws, bound, num_points)
+    nll, aux = _mean_nll(draws, method, bound, num_points)
     kl = regulariser.kl()
     terms = ELBOTerms(nll, kl, regulariser.weight(kl.dtype), regulariser.hyperprior())
     return with_extras(terms.loss, *[terms] * return_terms, *[aux] * has_aux)
@@ -115,7 +123,9 @@ def _refuse_missing_key(regulariser: Regulariser) -> None:
         )
 
 
-def _mean_nll(draws: Draws, bound: SoftmaxBound, num_points: int) -> tuple[jax.Array, PyTree]:
+def _mean_nll(
+    draws: Draws, method: OutputMethod, bound: SoftmaxBound, num_points: int
+) -> tuple[jax.Array, PyTree]:
     """The expected mean loss, over num_samples keys if apply_fn takes one, and all aux."""
     data, params = draws.data, draws.params
 
@@ -123,7 +133,10 @@ def _mean_nll(draws: Draws, bound: SoftmaxBound, num_points: int) -> tuple[jax.A
         def outputs(w: PyTree) -> tuple[PyTree, PyTree]:
             return split_aux(data.caller, "apply_fn", data.apply_fn(w, data.x, *apply_key), has_aux=data.has_aux)
 
-        model = LinearModel.of(data.caller, outputs, params, data.x)
+        if method == "exact":
+            model = LinearModel.of(data.caller, outputs, params, data.x)
+        else:
+            model = PropagatedModel.of(data.caller, outputs, params, data.x, num_points)
         losses = expected_losses(data, model, bound=bound, num_points=num_points)
         return data.mean(losses), model.aux
 

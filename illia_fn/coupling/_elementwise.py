@@ -1,0 +1,232 @@
+"""Mean and variance of an element-wise function of independent Gaussians.
+
+Of straight pieces, as those of relu, they are known; of anything else, they are taken by Gauss-Hermite quadrature.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+
+from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32
+from illia_fn.coupling._moments import root
+
+Array = jax.Array
+Function = Callable[[Array], Array]
+Law = tuple[Array, Array]  # mean and variance, in float32 or wider
+
+_FAR = 50.0  # standard deviations, where the density is 0 in float64
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Independent Gaussians z.
+
+    Attributes:
+        mean, variance: theirs, in float32 or wider.
+        dtype: that of z in the model.
+        leaves: the posterior nodes that z depends on.
+    """
+
+    mean: Array
+    variance: Array
+    dtype: Any
+    leaves: frozenset[int]
+
+
+class Pieces(NamedTuple):
+    """`above` where `side` is positive, and `below` elsewhere: functions of z that are affine, or constant if Boolean.
+
+    Without a side the two are the same.
+    """
+
+    below: Function
+    above: Function
+    side: Function | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Random:
+    """f(z), element by element.
+
+    Attributes:
+        source: z.
+        f: the function.
+        dtype: of what it returns.
+        pieces: the function again, if it is made of straight pieces.
+    """
+
+    source: Source
+    f: Function
+    dtype: Any
+    pieces: Pieces | None = None
+
+    @staticmethod
+    def of(source: Source) -> "Random":
+        return Random(source, _same, source.dtype, Pieces(_same, _same))
+
+    def law(self, num_points: int) -> Law:
+        """E[f(z)] and Var[f(z)]."""
+        source = self.source
+        if self.f is _same:
+            return source.mean, source.variance
+        if self.pieces is None:
+            return _by_quadrature(self, num_points)
+        below, above, side = self.pieces
+        if side is None:
+            value, slope = _line(source, below)
+            return value, jnp.square(slope) * source.variance
+        stddev = root(source.variance)
+        lines = [(value, slope * stddev) for value, slope in (_line(source, piece) for piece in (below, above, side))]
+        return of_two_pieces(*lines)
+
+
+def _same(z: Array) -> Array:
+    return z
+
+
+def bind(eqn: Any, operands: Sequence[Any], **params: Any) -> list[Array]:
+    outputs = eqn.primitive.bind(*operands, **{**eqn.primitive.get_bind_params(eqn.params), **params})
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def elementwise(eqn: Any, operands: list[Any]) -> Random:
+    """A function of one source; of straight pieces if its operands are, and it keeps them so or folds them."""
+    name, dtype = eqn.primitive.name, eqn.outvars[0].aval.dtype
+    is_straight = _is_straight(eqn, [isinstance(value, Random) for value in operands])
+    value = combined(lambda *xs: bind(eqn, xs)[0], operands, dtype, is_straight=is_straight)
+    lines = [_line_of(operand) for operand in operands]
+    if name not in FOLDS or None in lines:
+        return value
+    return Random(value.source, value.f, dtype, FOLDS[name](*lines))
+
+
+def _is_straight(eqn: Any, is_random: Sequence[bool]) -> bool:
+    """Whether an element-wise operation is affine in the operands that are random."""
+    name = eqn.primitive.name
+    if name == "mul":
+        return is_random.count(True) == 1
+    if name == "div":
+        return not is_random[1]
+    if name == "convert_element_type":
+        return jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
+    return name in STRAIGHT
+
+
+def combined(op: Callable[..., Array], operands: Sequence[Any], dtype: Any, *, is_straight: bool) -> Random:
+    """op(*operands), of arrays and of functions of one source; made of straight pieces if op keeps them so."""
+    randoms = [value for value in operands if isinstance(value, Random)]
+
+    def through(pick: Callable[[Random], Function]) -> Function:
+        functions = [pick(value) if isinstance(value, Random) else (lambda _, value=value: value) for value in operands]
+        return lambda z: op(*[f(z) for f in functions])
+
+    pieces = [value.pieces for value in randoms]
+    sides = {piece.side for piece in pieces if piece is not None and piece.side is not None}
+    merged = None
+    if is_straight and None not in pieces and len(sides) <= 1:
+        below, above = (through(lambda value, at=at: value.pieces[at]) for at in (0, 1))
+        merged = Pieces(below, above, *sides)
+    return Random(randoms[0].source, through(lambda value: value.f), dtype, merged)
+
+
+def _line_of(value: Any) -> Function | None:
+    """A value as one straight piece, if it is one."""
+    if not isinstance(value, Random):
+        return lambda _: value
+    return None if value.pieces is None or value.pieces.side is not None else value.pieces.below
+
+
+def _line(source: Source, piece: Function) -> tuple[Array, Array]:
+    """Value and slope at the mean."""
+    mean = source.mean.astype(source.dtype)
+    value, slope = jax.jvp(piece, (mean,), (jnp.ones_like(mean),))
+    return at_least_float32(value), at_least_float32(slope)
+
+
+def of_two_pieces(below: Law, above: Law, side: Law) -> Law:
+    """Mean and variance of y = below + e 1[side > 0], e = above - below: each a + b u, u ~ N(0, 1), is given as (a, b).
+
+    With t = a / b of the side, and u mirrored where b is negative, the side is positive for u > -t. There
+
+        E[1] = Phi(t)    E[u 1] = phi(t)    E[u^2 1] = Phi(t) - t phi(t)
+
+    which make E[e 1], Var[e 1] and Cov[u, e 1]. For relu the mean is s (phi(t) + t Phi(t)).
+    """
+    sign = jnp.where(side[1] < 0, -1.0, 1.0).astype(side[1].dtype)
+    t = _standardised(side[0], sign * side[1])
+    inside, outside, density = ndtr(t), ndtr(-t), jnp.exp(-0.5 * jnp.square(t) - HALF_LOG_2PI)
+    second = inside - t * density
+    slope, step, turn = sign * below[1], above[0] - below[0], sign * (above[1] - below[1])
+    mean = below[0] + inside * step + density * turn
+    covariance = density * step + second * turn
+    # Phi(t) Phi(-t) in the place of Phi(t) - Phi(t)^2, and so on: what is left cancels only where all is 0
+    variance = outside * step * (inside * step + 2.0 * density * turn)
+    variance += (second - jnp.square(density)) * jnp.square(turn) + slope * (slope + 2.0 * covariance)
+    return mean, jnp.maximum(variance, 0.0)
+
+
+@jax.custom_jvp
+def _standardised(mean: Array, stddev: Array) -> Array:
+    """mean / stddev, within bounds beyond which nothing changes; 0 / 0 is 0."""
+    at_zero = jnp.sign(mean) * _FAR
+    return jnp.where(stddev > 0, jnp.clip(mean / jnp.where(stddev > 0, stddev, 1.0), -_FAR, _FAR), at_zero)
+
+
+@_standardised.defjvp
+def _standardised_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    t, stddev = _standardised(*primals), primals[1]
+    near = (jnp.abs(t) < _FAR) & (stddev > 0)
+    # the square of a small stddev, by which JAX divides, would underflow
+    return t, jnp.where(near, tangents[0] - t * tangents[1], 0.0) / jnp.where(near, stddev, 1.0)
+
+
+def _by_quadrature(value: Random, num_points: int) -> Law:
+    """sum_k share_k f(mean + z_k stddev), at the points and with the shares of Gauss and Hermite, and so the variance.
+
+    The values at the points are computed anew for the gradient, as there are many.
+    """
+    points, shares = np.polynomial.hermite_e.hermegauss(num_points)
+    source = value.source
+
+    @jax.checkpoint
+    def law(mean: Array, stddev: Array) -> Law:
+        at = lambda z: at_least_float32(value.f((mean + z * stddev).astype(source.dtype)))  # noqa: E731
+        values = jax.vmap(at)(jnp.asarray(points, mean.dtype))
+        weights = jnp.asarray(shares / np.sum(shares), values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+        center = jnp.sum(weights * values, axis=0)
+        return center, jnp.sum(weights * jnp.square(values - center[None]), axis=0)
+
+    return law(source.mean, root(source.variance))
+
+
+def _step(side: Function) -> Pieces:
+    """Whether a side is positive."""
+    return Pieces(lambda z: jnp.zeros_like(z, bool), lambda z: jnp.ones_like(z, bool), side)
+
+
+def _gap(a: Function, b: Function) -> Function:
+    return lambda z: a(z) - b(z)
+
+
+FOLDS: dict[str, Callable[..., Pieces]] = {
+    "abs": lambda a: Pieces(lambda z: -a(z), a, a),
+    "ge": lambda a, b: _step(_gap(a, b)),
+    "gt": lambda a, b: _step(_gap(a, b)),
+    "le": lambda a, b: _step(_gap(b, a)),
+    "lt": lambda a, b: _step(_gap(b, a)),
+    "max": lambda a, b: Pieces(b, a, _gap(a, b)),
+    "min": lambda a, b: Pieces(a, b, _gap(a, b)),
+}
+STRAIGHT = {"add", "add_any", "copy", "copy_p", "name", "neg", "pvary", "reduce_precision", "select_n", "sub"}
+ELEMENTWISE = {
+    *FOLDS, *STRAIGHT,
+    "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "convert_element_type",
+    "cos", "cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "integer_pow",
+    "is_finite", "lgamma", "log", "log1p", "logistic", "mul", "ne", "not", "or", "pow", "rem", "round", "rsqrt", "sign",
+    "sin", "sinh", "sqrt", "square", "stop_gradient", "tan", "tanh", "xor",
+}  # fmt: skip
