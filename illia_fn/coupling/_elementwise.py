@@ -3,6 +3,7 @@
 Of straight pieces, as those of relu, they are known; of anything else, they are taken by Gauss-Hermite quadrature.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
+from jax.scipy.special import erfc
 
 from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32
 from illia_fn.coupling._moments import root
@@ -149,25 +150,58 @@ def _line(source: Source, piece: Function) -> tuple[Array, Array]:
 
 
 def of_two_pieces(below: Law, above: Law, side: Law) -> Law:
-    """Mean and variance of y = below + e 1[side > 0], e = above - below: each a + b u, u ~ N(0, 1), is given as (a, b).
+    """Mean and variance of `above` where side > 0 and of `below` elsewhere, each a + b u, u ~ N(0, 1), as (a, b).
 
-    With t = a / b of the side, and u mirrored where b is negative, the side is positive for u > -t. There
-
-        E[1] = Phi(t)    E[u 1] = phi(t)    E[u^2 1] = Phi(t) - t phi(t)
-
-    which make E[e 1], Var[e 1] and Cov[u, e 1]. For relu the mean is s (phi(t) + t Phi(t)).
+    With t = a / b of the side, and u mirrored where b is negative, the side is positive for u > -t.
     """
     sign = jnp.where(side[1] < 0, -1.0, 1.0).astype(side[1].dtype)
     t = _standardised(side[0], sign * side[1])
-    inside, outside, density = ndtr(t), ndtr(-t), jnp.exp(-0.5 * jnp.square(t) - HALF_LOG_2PI)
-    second = inside - t * density
-    slope, step, turn = sign * below[1], above[0] - below[0], sign * (above[1] - below[1])
-    mean = below[0] + inside * step + density * turn
-    covariance = density * step + second * turn
-    # Phi(t) Phi(-t) in the place of Phi(t) - Phi(t)^2, and so on: what is left cancels only where all is 0
-    variance = outside * step * (inside * step + 2.0 * density * turn)
-    variance += (second - jnp.square(density)) * jnp.square(turn) + slope * (slope + 2.0 * covariance)
-    return mean, jnp.maximum(variance, 0.0)
+    mean, variance = _with_jump(sign * below[1], above[0] - below[0], sign * (above[1] - below[1]), t)
+    return below[0] + mean, variance
+
+
+class _Truncated(NamedTuple):
+    """E[1], E[u 1] and E[u^2 1] of u > -t, and of the jump e = step + turn u the mean E[e 1] and covariance E[u e 1]."""
+
+    inside: Array
+    density: Array
+    second: Array
+    mean: Array
+    covariance: Array
+
+    @staticmethod
+    def of(step: Array, turn: Array, t: Array) -> "_Truncated":
+        tail, density = 0.5 * erfc(jnp.abs(t) * math.sqrt(0.5)), jnp.exp(-0.5 * jnp.square(t) - HALF_LOG_2PI)
+        inside = jnp.where(t > 0, 1.0 - tail, tail)
+        second = inside - t * density
+        return _Truncated(inside, density, second, inside * step + density * turn, density * step + second * turn)
+
+
+@jax.custom_jvp
+def _with_jump(slope: Array, step: Array, turn: Array, t: Array) -> Law:
+    """Mean and variance of slope u + (step + turn u) 1[u > -t].
+
+    For relu, where slope is 0, step = m and turn = s, the mean is s r with r = phi(t) + t Phi(t), and the variance
+    s^2 (Phi(t) + t r - r^2).
+    """
+    inside, density, second, mean, covariance = _Truncated.of(step, turn, t)
+    # E[(e 1)^2] - E[e 1]^2, with Phi(t) Phi(-t) in the place of Phi(t) - Phi(t)^2: it cancels only where all is 0
+    variance = (1.0 - inside) * step * (mean + density * turn) + (second - jnp.square(density)) * jnp.square(turn)
+    return mean, jnp.maximum(variance + slope * (slope + 2.0 * covariance), 0.0)
+
+
+@_with_jump.defjvp
+def _with_jump_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Law, Law]:
+    slope, step, turn, t = primals
+    d_slope, d_step, d_turn, d_t = tangents
+    inside, density, second, mean, covariance = _Truncated.of(step, turn, t)
+    gap = step - turn * t  # of the two pieces where they meet: 0 if what is folded is continuous
+    d_mean = inside * d_step + density * d_turn + density * gap * d_t
+    by_step = slope * density + mean * (1.0 - inside)
+    by_turn = slope * second + covariance - mean * density
+    d_variance = 2.0 * ((slope + covariance) * d_slope + by_step * d_step + by_turn * d_turn)
+    d_variance += density * gap * (gap - 2.0 * (mean + slope * t)) * d_t
+    return _with_jump(*primals), (d_mean, d_variance)
 
 
 @jax.custom_jvp
