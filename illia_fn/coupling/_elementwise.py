@@ -100,7 +100,7 @@ def elementwise(eqn: Any, operands: list[Any]) -> Random:
     name, dtype = eqn.primitive.name, eqn.outvars[0].aval.dtype
     is_straight = _is_straight(eqn, [isinstance(value, Random) for value in operands])
     value = combined(lambda *xs: bind(eqn, xs)[0], operands, dtype, is_straight=is_straight)
-    lines = [_line_of(operand) for operand in operands]
+    lines = [_line_of(operand, eqn.outvars[0].aval.shape) for operand in operands]
     if name not in FOLDS or None in lines:
         return value
     return Random(value.source, value.f, dtype, FOLDS[name](*lines))
@@ -123,23 +123,29 @@ def combined(op: Callable[..., Array], operands: Sequence[Any], dtype: Any, *, i
     randoms = [value for value in operands if isinstance(value, Random)]
 
     def through(pick: Callable[[Random], Function]) -> Function:
-        functions = [pick(value) if isinstance(value, Random) else (lambda _, value=value: value) for value in operands]
+        functions = [pick(value) if isinstance(value, Random) else _constant(value) for value in operands]
         return lambda z: op(*[f(z) for f in functions])
 
-    pieces = [value.pieces for value in randoms]
-    sides = {piece.side for piece in pieces if piece is not None and piece.side is not None}
+    pieces = {value: value.pieces for value in randoms if value.pieces is not None}
+    sides = {piece.side for piece in pieces.values() if piece.side is not None}
     merged = None
-    if is_straight and None not in pieces and len(sides) <= 1:
-        below, above = (through(lambda value, at=at: value.pieces[at]) for at in (0, 1))
-        merged = Pieces(below, above, *sides)
+    if is_straight and all(value in pieces for value in randoms) and len(sides) <= 1:
+        merged = Pieces(through(lambda value: pieces[value].below), through(lambda value: pieces[value].above), *sides)
     return Random(randoms[0].source, through(lambda value: value.f), dtype, merged)
 
 
-def _line_of(value: Any) -> Function | None:
-    """A value as one straight piece, if it is one."""
+def _constant(value: Any) -> Function:
+    return lambda _: value
+
+
+def _line_of(value: Any, shape: tuple[int, ...]) -> Function | None:
+    """A value as one straight piece, if it is one, of this shape: a scalar meets arrays of any."""
     if not isinstance(value, Random):
-        return lambda _: value
-    return None if value.pieces is None or value.pieces.side is not None else value.pieces.below
+        return _constant(jnp.broadcast_to(value, shape))
+    if value.pieces is None or value.pieces.side is not None:
+        return None
+    line = value.pieces.below
+    return lambda z: jnp.broadcast_to(line(z), shape)
 
 
 def _line(source: Source, piece: Function) -> tuple[Array, Array]:
@@ -161,7 +167,7 @@ def of_two_pieces(below: Law, above: Law, side: Law) -> Law:
 
 
 class _Truncated(NamedTuple):
-    """E[1], E[u 1] and E[u^2 1] of u > -t, and of the jump e = step + turn u the mean E[e 1] and covariance E[u e 1]."""
+    """E[1], E[u 1] and E[u^2 1] where u > -t, and the mean E[e 1] and covariance E[u e 1] of e = step + turn u."""
 
     inside: Array
     density: Array
@@ -220,22 +226,24 @@ def _standardised_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array
 
 
 def _by_quadrature(value: Random, num_points: int) -> Law:
-    """sum_k share_k f(mean + z_k stddev), at the points and with the shares of Gauss and Hermite, and so the variance.
+    """sum_k share_k f(mean + z_k stddev), at the points and with the shares of Gauss and Hermite; so the variance.
 
-    The values at the points are computed anew for the gradient, as there are many.
+    Point by point, as all at once would take the memory, and on CPU ten times as long; for the gradient once more.
     """
-    points, shares = np.polynomial.hermite_e.hermegauss(num_points)
-    source = value.source
+    source, stddev = value.source, root(value.source.variance)
+    at = lambda z: at_least_float32(value.f(z.astype(source.dtype)))  # noqa: E731
+    center = at(source.mean)  # what is near to the mean, so that its square does not cancel from that of the values
 
     @jax.checkpoint
-    def law(mean: Array, stddev: Array) -> Law:
-        at = lambda z: at_least_float32(value.f((mean + z * stddev).astype(source.dtype)))  # noqa: E731
-        values = jax.vmap(at)(jnp.asarray(points, mean.dtype))
-        weights = jnp.asarray(shares / np.sum(shares), values.dtype).reshape(-1, *[1] * (values.ndim - 1))
-        center = jnp.sum(weights * values, axis=0)
-        return center, jnp.sum(weights * jnp.square(values - center[None]), axis=0)
+    def add(sums: Law, point: Law) -> tuple[Law, None]:
+        z, share = point
+        gap = at(source.mean + z * stddev) - center
+        return (sums[0] + share * gap, sums[1] + share * jnp.square(gap)), None
 
-    return law(source.mean, root(source.variance))
+    points, shares = np.polynomial.hermite_e.hermegauss(num_points)
+    points = jnp.asarray(points, stddev.dtype), jnp.asarray(shares / np.sum(shares), center.dtype)
+    (mean, second), _ = jax.lax.scan(add, (jnp.zeros_like(center), jnp.zeros_like(center)), points)
+    return center + mean, jnp.maximum(second - jnp.square(mean), 0.0)
 
 
 def _step(side: Function) -> Pieces:

@@ -1,4 +1,4 @@
-"""L(q) without sampling w: of a model that is linear in its Bayesian leaves, or by moments that propagate through it."""
+"""L(q) without sampling w: of a model that is linear in its Bayesian leaves, or by propagation of moments."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -123,9 +123,7 @@ def _refuse_missing_key(regulariser: Regulariser) -> None:
         )
 
 
-def _mean_nll(
-    draws: Draws, method: OutputMethod, bound: SoftmaxBound, num_points: int
-) -> tuple[jax.Array, PyTree]:
+def _mean_nll(draws: Draws, method: OutputMethod, bound: SoftmaxBound, num_points: int) -> tuple[jax.Array, PyTree]:
     """The expected mean loss, over num_samples keys if apply_fn takes one, and all aux."""
     data, params = draws.data, draws.params
 
