@@ -3,12 +3,13 @@
 python -m benchmarks.moments [SEEDS]
 
 Digits of 8 x 8 pixels: networks of one and of three hidden layers of 100, and a CNN (two convolutions of 16 and 32
-channels, each with relu and pooled by the mean, then a dense layer), fresh from `mean_field` and trained. The propagated
-law of the outputs of held-out examples is compared with that of many networks: the error of the mean in standard
-deviations, root mean square, of which .016 is the noise of the draws; the ratio of the standard deviations, its mean and
-its 5 and 95 % quantiles; and the expected negative log-likelihood, for which Knowles and Minka's bound is taken. All
-train from the same start, with Adam, for as many steps on the same batches. The negative ELBO per example of all training
-data is by 64 draws for each example, the held-out likelihood of 64 networks. Means over the seeds.
+channels, each with relu and pooled by the mean, then a dense layer), fresh from `mean_field` and trained. The
+propagated law of the outputs of held-out examples is compared with that of many networks: the error of the mean in
+standard deviations, root mean square, of which .016 is the noise of the draws; the ratio of the standard deviations,
+its mean and its 5 and 95 % quantiles; and the expected negative log-likelihood, for which Knowles and Minka's bound
+is taken. All train from the same start, with Adam, for as many steps on the same batches. The negative ELBO per
+example of all training data is by 64 draws for each example, the held-out likelihood of 64 networks. Means over the
+seeds.
 """
 
 import sys

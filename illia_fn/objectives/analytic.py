@@ -44,7 +44,7 @@ def analytic_elbo_loss(
     has_aux: bool = False,
     return_terms: bool = False,
 ) -> Any:
-    """Negative evidence lower bound without sampling the weights, for Bayesian leaves that enter linearly.
+    """Negative evidence lower bound without sampling the weights: exact where they enter linearly, or by their moments.
 
         L(q) = mean_i E_{w ~ q}[ -log p(y_i | f(x_i, w)) ] + kl_weight * KL(q || prior) / N
 
@@ -65,17 +65,27 @@ def analytic_elbo_loss(
     `explain_linearity`). The gradient has no noise but that of the batch. Examples may interact in deterministic
     layers, as under batch normalisation.
 
+    With `method="moments"` f need not be linear: m and c are those of `propagate_moments`, which goes through the
+    network from layer to layer (Wu et al. 2019, Deterministic variational inference for robust Bayesian neural
+    networks, https://arxiv.org/abs/1810.03958, without the covariances of units). That is an approximation: L is no
+    bound any more, nor does it tell how far it is off. Both are exact for one hidden layer of relu. For more, c is too
+    small, as what the units of a layer have in common is neglected, and an optimiser makes use of that: in
+    `benchmarks.moments` networks of one hidden layer train to the ELBO of `elbo_loss`, and TRAINING_ERRORS. Judge what
+    was trained by `elbo_loss`.
+
     Args:
-        apply_fn, params, x, y: as in `elbo_loss`; all posterior nodes of params enter the outputs linearly, and one of
-            the outputs depends on them: of a pair (loc, rho) the first, say, with a rho of deterministic parameters.
+        apply_fn, params, x, y: as in `elbo_loss`; one of the outputs depends on the posterior nodes of params: of a
+            pair (loc, rho) the first, say, with a rho of deterministic parameters. All nodes enter the outputs linearly
+            or, by moments, through operations that `propagate_moments` takes.
         key: a PRNG key for what is random beside w: with `needs_key=True` (dropout), and for a KL that is sampled.
         num_samples: how many draws to take of that; the weights need none.
         loss_fn: as in `elbo_loss`, of the kinds above. Keywords are bound with `functools.partial`.
+        method: "exact", or "moments".
         bound: that of `categorical_nll`, "knowles_minka" or "jensen". The first one is a fixed number of steps towards
             the tightest: within 1e-5 nats of it where the standard deviation of each logit is below 3, or below 2 if
             they are correlated (then within 1e-2 at 3). It needs the covariance of the logits of an example, unless
             they are independent, and has first derivatives only.
-        num_points: points of the quadrature.
+        num_points: points of the quadrature, of the likelihood and of activations.
         others: as in `elbo_loss`.
 
     Returns:
@@ -83,7 +93,8 @@ def analytic_elbo_loss(
 
     Raises:
         ValueError: as `elbo_loss`, and if the outputs are not linear in a Bayesian leaf, which it names along with the
-            operation that is in the way, for a posterior that is not Gaussian, and for a loss_fn of another kind.
+            operation that is in the way, for a posterior that is not Gaussian, and for a loss_fn of another kind. By
+            moments, as `propagate_moments` for the first two of these.
         TypeError: if `key` is not a PRNG key, and for a second derivative of `bound="knowles_minka"`.
 
     >>> from illia_fn import mean_field
@@ -91,6 +102,10 @@ def analytic_elbo_loss(
     >>> data = jnp.ones((5, 3)), jnp.zeros((5, 2))
     >>> print(f"{analytic_elbo_loss(lambda w, x: x @ w['w'], q, *data, num_data=5):.3f}")
     13.637
+    >>> def network(w, x):
+    ...     return jax.nn.relu(x @ w["w"]) @ jnp.ones((2, 1))
+    >>> print(f"{analytic_elbo_loss(network, q, data[0], jnp.zeros((5, 1)), num_data=5, method='moments'):.3f}")
+    21.718
     """
     check_bound("analytic_elbo_loss", bound, num_points)
     if method not in get_args(OutputMethod):

@@ -64,7 +64,8 @@ def propagate_moments(
     >>> from illia_fn import mean_field
     >>> q = mean_field({"w": jnp.ones((2, 100)), "v": jnp.full((100, 1), 0.1)}, scale=0.5)
     >>> law = propagate_moments(lambda w, x: jax.nn.relu(x @ w["w"]) @ w["v"], q, jnp.array([[1.0, -1.0]]))
-    >>> print(law.mean.round(3), law.covariance.round(3))  # 100 E[relu] 0.1 and 100 (E[relu^2] 0.26 - (0.1 E[relu])^2)
+    >>> print(law.mean.round(3), law.covariance.round(3))  # of 100 relu(N(0, 0.5)) N(0.1, 0.25)
+    [[2.821]] [[[6.42]]]
     """
     check_callable("propagate_moments", "apply_fn", apply_fn)
     check_nodes("propagate_moments", params)
