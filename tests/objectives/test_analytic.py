@@ -337,6 +337,22 @@ def test_moments_of_a_hidden_layer_are_the_mean_of_the_sampled_loss():
     assert abs(known - losses.mean()) < 5 * losses.std() / np.sqrt(20_000)
 
 
+def test_moments_of_a_scale_that_is_predicted():
+    """A pair (loc, rho) of which both are random: the mean over the draws of two independent outputs."""
+    q = mean_field({"loc": PARAMS["hidden"][:, :4], "rho": PARAMS["hidden"][:, 1:]}, scale=0.3)
+
+    def pair(w, x):
+        return x @ w["loc"], 0.3 * (x @ w["rho"])
+
+    options = {"num_data": 6, "kl_weight": 0.0, "loss_fn": illia_fn.gaussian_nll}
+    known = analytic_elbo_loss(pair, q, X, VALUES, method="moments", **options)
+    draws = jax.jit(jax.vmap(lambda key: elbo_loss(pair, q, X, VALUES, key, **options)))
+    losses = draws(jax.random.split(KEY, 20_000))
+    assert abs(known - losses.mean()) < 5 * losses.std() / np.sqrt(20_000)
+    with pytest.raises(ValueError, match="one output may depend on the Bayesian leaves, but 2 "):
+        analytic_elbo_loss(pair, q, X, VALUES, **options)
+
+
 def test_moments_beside_dropout_and_aux():
     def apply_fn(w, x, key):
         hidden = jax.nn.relu(x @ w["hidden"])
@@ -345,7 +361,7 @@ def test_moments_beside_dropout_and_aux():
 
     q = mean_field(PARAMS, scale=0.4)
     options = {"needs_key": True, "has_aux": True, "num_data": 6, "method": "moments", "return_terms": True}
-    loss, terms, aux = jax.jit(partial(analytic_elbo_loss, apply_fn, num_samples=2, **options))(q, X, VALUES, KEY)
+    loss, (terms, aux) = jax.jit(partial(analytic_elbo_loss, apply_fn, num_samples=2, **options))(q, X, VALUES, KEY)
     np.testing.assert_allclose(terms.kl, kl_loss(q, reduction="sum"), rtol=1e-6)
     assert jnp.isfinite(loss)
     assert aux["hidden"].shape == (2, 5)
@@ -523,8 +539,8 @@ def both(w, x):
 
 
 REFUSED = {
-    "a method": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES, num_data=6, method="moment"), "analytic_elbo_loss: method must be one of exact, moments, got 'moment'"),
-    "an operation": (lambda: analytic_elbo_loss(lambda w, x: jax.nn.softmax(x @ w["hidden"]), ALL, X, VALUES[:, :1], num_data=6, method="moments"), r"analytic_elbo_loss: moments are not propagated through reduce_max, here of what depends on params\['hidden'\]"),
+    "a method": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES, num_data=6, method="moment"), "method must be one of exact, moments, got 'moment'"),
+    "an operation": (lambda: analytic_elbo_loss(lambda w, x: jax.nn.softmax(x @ w["hidden"]), ALL, X, VALUES[:, :1], num_data=6, method="moments"), r"moments are not propagated through reduce_max, here of what depends on params\['hidden'\]"),
     "a hidden layer, and what to do": (lambda: analytic_elbo_loss(mlp, ALL, X, VALUES, num_data=6), 'or take method="moments", an approximation'),
     "a hidden layer": (lambda: analytic_elbo_loss(mlp, ALL, X, VALUES, num_data=6), r"must be linear in the Bayesian leaves, and are not in params\['hidden'\] \(tanh: not linear in it\).* explain_linearity"),
     "two outputs": (lambda: analytic_elbo_loss(both, Q, X, REALS, loss_fn=illia_fn.gaussian_nll, num_data=6), "one output may depend on the Bayesian leaves, but 2"),
