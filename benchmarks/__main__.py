@@ -24,6 +24,7 @@ NAMES = (
     "compile_time",
     "gradient_quality",
     "natural_gradient",
+    "moments",
 )
 PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
 
