@@ -2,14 +2,14 @@
 
 python -m benchmarks.moments [SEEDS]
 
-Digits of 8 x 8 pixels: networks of one and of three hidden layers of 100, and a CNN (two convolutions of 16 and 32
+Digits of 8 x 8 pixels: networks of one and of three hidden layers of 100, and a CNN (two convolutions of 8 and 16
 channels, each with relu and pooled by the mean, then a dense layer), fresh from `mean_field` and trained. The
 propagated law of the outputs of held-out examples is compared with that of many networks: the error of the mean in
 standard deviations, root mean square, of which .016 is the noise of the draws; the ratio of the standard deviations,
 its mean and its 5 and 95 % quantiles; and the expected negative log-likelihood, for which Knowles and Minka's bound
 is taken. All train from the same start, with Adam, for as many steps on the same batches. The negative ELBO per
-example of all training data is by 64 draws for each example, the held-out likelihood of 64 networks. Means over the
-seeds.
+example of all training data is by 64 draws for each example, the held-out likelihood of 64 networks. The mean of SEEDS
+runs, of one unless told.
 """
 
 import sys
@@ -59,11 +59,10 @@ def cnn(params, x):
 NETWORKS = {
     "MLP 1": Network(((64, 100), (100, 10)), mlp),
     "MLP 3": Network(((64, 100), (100, 100), (100, 100), (100, 10)), mlp),
-    "CNN": Network(((3, 3, 1, 16), (3, 3, 16, 32), (128, 10)), cnn),
+    "CNN": Network(((3, 3, 1, 8), (3, 3, 8, 16), (64, 10)), cnn),
 }
 DRAWN = "elbo_loss, decorrelated"
 METHODS = {
-    "elbo_loss": illia_fn.elbo_loss,
     DRAWN: partial(illia_fn.elbo_loss, coupling="decorrelated"),
     "moments": partial(illia_fn.analytic_elbo_loss, method="moments"),
 }
@@ -134,7 +133,7 @@ def measure(network: Network, seed: int, steps: int) -> dict[str, dict[str, floa
     return found
 
 
-def main(seeds: int = 2, steps: int = 1000, rounds: int = 15) -> None:
+def main(seeds: int = 1, steps: int = 500, rounds: int = 15) -> None:
     """Print errors, scores and times, and check the claims."""
     rows, claims, batch = [], [], (jnp.ones((BATCH, 8, 8)), jnp.zeros(BATCH, int))
     for name, network in NETWORKS.items():

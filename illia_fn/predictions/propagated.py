@@ -39,8 +39,8 @@ def propagate_moments(
     The first layer is exact, and so are means and variances of a network of one hidden layer (up to the quadrature).
     Deeper, two things are neglected. The covariances of the units of a layer, which share their inputs, and of any two
     values that share weights: x + f(x), a leaf that is used twice, positions of a convolution. This leaves means of
-    sums right and makes their variances too small, the more so the more of them are averaged. And sums are taken for
-    Gaussian, which they are the nearer, the more terms they have. What is neglected makes the standard deviation of
+    sums right and their variances wrong, after training mostly too small. And sums are taken for Gaussian, which they
+    are the nearer, the more terms they have. What is neglected makes the standard deviation of
     the outputs of the networks of `benchmarks.moments` DEEPER_ERRORS.
 
     Args:
@@ -49,7 +49,9 @@ def propagate_moments(
         params: a posterior tree of `mean_field`, `k_tied` or another family of independent numbers.
         x: inputs, as the model takes them.
         key: a PRNG key for what is random beside w, such as dropout, which is drawn once.
-        num_points: points of the quadrature. With 20, that of tanh(y) is within QUADRATURE_ERRORS.
+        num_points: points of the quadrature. With 20, mean and standard deviation of tanh(y) are within 1e-4 if the
+            standard deviation of y is 1, .01 if it is 2 and .06 if it is 4. Where there are two kinks, or pieces that
+            are not straight, as in relu6 and elu, they are within .02 standard deviations of y.
 
     Returns:
         An `OutputLaw`, in float32 or wider; the covariance is diagonal, as all that is not is neglected.

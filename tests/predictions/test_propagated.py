@@ -35,7 +35,7 @@ def test_it_is_a_law_of_logits():
     law = jax.jit(lambda q: propagate_moments(lambda w, x: jnp.tanh(x @ w["w"]), q, X, num_points=30))(Q)
     probs = softmax_of_gaussian(law.mean, law.covariance)
     np.testing.assert_allclose(probs.sum(axis=1), 1.0, rtol=1e-6)
-    with pytest.raises(ValueError, match="got the OutputLaw"):
+    with pytest.raises(ValueError, match="got an OutputLaw"):
         illia_fn.class_probs(illia_fn.categorical_nll, law)
 
 
