@@ -68,10 +68,12 @@ def analytic_elbo_loss(
     With `method="moments"` f need not be linear: m and c are those of `propagate_moments`, which goes through the
     network from layer to layer (Wu et al. 2019, Deterministic variational inference for robust Bayesian neural
     networks, https://arxiv.org/abs/1810.03958, without the covariances of units). That is an approximation: L is no
-    bound any more, nor does it tell how far it is off. Both are exact for one hidden layer of relu. For more, c is too
-    small, as what the units of a layer have in common is neglected, and an optimiser makes use of that: in
-    `benchmarks.moments` networks of one hidden layer train to the ELBO of `elbo_loss`, and TRAINING_ERRORS. Judge what
-    was trained by `elbo_loss`.
+    bound any more, nor does it tell how far it is off. For one hidden dense layer of relu m and c are exact, and so is
+    L of a `gaussian_nll`. For more, c is wrong, as what the units of a layer have in common is neglected, and an
+    optimiser makes use of that: in `benchmarks.moments` a network of three hidden layers ends at the negative ELBO of
+    `elbo_loss`, but its held-out likelihood is worse, and the data term of L is half of that by draws. Judge what was
+    trained by `elbo_loss`. A pair (loc, rho) of a `gaussian_nll` may be random in both, for which rho is averaged by
+    quadrature.
 
     Args:
         apply_fn, params, x, y: as in `elbo_loss`; one of the outputs depends on the posterior nodes of params: of a

@@ -27,7 +27,8 @@ def propagate_moments(
     """The law of f(x, w), w ~ q, about, as means and variances propagate from layer to layer, without draws.
 
     Deterministic variational inference (Wu et al. 2019, https://arxiv.org/abs/1810.03958) of an unmodified network, in
-    one pass that costs about three. Every value of the network is taken for independent Gaussians, y ~ N(m, c):
+    one pass, which with its gradient takes as long as three or four. Every value of the network is taken for
+    independent Gaussians, y ~ N(m, c):
 
         sums          m, c = sums of means, of variances
         products      x w of independent ones: m_x m_w, and m_x^2 c_w + c_x (m_w^2 + c_w), summed: dense, convolution
@@ -36,12 +37,15 @@ def propagate_moments(
     The last are in closed form where f is made of two straight pieces, as relu, leaky_relu and abs are, and else by
     Gauss-Hermite quadrature of all that is applied to y before the next sum or product, as in gelu or x sigmoid(x).
 
-    The first layer is exact, and so are means and variances of a network of one hidden layer (up to the quadrature).
-    Deeper, two things are neglected. The covariances of the units of a layer, which share their inputs, and of any two
-    values that share weights: x + f(x), a leaf that is used twice, positions of a convolution. This leaves means of
-    sums right and their variances wrong, after training mostly too small. And sums are taken for Gaussian, which they
-    are the nearer, the more terms they have. What is neglected makes the standard deviation of
-    the outputs of the networks of `benchmarks.moments` DEEPER_ERRORS.
+    The first layer is exact, and so are mean and variance of a network of one hidden dense layer (up to the
+    quadrature). Beyond, two things are neglected. The covariances of the units of a layer, which share their inputs,
+    and of any two values that share weights: x + f(x), a leaf that is used twice, positions of a convolution. This
+    leaves means of sums right and their variances wrong, after training mostly too small; x - x and x * x themselves
+    are functions of one value, and right. And sums are taken for Gaussian, which they are the nearer, the more terms
+    they have. DEEPER_ERRORS
+
+    Variances beyond the range of the dtype are 0 or infinite: in float32, standard deviations below 1e-22 or above
+    1e19.
 
     Args:
         apply_fn: the model, apply_fn(params, x) -> outputs, a pytree of floating-point arrays (B, ...); with
