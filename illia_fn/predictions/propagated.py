@@ -27,7 +27,7 @@ def propagate_moments(
     """The law of f(x, w), w ~ q, about, as means and variances propagate from layer to layer, without draws.
 
     Deterministic variational inference (Wu et al. 2019, https://arxiv.org/abs/1810.03958) of an unmodified network, in
-    one pass, which with its gradient takes as long as three or four. Every value of the network is taken for
+    one pass, which with its gradient takes as long as three to six. Every value of the network is taken for
     independent Gaussians, y ~ N(m, c):
 
         sums          m, c = sums of means, of variances
@@ -42,9 +42,9 @@ def propagate_moments(
     and of any two values that share weights: x + f(x), a leaf that is used twice, positions of a convolution. This
     leaves means of sums right and their variances wrong, after training mostly too small; x - x and x * x themselves
     are functions of one value, and right. And sums are taken for Gaussian, which they are the nearer, the more terms
-    they have. In `benchmarks.moments` the standard deviations of an MLP of three hidden layers are 1.02 of those of
+    they have. In `benchmarks.moments` the standard deviations of an MLP of three hidden layers are 1.0 of those of
     draws at initialisation, .8 after training by `elbo_loss`, and .7 after training by these moments; those of a CNN
-    .83, .9 and .85, on average over the outputs.
+    .8, .9 and .8, on average over the outputs.
 
     Variances beyond the range of the dtype are 0 or infinite: in float32, standard deviations below 1e-22 or above
     1e19.
