@@ -27,7 +27,7 @@ def propagate_moments(
     """The law of f(x, w), w ~ q, about, as means and variances propagate from layer to layer, without draws.
 
     Deterministic variational inference (Wu et al. 2019, https://arxiv.org/abs/1810.03958) of an unmodified network, in
-    one pass, which with its gradient takes as long as three to six. Every value of the network is taken for
+    one pass, which with its gradient takes as long as three to six deterministic ones. Every value is taken for
     independent Gaussians, y ~ N(m, c):
 
         sums          m, c = sums of means, of variances
@@ -46,7 +46,7 @@ def propagate_moments(
     draws at initialisation, .8 after training by `elbo_loss`, and .7 after training by these moments; those of a CNN
     .8, .9 and .8, on average over the outputs.
 
-    Variances beyond the range of the dtype are 0 or infinite: in float32, standard deviations below 1e-22 or above
+    Variances beyond the range of the dtype are 0 or infinite: in float32, standard deviations below 1e-19 or above
     1e19.
 
     Args:
