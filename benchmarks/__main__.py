@@ -27,6 +27,7 @@ NAMES = (
     "cold_start",
     "gradient_quality",
     "natural_gradient",
+    "moments",
 )
 EVIDENCE = ("calibration", "inference", "choosing", "classification_shift")  # of the folder evidence
 PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")

@@ -119,6 +119,7 @@ from illia_fn.predictions import predict as predict
 from illia_fn.predictions import predictive_draws as predictive_draws
 from illia_fn.predictions import predictive_log_prob as predictive_log_prob
 from illia_fn.predictions import predictive_moments as predictive_moments
+from illia_fn.predictions import propagate_moments as propagate_moments
 from illia_fn.predictions import quantiles as quantiles
 from illia_fn.priors import Normal as Normal
 

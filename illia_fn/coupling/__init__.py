@@ -4,7 +4,8 @@
                                                                                   --_interpreter--> outputs
 
 `_joint` is about posteriors over numbers that are not independent. The interpreter knows what an operation does with a
-weight from three tables: LAYOUT (and AFFINE), LINEAR, RECURSION.
+weight from three tables: LAYOUT (and AFFINE), LINEAR, RECURSION. `_propagation` is another, which draws nothing: it
+knows from tables of its own what an operation does with means and variances.
 
 .. include:: README.md
 """

@@ -41,12 +41,12 @@ def evaluate(ctx: Context, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any
     write([*jaxpr.constvars, *jaxpr.invars], [*consts, *args])
     mesh = jax.sharding.get_abstract_mesh()
     for index, eqn in enumerate(jaxpr.eqns):
-        with eqn.ctx.manager, _or_on(mesh):
+        with eqn.ctx.manager, or_on(mesh):
             write(eqn.outvars, _equation(ctx.at(index), eqn, [read(atom) for atom in eqn.invars]))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _or_on(mesh: Any) -> Any:
+def or_on(mesh: Any) -> Any:
     """The mesh of an equation, or this one if it comes from a trace where there was none, as that of a call may."""
     own = jax.sharding.get_abstract_mesh()
     return jax.sharding.use_abstract_mesh(mesh if own.empty else own)

@@ -74,8 +74,8 @@ def _refusal(caller: str, paths: Sequence[str], breaks: frozenset[Break]) -> str
     others = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     return (
         f"{caller}: the outputs must be linear in the Bayesian leaves, and are not in params{paths[first]} "
-        f"({reasons[first]}){others}. Make these leaves deterministic, with a mask of mean_field, or use elbo_loss; "
-        "explain_linearity(apply_fn, q, x) tells of each leaf."
+        f"({reasons[first]}){others}. Make these leaves deterministic, with a mask of mean_field, or use elbo_loss; or "
+        'take method="moments", an approximation. explain_linearity(apply_fn, q, x) tells of each leaf.'
     )
 
 

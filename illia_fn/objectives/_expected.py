@@ -1,6 +1,7 @@
 """E[-log p(y | f)] of each example where f is Gaussian: exact, a bound, or by quadrature."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -11,8 +12,10 @@ import numpy as np
 from illia_fn import likelihoods
 from illia_fn._base.checks import check_count, describe
 from illia_fn._base.numerics import at_least_float32
+from illia_fn._base.trees import PyTree
 from illia_fn.coupling._linearity import LinearModel
 from illia_fn.coupling._moments import root
+from illia_fn.coupling._propagated import PropagatedModel
 from illia_fn.engine.estimators import with_gradient_of
 from illia_fn.likelihoods._example_losses import default_loss
 from illia_fn.likelihoods._shared import check_shapes, per_example, positive, standardise, surprise
@@ -20,6 +23,7 @@ from illia_fn.likelihoods.classes import check_labels, nan_unless
 from illia_fn.objectives._data import DataTerm
 
 SoftmaxBound = Literal["knowles_minka", "jensen"]
+OutputModel = LinearModel | PropagatedModel
 
 # sums over numbers of which each depends on one number of an output; ordinal_nll if that is its location
 _SEPARABLE = {
@@ -43,7 +47,7 @@ def check_bound(caller: str, bound: Any, num_points: Any) -> None:
     check_count(caller, "num_points", num_points)
 
 
-def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, num_points: int) -> jax.Array:
+def expected_losses(data: DataTerm, model: OutputModel, *, bound: SoftmaxBound, num_points: int) -> jax.Array:
     """The expected loss of each example, (B,), or the scalar of loss_fn.
 
     Args:
@@ -58,20 +62,21 @@ def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, 
     random = [index for index, flag in enumerate(model.is_random) if flag]
     if not random:
         return data.losses_of_outputs(model.mean)
-    if len(random) > 1:
+    predicts_scale = likelihood is likelihoods.gaussian_nll and random == [0, 1] and isinstance(model, PropagatedModel)
+    if len(random) > 1 and not predicts_scale:
         raise ValueError(
             f"{data.caller}: one output may depend on the Bayesian leaves, but {len(random)} of what apply_fn returns "
             "do. Predict the others, such as the scale of the noise, with deterministic parameters; or use elbo_loss."
         )
     if likelihood is likelihoods.categorical_nll:
         return _softmax_losses(data, model, bound)
-    (variance,) = model.law.variances()
-    if likelihood is likelihoods.gaussian_nll and random == [0]:
-        losses = data.losses_of_outputs(model.mean)
-        _, scale, log_scale = positive("gaussian_nll", model.mean, keywords.get("scale"))
-        ratio = standardise(variance, jnp.zeros_like(variance), scale, log_scale)
-        ratio = standardise(ratio, jnp.zeros_like(variance), scale, log_scale)  # twice, as its square leaves the range
-        return losses + per_example(0.5 * ratio)
+    variance, *of_rho = model.law.variances()
+    if likelihood is likelihoods.gaussian_nll and random[0] == 0:
+        if not of_rho:
+            return _gaussian_losses(data, model.mean, variance, keywords)
+        (loc, rho), structure = jax.tree.flatten(model.mean)
+        given = lambda rho: _gaussian_losses(data, structure.unflatten([loc, rho]), variance, keywords)  # noqa: E731
+        return _average(given, rho, of_rho[0], num_points)
     if likelihood is likelihoods.ordinal_nll and random != [0]:
         raise ValueError(
             f"{data.caller}: of ordinal_nll the location may be Bayesian, and the gaps between the cutpoints are: the "
@@ -86,16 +91,29 @@ def expected_losses(data: DataTerm, model: LinearModel, *, bound: SoftmaxBound, 
     return _by_quadrature(data, model, variance, random[0], num_points)
 
 
-def _by_quadrature(data: DataTerm, model: LinearModel, variance: jax.Array, index: int, num_points: int) -> jax.Array:
-    """sum_s share_s loss(mean + z_s stddev), at the points and with the shares of Gauss and Hermite."""
+def _gaussian_losses(data: DataTerm, outputs: PyTree, variance: jax.Array, keywords: dict[str, Any]) -> jax.Array:
+    """-log N(y; m, s^2) + c / (2 s^2)."""
+    _, scale, log_scale = positive("gaussian_nll", outputs, keywords.get("scale"))
+    ratio = standardise(variance, jnp.zeros_like(variance), scale, log_scale)
+    ratio = standardise(ratio, jnp.zeros_like(variance), scale, log_scale)  # twice, as its square leaves the range
+    return data.losses_of_outputs(outputs) + per_example(0.5 * ratio)
+
+
+def _by_quadrature(data: DataTerm, model: OutputModel, variance: jax.Array, index: int, num_points: int) -> jax.Array:
+    """The mean of the losses over one of the outputs."""
     leaves, structure = jax.tree.flatten(model.mean)
-    mean, stddev = at_least_float32(leaves[index]), root(variance)
 
-    def losses_at(z: jax.Array) -> jax.Array:
-        return data.losses_of_outputs(structure.unflatten([*leaves[:index], mean + z * stddev, *leaves[index + 1 :]]))
+    def losses_at(output: jax.Array) -> jax.Array:
+        return data.losses_of_outputs(structure.unflatten([*leaves[:index], output, *leaves[index + 1 :]]))
 
+    return _average(losses_at, leaves[index], variance, num_points)
+
+
+def _average(f: Callable[[jax.Array], jax.Array], mean: jax.Array, variance: jax.Array, num_points: int) -> jax.Array:
+    """sum_s share_s f(mean + z_s stddev), at the points and with the shares of Gauss and Hermite."""
+    mean, stddev = at_least_float32(mean), root(variance)
     points, shares = np.polynomial.hermite_e.hermegauss(num_points)
-    losses = jax.vmap(losses_at)(jnp.asarray(points, variance.dtype))
+    losses = jax.vmap(lambda z: f(mean + z * stddev))(jnp.asarray(points, variance.dtype))
     shares = jnp.asarray(shares / np.sum(shares), losses.dtype)
     return jnp.tensordot(shares, losses, 1, precision=jax.lax.Precision.HIGHEST)
 
@@ -104,7 +122,7 @@ def _name(f: Any) -> str:
     return f"the function {f.__name__}" if hasattr(f, "__name__") else describe(f)
 
 
-def _softmax_losses(data: DataTerm, model: LinearModel, bound: SoftmaxBound) -> jax.Array:
+def _softmax_losses(data: DataTerm, model: OutputModel, bound: SoftmaxBound) -> jax.Array:
     """Upper bounds of E[-log softmax(f)_y], f ~ N(m, V): for any a,
 
         -m_y + 1/2 a^T V a + log sum_k exp(m_k + V_kk / 2 - (V a)_k)

@@ -19,6 +19,7 @@ from illia_fn.predictions.log_probs import joint_predictive_log_prob as joint_pr
 from illia_fn.predictions.log_probs import pointwise_log_prob as pointwise_log_prob
 from illia_fn.predictions.log_probs import predictive_log_prob as predictive_log_prob
 from illia_fn.predictions.networks import predict as predict
+from illia_fn.predictions.propagated import propagate_moments as propagate_moments
 from illia_fn.predictions.values import PredictiveMoments as PredictiveMoments
 from illia_fn.predictions.values import predictive_draws as predictive_draws
 from illia_fn.predictions.values import predictive_moments as predictive_moments

@@ -12,7 +12,7 @@ def check_outputs(caller: str, outputs: Any) -> tuple[int, int]:
     """(S, B): every leaf has a leading axis of networks, and then one of examples, or is one number per network."""
     if isinstance(outputs, OutputLaw):
         raise ValueError(
-            f"{caller}: outputs must be those of S networks, got the OutputLaw of linearise, which is a distribution: "
+            f"{caller}: outputs must be those of S networks, got an OutputLaw, which is a distribution: "
             "its class probabilities are predictions.softmax_of_gaussian(law.mean, law.covariance), its moments "
             "law.mean and law.variance, without the noise of y. For all else draw from it: predict(..., "
             "linearised=True)."

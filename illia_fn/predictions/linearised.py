@@ -23,7 +23,8 @@ class OutputLaw(NamedTuple):
 
     Attributes:
         mean: the outputs at the mean of q, as the model returns them, every leaf (B, ...).
-        covariance: of the K numbers that are the outputs of one example, in the order of the tree's leaves, (B, K, K).
+        covariance: of the K numbers that are the outputs of one example, in the order of the tree's leaves, (B, K, K);
+            of `propagate_moments` a diagonal matrix.
     """
 
     mean: Any

@@ -306,6 +306,68 @@ def test_the_accuracy_of_quadrature_is_as_told(x64):
     assert errors(illia_fn.laplace_nll, 1.0, exact, 100) < 0.0065
 
 
+# --- by moments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["values", "classes", "jensen", "counts"])
+def test_moments_of_a_linear_model_are_exact(case):
+    apply_fn, y, options = {
+        "values": (mlp, VALUES, {}),
+        "classes": (mlp, LABELS, {}),
+        "jensen": (mlp, LABELS, {"bound": "jensen"}),
+        "counts": (one, COUNTS, {"loss_fn": illia_fn.poisson_nll}),
+    }[case]
+    loss = lambda q, method: analytic_elbo_loss(apply_fn, q, X, y, num_data=60, method=method, **options)  # noqa: E731
+    both = jax.jit(lambda q: [jax.value_and_grad(loss)(q, method) for method in ("exact", "moments")])
+    for exact, found in zip(*map(jax.tree.leaves, both(Q)), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=2e-5, atol=1e-6)
+
+
+def test_moments_of_a_hidden_layer_are_the_mean_of_the_sampled_loss():
+    """Whose expectation takes the first two moments alone: within five standard errors of 20 000 draws."""
+    q = mean_field(PARAMS, scale=0.4)
+
+    def network(w, x):
+        return jax.nn.relu(x @ w["hidden"]) @ w["kernel"] + w["bias"][None], jnp.float32(0.3)
+
+    options = {"num_data": 6, "kl_weight": 0.0, "loss_fn": illia_fn.gaussian_nll}
+    known = analytic_elbo_loss(network, q, X, VALUES, method="moments", **options)
+    draws = jax.jit(jax.vmap(lambda key: elbo_loss(network, q, X, VALUES, key, **options)))
+    losses = draws(jax.random.split(KEY, 20_000))
+    assert abs(known - losses.mean()) < 5 * losses.std() / np.sqrt(20_000)
+
+
+def test_moments_of_a_scale_that_is_predicted():
+    """A pair (loc, rho) of which both are random: the mean over the draws of two independent outputs."""
+    q = mean_field({"loc": PARAMS["hidden"][:, :4], "rho": PARAMS["hidden"][:, 1:]}, scale=0.3)
+
+    def pair(w, x):
+        return x @ w["loc"], 0.3 * (x @ w["rho"])
+
+    options = {"num_data": 6, "kl_weight": 0.0, "loss_fn": illia_fn.gaussian_nll}
+    known = analytic_elbo_loss(pair, q, X, VALUES, method="moments", **options)
+    draws = jax.jit(jax.vmap(lambda key: elbo_loss(pair, q, X, VALUES, key, **options)))
+    losses = draws(jax.random.split(KEY, 20_000))
+    assert abs(known - losses.mean()) < 5 * losses.std() / np.sqrt(20_000)
+    with pytest.raises(ValueError, match="one output may depend on the Bayesian leaves, but 2 "):
+        analytic_elbo_loss(pair, q, X, VALUES, **options)
+
+
+def test_moments_beside_dropout_and_aux():
+    def apply_fn(w, x, key):
+        hidden = jax.nn.relu(x @ w["hidden"])
+        keep = jax.random.bernoulli(key, 0.5, hidden.shape)
+        return jnp.where(keep, hidden, 0.0) @ w["kernel"] + w["bias"][None], {"hidden": hidden.mean(0), "key": key}
+
+    q = mean_field(PARAMS, scale=0.4)
+    options = {"needs_key": True, "has_aux": True, "num_data": 6, "method": "moments", "return_terms": True}
+    loss, (terms, aux) = jax.jit(partial(analytic_elbo_loss, apply_fn, num_samples=2, **options))(q, X, VALUES, KEY)
+    np.testing.assert_allclose(terms.kl, kl_loss(q, reduction="sum"), rtol=1e-6)
+    assert jnp.isfinite(loss)
+    assert aux["hidden"].shape == (2, 5)
+    assert aux["key"].shape == (2,)
+
+
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 OF_GRADIENTS = {
@@ -477,6 +539,9 @@ def both(w, x):
 
 
 REFUSED = {
+    "a method": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES, num_data=6, method="moment"), "method must be one of exact, moments, got 'moment'"),
+    "an operation": (lambda: analytic_elbo_loss(lambda w, x: jax.nn.softmax(x @ w["hidden"]), ALL, X, VALUES[:, :1], num_data=6, method="moments"), r"moments are not propagated through reduce_max, here of what depends on params\['hidden'\]"),
+    "a hidden layer, and what to do": (lambda: analytic_elbo_loss(mlp, ALL, X, VALUES, num_data=6), 'or take method="moments", an approximation'),
     "a hidden layer": (lambda: analytic_elbo_loss(mlp, ALL, X, VALUES, num_data=6), r"must be linear in the Bayesian leaves, and are not in params\['hidden'\] \(tanh: not linear in it\).* explain_linearity"),
     "two outputs": (lambda: analytic_elbo_loss(both, Q, X, REALS, loss_fn=illia_fn.gaussian_nll, num_data=6), "one output may depend on the Bayesian leaves, but 2"),
     "a likelihood of its own": (lambda: analytic_elbo_loss(mlp, Q, X, VALUES, loss_fn=lambda f, y: ((f - y) ** 2).sum(1), num_data=6), r"loss_fn must be a likelihood .* got the function <lambda> for outputs of shape \(6, 4\)"),

@@ -103,7 +103,7 @@ def test_errors():
 @pytest.mark.parametrize("f", [fn.predictive_moments, fn.class_probs, lambda *args: fn.predictive_log_prob(*args, 0.0)])
 def test_a_law_is_no_outputs_of_networks(f):
     law = fn.predictions.OutputLaw(jnp.zeros((4, 3)), jnp.zeros((4, 3, 3)))
-    with pytest.raises(ValueError, match="outputs must be those of S networks, got the OutputLaw of linearise"):
+    with pytest.raises(ValueError, match="outputs must be those of S networks, got an OutputLaw"):
         f(fn.categorical_nll, law)
 
 
