@@ -28,7 +28,7 @@ from benchmarks.defaults import PAIRS
 NETWORKS = ("MLP 1, digits", "MLP 3, digits", "MLP 1, breast cancer (UCI)")
 BUDGETS, BATCH, LOOKS = (300, 1500), 128, 15
 ADAM = ((0.01, 0.2), (0.01, 1.0), (0.03, 0.2), (0.03, 1.0), (0.03, 3.0), (0.1, 0.2), (0.1, 1.0))
-NATURAL = ((0.1, 0.02), (0.2, 0.05), (0.1, 0.1), (0.3, 0.03), (0.3, 0.1), (1.0, 0.05))  # the first is the default
+NATURAL = ((0.2, 0.05), (0.1, 0.03), (0.1, 0.1), (0.3, 0.03), (0.3, 0.1), (1.0, 0.05))  # the first is the default
 
 
 class Problem(NamedTuple):

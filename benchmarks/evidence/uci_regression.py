@@ -86,7 +86,7 @@ def train(method: str, choice: float, data: Splits, steps: int, batch_size: int)
     q = jax.vmap(partial(illia_fn.mean_field, scale=0.01, mask=mask))(params)
     if method == "natural gradient":
         rate = optax.cosine_decay_schedule(choice, steps)
-        optimizer = illia_fn.natural_gradient(rate, num_data=data.num_data)
+        optimizer = illia_fn.natural_gradient(rate, 0.01, num_data=data.num_data)
     else:
         optimizer = optax.chain(optimizer, illia_fn.slow_scales(0.2 if method == "last layer" else choice))
     return partial(_drawn, network), run(loss(network, coupling="decorrelated"), q, optimizer=optimizer)

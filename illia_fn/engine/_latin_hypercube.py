@@ -72,16 +72,18 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata
     """
     columns = max(1, min(_ORDERS, size))
     rows = batch_size * -(-size // columns)
+    if strata.count == 1:  # which there is nothing to spread with
+        noise = _in_blocks(lambda *args: _quantile(_uniform(*args, dtype)), key, rows, columns)
+        return noise.reshape(1, batch_size, -1)[..., :size]
     order_key, key = jax.random.split(key)
     first = jax.random.randint(order_key, (), 0, _ORDERS - columns + 1)
     tables = [jnp.asarray(table, dtype)[strata.samples] for table in _points(strata.count, strata.mirrored)]
     shifts, signs = (jax.lax.dynamic_slice_in_dim(table, first, columns, axis=1) for table in tables)
-    largest = np.nextafter(np.asarray(1.0, dtype), np.asarray(0.0, dtype))
 
     def of_uniform(uniform: jax.Array, shift: jax.Array, sign: jax.Array) -> jax.Array:
         shifted = uniform + shift[None]
         wrapped = shifted - 2.0 * jnp.round(shifted / 2.0)
-        return sign[None] * math.sqrt(2.0) * jax.lax.erf_inv(jnp.clip(wrapped, -largest, largest))
+        return sign[None] * _quantile(wrapped)
 
     # What comes out of a loop is in memory. XLA may compute all else twice, with other rounding, and the gradient of
     # max, which looks for the maximum among its inputs, loses those that differ.
@@ -91,6 +93,12 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata
         uniform = _in_blocks(lambda *args: _uniform(*args, dtype), key, rows, columns)
         noise = jax.lax.map(lambda point: of_uniform(uniform, *point), (shifts, signs))
     return noise.reshape(len(shifts), batch_size, -1)[..., :size]
+
+
+def _quantile(uniform: jax.Array) -> jax.Array:
+    """sqrt(2) erfinv(u), finite at -1 and 1."""
+    largest = np.nextafter(np.ones((), uniform.dtype), np.zeros((), uniform.dtype))
+    return math.sqrt(2.0) * jax.lax.erf_inv(jnp.clip(uniform, -largest, largest))
 
 
 @functools.lru_cache(maxsize=8)  # 33 kB for each sample
