@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -123,8 +124,9 @@ def draws(
     if jax.sharding.get_abstract_mesh().manual_axes:  # as in a shard_map
         value, _ = jax.eval_shape(chunk_sum(q), jax.tree.map(lambda x: x[:1], chunks))
         q = vary_along(q, varying_axes(value))
-    # once for q as well: outside of a jit, where nothing is differentiated, all of it is one program
-    return lambda chunk: compiled_once(lambda q, chunk: chunk_sum(q)(chunk), q, chunk), chunks
+    at_q = chunk_sum(q)  # once for all chunks
+    is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(q))
+    return (at_q if is_traced else partial(compiled_once, at_q)), chunks
 
 
 def _chunk_sum(

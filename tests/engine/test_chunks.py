@@ -56,3 +56,13 @@ def test_the_platform_changes_no_value_and_no_gradient(coupling, antithetic, mon
     assert str(on_gpu.jaxpr) == str(at_once.jaxpr)
     results = [traced.lower().compile()(Q) for traced in (on_cpu, on_gpu)]
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_what_all_samples_share_is_computed_once():
+    """The scale, softplus(rho), before the loop over samples: inside, it would cost time and memory in each round."""
+    y = np.zeros((4, 2), np.float32)  # whose likelihood has no logarithm
+    step = jax.make_jaxpr(lambda q: elbo_loss(lambda w, x: x @ w["kernel"], q, X, y, jax.random.key(0), 8, num_data=4))
+    equations = [str(eqn) for eqn in step(Q).eqns]
+    (loop,) = [eqn for eqn in equations if " scan[" in eqn and "dot_general" in eqn]
+    assert "log1p" not in loop
+    assert any("log1p" in eqn for eqn in equations)
