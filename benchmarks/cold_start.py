@@ -1,7 +1,5 @@
 """How long until the first step? Asserted.
 
-python -m benchmarks.cold_start [--quick]
-
 Every figure is of processes that start from nothing, without a compilation cache: the import, and then what the first
 call of each function costs, with the number of programs that XLA compiles for it.
 """
@@ -29,6 +27,7 @@ import illia_fn
 print(json.dumps([others, time.process_time() - start]))
 """
 STEPS = ("deterministic", "shared", "decorrelated")
+ROUNDS = 5
 CALLS = ("elbo_loss", "kl_loss", "check_setup", "predict", "summary")
 
 
@@ -65,6 +64,7 @@ def first_step(kind: str) -> float:
     import illia_fn
 
     model, x, y = parts()
+    num_data = len(x)
     optimizer, apply_fn = optax.adam(optax.cosine_decay_schedule(1e-2, 1000)), model.eval_fn()
     start = time.perf_counter()
     q, key = model.params, jax.random.key(0)
@@ -75,9 +75,7 @@ def first_step(kind: str) -> float:
     def loss(q: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         if kind == "deterministic":
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(apply_fn(q, x), y))
-        return illia_fn.elbo_loss(apply_fn, q, x, y, key, num_data=len(digits), coupling=kind)
-
-    digits = x
+        return illia_fn.elbo_loss(apply_fn, q, x, y, key, num_data=num_data, coupling=kind)
 
     @jax.jit
     def step(q: Any, state: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> tuple[Any, Any]:
@@ -119,19 +117,17 @@ def eager(name: str) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="each process once")
     parser.add_argument("--child", nargs=2, metavar=("KIND", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         kind, name = arguments.child
         print(json.dumps(first_step(name) if kind == "step" else eager(name)))
         return
-    rounds = 1 if arguments.quick else 5
     fresh("-c", IMPORTS)  # writes the bytecode
     child = ("-m", "benchmarks.cold_start", "--child")
-    imports = np.array([fresh("-c", IMPORTS) for _ in range(2 * rounds + 1)])
-    steps = np.array([[fresh(*child, "step", kind) for kind in STEPS] for _ in range(rounds)])
-    calls = np.array([[fresh(*child, "call", name) for name in CALLS] for _ in range(rounds)])
+    imports = np.array([fresh("-c", IMPORTS) for _ in range(2 * ROUNDS + 1)])
+    steps = np.array([[fresh(*child, "step", kind) for kind in STEPS] for _ in range(ROUNDS)])
+    calls = np.array([[fresh(*child, "call", name) for name in CALLS] for _ in range(ROUNDS)])
     ratio = float(np.median(imports[:, 1] / imports[:, 0]))
     rows = [["`import jax, optax, illia_fn`, over `import jax, optax`", f"{ratio:.2f}", ""]]
     medians = np.median(steps, axis=0)
@@ -150,7 +146,7 @@ def main() -> None:
         Claim("`import illia_fn` with jax and optax / without", ratio, at_most=1.15),
         Claim("programs compiled by a second call of the same functions and shapes", max(once), at_most=0),
     ]
-    report("cold_start", ["what", "time", "programs compiled"], rows, [] if arguments.quick else claims)
+    report("cold_start", ["what", "time", "programs compiled"], rows, claims)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,12 @@ def _spread_jvp(count: int, primals: tuple[jax.Array], tangents: tuple[jax.Array
     return spread(*primals, count), copies
 
 
+def gauss_hermite(num_points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points z_s and shares of sum 1: E[f(z)] of z ~ N(0, 1) is about sum_s share_s f(z_s)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(num_points)
+    return points, weights / np.sum(weights)
+
+
 def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
     """sum_i weights_i values_i / sum_i weights_i of values (B,); a scalar stays."""
     if weights is None:

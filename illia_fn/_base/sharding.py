@@ -64,3 +64,9 @@ def vary_along(tree: PyTree, axes: frozenset[str]) -> PyTree:
         return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
     return jax.tree.map(one, tree)
+
+
+def platform() -> str:
+    """The one on which JAX computes now: that of `jax.default_device`, a device or a name, or else the default."""
+    device = jax.config.jax_default_device  # ty: ignore
+    return jax.default_backend() if device is None else getattr(device, "platform", device)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from illia_fn._base.jaxprs import bind
 from illia_fn.engine._randomness import depends_on
 
 
@@ -102,8 +103,7 @@ def _either(some: Sequence[Reach]) -> Reach | None:
 
 def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     with eqn.ctx.manager:
-        outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-    return outputs if eqn.primitive.multiple_results else [outputs]
+        return bind(eqn, operands)
 
 
 def _as_jaxpr(eqn: Any) -> Any:

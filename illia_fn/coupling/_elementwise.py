@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import erfc
 
-from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32
+from illia_fn._base.jaxprs import bind
+from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, gauss_hermite
 from illia_fn.coupling._moments import root
 
 Array = jax.Array
@@ -88,11 +88,6 @@ class Random:
 
 def _same(z: Array) -> Array:
     return z
-
-
-def bind(eqn: Any, operands: Sequence[Any], **params: Any) -> list[Array]:
-    outputs = eqn.primitive.bind(*operands, **{**eqn.primitive.get_bind_params(eqn.params), **params})
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
 def elementwise(eqn: Any, operands: list[Any]) -> Random:
@@ -240,8 +235,8 @@ def _by_quadrature(value: Random, num_points: int) -> Law:
         gap = at(source.mean + z * stddev) - center
         return (sums[0] + share * gap, sums[1] + share * jnp.square(gap)), None
 
-    points, shares = np.polynomial.hermite_e.hermegauss(num_points)
-    points = jnp.asarray(points, stddev.dtype), jnp.asarray(shares / np.sum(shares), center.dtype)
+    points, shares = gauss_hermite(num_points)
+    points = jnp.asarray(points, stddev.dtype), jnp.asarray(shares, center.dtype)
     (mean, second), _ = jax.lax.scan(add, (jnp.zeros_like(center), jnp.zeros_like(center)), points)
     return center + mean, jnp.maximum(second - jnp.square(mean), 0.0)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from illia_fn._base.jaxprs import bind
 from illia_fn._base.sharding import own_mesh
 from illia_fn.coupling._concatenation import concatenated, expanded, is_part, probed
 from illia_fn.coupling._context import Context, Place, arrays, concrete
@@ -99,9 +100,8 @@ def _bind(ctx: Context, eqn: Any, operands: list[Any]) -> list[Any]:
     if eqn.primitive.name in CONCATENATES:  # with the data itself, such as a class token
         meets = sum(arrays([value])[0].size for value in operands if isinstance(value, PerExample))
     known = concrete(ctx, operands, eqn.primitive.name, meets)
-    outputs = eqn.primitive.bind(*arrays(known), **eqn.primitive.get_bind_params(eqn.params))
-    outputs = outputs if eqn.primitive.multiple_results else [outputs]
-    return list(map(PerExample, outputs)) if any(isinstance(value, PerExample) for value in known) else list(outputs)
+    outputs = bind(eqn, arrays(known))
+    return list(map(PerExample, outputs)) if any(isinstance(value, PerExample) for value in known) else outputs
 
 
 def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:

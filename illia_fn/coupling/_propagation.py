@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from illia_fn._base.jaxprs import bind
 from illia_fn._base.numerics import at_least_float32
-from illia_fn.coupling._elementwise import ELEMENTWISE, Law, Random, Source, bind, combined, elementwise
+from illia_fn.coupling._elementwise import ELEMENTWISE, Law, Random, Source, combined, elementwise
 from illia_fn.coupling._interpreter import or_on
 
 Array = jax.Array

@@ -94,10 +94,10 @@ def check_setup(
     findings = [*of_data(data), *of_posterior(params)]
     findings += _refused(lambda: check_fresh_noise("check_setup", apply_fn, params, x, *(keys or [None])))
 
-    def at_mean(w: PyTree, x: Any, *keys: jax.Array) -> Any:
-        return split_aux("check_setup", "apply_fn", apply_fn(w, x, *keys), has_aux=has_aux)[0]
+    def at_mean() -> Any:  # of arrays that it closes over, as what is no array of them stays as it is
+        return split_aux("check_setup", "apply_fn", apply_fn(mean(params), x, *keys), has_aux=has_aux)[0]
 
-    outputs, refused = _tried(lambda: compiled_once(at_mean, mean(params), x, *keys))
+    outputs, refused = _tried(lambda: compiled_once(at_mean))
     nll = None
     if not refused:
         nll, refused = _tried(lambda: data.mean(data.losses_of_outputs(outputs)))

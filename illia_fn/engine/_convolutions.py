@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, jaxprs_in_params
 
+from illia_fn._base.jaxprs import bind
+from illia_fn._base.sharding import platform
+
 
 def canonical_convolutions(f: Callable[..., Any], jaxpr: Any) -> Callable[..., Any]:
     """`f`, or on a CPU and if its `jaxpr` has convolutions, f with each of them in the layout of the fast kernel."""
-    if jax.default_backend() != "cpu" or not _has_convolution(jaxpr):
+    if platform() != "cpu" or not _has_convolution(jaxpr):
         return f
 
     def with_canonical_convolutions(*args: Any) -> Any:
@@ -40,15 +43,14 @@ def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        operands, params = [read(atom) for atom in eqn.invars], eqn.params
+        operands = [read(atom) for atom in eqn.invars]
         with eqn.ctx.manager:
             if eqn.primitive.name == "conv_general_dilated":
-                outputs = _convolve(eqn.primitive, *operands, **params)
+                outputs = [_convolve(eqn.primitive, *operands, **eqn.params)]
             elif eqn.primitive.name == "jit":  # relu and the like are functions under jit
-                outputs = _evaluate(params["jaxpr"].jaxpr, params["jaxpr"].consts, operands)
+                outputs = _evaluate(eqn.params["jaxpr"].jaxpr, eqn.params["jaxpr"].consts, operands)
             else:
-                outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
-        outputs = outputs if eqn.primitive.multiple_results else [outputs]
+                outputs = bind(eqn, operands)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from illia_fn._base.sharding import platform
 from illia_fn._base.trees import PyTree
 from illia_fn.posteriors.posterior import is_posterior
 
@@ -53,4 +54,4 @@ def chosen(chunk_size: ChunkSize, num_samples: int, params: PyTree, x: Any, *, o
         return chunk_size
     weights = [leaf.like if is_posterior(leaf) else leaf for leaf in jax.tree.leaves(params, is_leaf=is_posterior)]
     numbers = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves((weights, x)))
-    return auto_chunk_size(jax.default_backend(), num_samples, numbers, one_batch=one_batch)
+    return auto_chunk_size(platform(), num_samples, numbers, one_batch=one_batch)

@@ -7,11 +7,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from illia_fn import likelihoods
 from illia_fn._base.checks import check_count, describe
-from illia_fn._base.numerics import at_least_float32
+from illia_fn._base.numerics import at_least_float32, gauss_hermite
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._linearity import LinearModel
 from illia_fn.coupling._moments import root
@@ -112,9 +111,9 @@ def _by_quadrature(data: DataTerm, model: OutputModel, variance: jax.Array, inde
 def _average(f: Callable[[jax.Array], jax.Array], mean: jax.Array, variance: jax.Array, num_points: int) -> jax.Array:
     """sum_s share_s f(mean + z_s stddev), at the points and with the shares of Gauss and Hermite."""
     mean, stddev = at_least_float32(mean), root(variance)
-    points, shares = np.polynomial.hermite_e.hermegauss(num_points)
+    points, shares = gauss_hermite(num_points)
     losses = jax.vmap(lambda z: f(mean + z * stddev))(jnp.asarray(points, variance.dtype))
-    shares = jnp.asarray(shares / np.sum(shares), losses.dtype)
+    shares = jnp.asarray(shares, losses.dtype)
     return jnp.tensordot(shares, losses, 1, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -69,7 +69,7 @@ def natural_gradient(
     Args:
         learning_rate: a, a number or a schedule. Let it decay to 0.
         precision_rate: b, a number or a schedule. Where the model predicts the scale of its noise the curvature has
-            rare and large values, and minibatches diverge at .05: take .01, and a learning_rate of .1.
+            rare and large values, and minibatches can diverge: take .01, and a learning_rate of .1.
         num_data: N, as in the objective.
         momentum: of the gradient by the mean, in [0, 1), corrected for its start at 0.
         prior: that of the objective's KL, of kl_weight 1. Its gradient is then kept out of the momentum, as IVON does;

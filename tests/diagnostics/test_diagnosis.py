@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arviz_stats.base import array_stats
+from scipy import stats
 
 import illia_fn
 from illia_fn import Gaussian, Normal, diagnose, elbo_loss, iwae_loss, mean_field, simulation_based_calibration
+from illia_fn.diagnostics.simulation import _p_values
 from illia_fn.priors import EmpiricalBayes
 
 KEY = jax.random.key(0)
@@ -226,6 +228,7 @@ def test_ranks_and_their_test_by_hand():
     )
     np.testing.assert_array_equal(found.ranks, 0)
     np.testing.assert_allclose(found.p_values, 0.0015654, rtol=1e-4)  # P(chi^2_1 > 10)
+    np.testing.assert_allclose(_p_values(np.zeros((400, 1)), 2), stats.chi2.sf(400, 1))  # 5e-89, 0 in float32
 
 
 @pytest.mark.parametrize(

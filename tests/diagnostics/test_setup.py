@@ -53,6 +53,13 @@ def test_nothing_to_find():
     assert not check(values, y=100 * VALUES, loss_fn=lambda f, y: jnp.square(f - y / 100)).findings
 
 
+def test_what_is_no_array_stays_as_it_is():
+    def apply_fn(w, batch):
+        return classes(w, batch["x"]) if batch["is_clean"] and batch["name"] == "digits" else None
+
+    assert not check(apply_fn, x={"x": X, "is_clean": True, "name": "digits"}).findings
+
+
 def test_its_numbers():
     report = check()
     nll = optax.softmax_cross_entropy_with_integer_labels(classes(PARAMS, X), LABELS).mean()

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from illia_fn import elbo_loss, mean_field
+from illia_fn._base.sharding import platform
 from illia_fn.engine import auto_chunk_size
+from illia_fn.engine.chunks import chosen
 
 PARAMS = {"kernel": np.full((3, 2), 0.3, np.float32), "bias": np.zeros(2, np.float32)}
 Q = mean_field(PARAMS, scale=0.2)
@@ -56,6 +58,14 @@ def test_the_platform_changes_no_value_and_no_gradient(coupling, antithetic, mon
     assert str(on_gpu.jaxpr) == str(at_once.jaxpr)
     results = [traced.lower().compile()(Q) for traced in (on_cpu, on_gpu)]
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_default_device_is_where_jax_computes(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [platform(), chosen("auto", 8, Q, X)] == ["gpu", 8]
+    for device in ("cpu", jax.devices("cpu")[0]):
+        with jax.default_device(device):
+            assert [platform(), chosen("auto", 8, Q, X), chosen(4, 8, Q, X)] == ["cpu", 1, 4]
 
 
 def test_what_all_samples_share_is_computed_once():
