@@ -12,8 +12,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from illia_fn._base.sharding import varying_axes
 from illia_fn._base.trees import PyTree
-from illia_fn.engine._convolutions import canonical_convolutions
 from illia_fn.engine._eager import compiled_once
+from illia_fn.engine.convolutions import canonical_convolutions
 
 Chunk = Callable[[PyTree], tuple[PyTree, PyTree]]
 
