@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from illia_fn._base.noise import cut, subkeys
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._values import PerExample, Site, Strategy, View, along
-from illia_fn.engine._latin_hypercube import Strata, cut, stratified_normals
+from illia_fn.engine._latin_hypercube import Strata, stratified_normals
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import Posterior
 
@@ -40,22 +41,28 @@ class Noise(NamedTuple):
 
     def draw(self, key: jax.Array, batch_size: int, strata: Strata) -> "Noise":
         """Noise of these shapes: `leaves` (S, ...), `signs` (B, ...), and (S, B, ...) for what every example has."""
-        leaves_key, own_key, sign_key = jax.random.split(key, 3)
-        shapes, structure = jax.tree.flatten(self.leaves)
-        leaves = structure.unflatten([leaf[:, 0] for leaf in stratified_normals(leaves_key, shapes, 1, strata)])
-        shapes, structure = jax.tree.flatten((self.examples, self.sites))
-        own = structure.unflatten(stratified_normals(own_key, shapes, batch_size, strata))
-        return Noise(leaves, *own, _signs(sign_key, self.signs, batch_size))
+        kinds = self.leaves, (self.examples, self.sites), self.signs
+        keys = iter(subkeys(key, sum(bool(jax.tree.leaves(kind)) for kind in kinds)))
+        draws = (
+            lambda key, shapes: [leaf[:, 0] for leaf in stratified_normals(key, shapes, 1, strata)],
+            lambda key, shapes: stratified_normals(key, shapes, batch_size, strata),
+            lambda key, shapes: _signs(key, shapes, batch_size),
+        )
+        drawn = []
+        for kind, draw in zip(kinds, draws, strict=True):
+            shapes, structure = jax.tree.flatten(kind)
+            drawn.append(structure.unflatten(draw(next(keys), shapes) if shapes else []))
+        leaves, own, signs = drawn
+        return Noise(leaves, *own, signs)
 
 
-def _signs(key: jax.Array, shapes: Any, batch_size: int) -> Any:
+def _signs(key: jax.Array, shapes: list[Any], batch_size: int) -> list[jax.Array]:
     """Independent signs, one random bit each, as floats: XLA's CPU backend has miscompiled int8 ones."""
-    leaves, structure = jax.tree.flatten(shapes)
-    size = sum(like.size for like in leaves)
+    size = sum(like.size for like in shapes)
     words = jax.random.bits(key, (-(-batch_size * size // 32),), jnp.uint32)
     bits = (words[:, None] >> np.arange(32, dtype=np.uint32)[None]) & np.uint32(1)
     flat = (1.0 - 2.0 * bits.astype(jnp.float32)).ravel()[: batch_size * size]
-    return structure.unflatten(cut(flat.reshape(batch_size, size), [like.shape for like in leaves]))
+    return cut(flat.reshape(batch_size, size), [like.shape for like in shapes])
 
 
 def weight(node: Posterior, index: int, strategy: Strategy, noise: Noise) -> list[Any]:

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.checks import check_callable, check_key, describe
+from illia_fn._base.noise import subkeys
 from illia_fn._base.sharding import gathered, mesh_of, vary_along, varying_axes
 from illia_fn._base.trees import PyTree
 from illia_fn.coupling._joint import separated
@@ -156,9 +157,9 @@ def decorrelate(
     def coupled(q: PyTree, x: PyTree, key: jax.Array) -> PyTree:
         check_key("decorrelate", key)
         q, x, key = vary_along((q, x, key), varying_axes((q, x, key)))
-        noise_key, apply_key = jax.random.split(key)
-        it = Coupled.of("decorrelate", apply_fn, q, x, apply_key if needs_key else None, coupling)
-        keys = [jax.random.split(apply_key, (1, it.model.batch_size))] * needs_key
+        noise_key, *apply_key = subkeys(key, 1 + needs_key)
+        it = Coupled.of("decorrelate", apply_fn, q, x, *(apply_key or [None]), coupling)
+        keys = [jax.random.split(key, (1, it.model.batch_size)) for key in apply_key]
 
         def of_batch(noise_key: jax.Array, x: PyTree, *keys: jax.Array) -> PyTree:
             noise = it.noise(noise_key, Strata(jnp.arange(1), count=1))
@@ -204,14 +205,16 @@ def coupled_expectation(
     size = count if chunk_size is None else min(chunk_size, count)
     num_chunks, num_spreads = -(-count // size), -(-count // max(size, _SPREAD))
     together = min(count, size * -(-num_chunks // num_spreads))
-    noise_key, *side_keys = jax.random.split(key, 3)
+    noise_key, *side_keys = subkeys(key, 3 if needs_key else 1)
 
     def chunk_sum(samples: jax.Array) -> tuple[jax.Array, PyTree]:
-        spread_key = jax.random.fold_in(noise_key, samples[0] // together)
+        spread_key = jax.random.clone(noise_key)  # the same noise for all chunks of a spread
+        if num_spreads > 1:
+            spread_key = jax.random.fold_in(spread_key, samples[0] // together)
         noise = it.noise(spread_key, Strata(samples % together, together, mirrored=antithetic))
         sides = []
-        for side, side_key in zip([noise, noise.mirrored()] if antithetic else [noise], side_keys, strict=False):
-            apply_keys = [_keys(side_key, samples, it.model.batch_size)] * needs_key
+        for number, side in enumerate([noise, noise.mirrored()] if antithetic else [noise]):
+            apply_keys = [_keys(key, samples, it.model.batch_size) for key in side_keys[number : number + 1]]
             sides.append(jax.vmap(f)(it.outputs(side, len(samples), x, *apply_keys)))
         values, aux = zip(*sides, strict=True)
         totals = [jnp.sum(side) for side in values]

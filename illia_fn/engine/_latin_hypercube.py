@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from illia_fn._base.noise import cut, subkeys
+
 _BLOCK = 2**16  # numbers; larger draws leave the cache between the rounds of threefry
 _ORDERS = (
     2039  # the period of the orders: a prime, so that neighbours along an axis of a usual size have different ones
@@ -50,18 +52,11 @@ def stratified_normals(
     for index, like in enumerate(shapes):
         groups.setdefault(like.dtype, []).append(index)
     noise = {}
-    for number, (dtype, group) in enumerate(groups.items()):
+    for dtype_key, (dtype, group) in zip(subkeys(key, len(groups)), groups.items(), strict=True):
         size = sum(shapes[index].size for index in group)
-        drawn = _normals(jax.random.fold_in(key, number), batch_size, size, dtype, strata)
+        drawn = _normals(dtype_key, batch_size, size, dtype, strata)
         noise |= zip(group, cut(drawn, [shapes[index].shape for index in group]), strict=True)
     return [noise[index] for index in range(len(shapes))]
-
-
-def cut(flat: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
-    """Arrays of all shapes from the last axis of `flat`."""
-    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=int)
-    pieces = jnp.split(flat[..., : ends[-1]], ends[:-1], axis=-1) if shapes else []
-    return [piece.reshape(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata: Strata) -> jax.Array:
@@ -72,11 +67,13 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata
     """
     columns = max(1, min(_ORDERS, size))
     rows = batch_size * -(-size // columns)
+    keys = jax.random.split(key, 1 + max(2, -(-rows * columns // _BLOCK)))  # XLA makes no loop of a single round
+    order_key, keys = keys[0], keys[1:]
     if strata.count == 1:  # which there is nothing to spread with
-        noise = _in_blocks(lambda *args: _quantile(_uniform(*args, dtype)), key, rows, columns)
+        noise = _in_blocks(lambda *args: _quantile(_uniform(*args, dtype)), keys, rows, columns)
         return noise.reshape(1, batch_size, -1)[..., :size]
-    order_key, key = jax.random.split(key)
-    first = jax.random.randint(order_key, (), 0, _ORDERS - columns + 1)
+    # The remainder of 32 bits is even to 5e-7. They are a key: `randint` calls the generator four times.
+    first = jax.random.key_data(order_key)[0] % np.uint32(_ORDERS - columns + 1)
     tables = [jnp.asarray(table, dtype)[strata.samples] for table in _points(strata.count, strata.mirrored)]
     shifts, signs = (jax.lax.dynamic_slice_in_dim(table, first, columns, axis=1) for table in tables)
 
@@ -88,9 +85,9 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata
     # What comes out of a loop is in memory. XLA may compute all else twice, with other rounding, and the gradient of
     # max, which looks for the maximum among its inputs, loses those that differ.
     if len(shifts) == 1:
-        noise = _in_blocks(lambda *args: of_uniform(_uniform(*args, dtype), shifts[0], signs[0]), key, rows, columns)
+        noise = _in_blocks(lambda *args: of_uniform(_uniform(*args, dtype), shifts[0], signs[0]), keys, rows, columns)
     else:
-        uniform = _in_blocks(lambda *args: _uniform(*args, dtype), key, rows, columns)
+        uniform = _in_blocks(lambda *args: _uniform(*args, dtype), keys, rows, columns)
         noise = jax.lax.map(lambda point: of_uniform(uniform, *point), (shifts, signs))
     return noise.reshape(len(shifts), batch_size, -1)[..., :size]
 
@@ -114,11 +111,10 @@ def _points(count: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:  # noq
     return np.where(shifts > 1, shifts - 2, shifts), 1.0 - 2.0 * (points % 2)
 
 
-def _in_blocks(draw: Callable[..., jax.Array], key: jax.Array, rows: int, columns: int) -> jax.Array:
-    """draw(key, shape) -> (rows, columns), in a loop over blocks of rows."""
-    count = max(2, -(-rows * columns // _BLOCK))  # XLA makes no loop of a single round
-    block = -(-rows // count)
-    blocks = jax.lax.map(lambda key: draw(key, (block, columns)), jax.random.split(key, count))
+def _in_blocks(draw: Callable[..., jax.Array], keys: jax.Array, rows: int, columns: int) -> jax.Array:
+    """draw(key, shape) -> (rows, columns), in a loop over blocks of rows, one for each key."""
+    block = -(-rows // len(keys))
+    blocks = jax.lax.map(lambda key: draw(key, (block, columns)), keys)
     return blocks.reshape(-1, columns)[:rows]
 
 

@@ -42,12 +42,11 @@ def fast_convolutions(step: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         TypeError: if `step` cannot be called; at a call, if an argument has leaves that are no arrays.
 
-    >>> kernel = jnp.ones((3, 1, 2))
     >>> def step(x, _):
     ...     return x + jax.lax.conv(x, jnp.ones((1, 1, 3)), (1,), "SAME"), None
     >>> x, _ = jax.lax.scan(fast_convolutions(step), jnp.ones((1, 1, 4)), length=2)
     >>> print(x)
-    [[[ 8. 14. 14.  8.]]]
+    [[[10. 15. 15. 10.]]]
     """
     check_callable("fast_convolutions", "step", step)
 

@@ -260,7 +260,7 @@ def test_no_two_samples_are_the_same(num_samples, antithetic):
     outputs = []
 
     def loss_fn(values, _):
-        jax.debug.callback(lambda value: outputs.append(round(float(value), 5)), values[0, 0])
+        jax.debug.callback(lambda value: outputs.append(round(float(value), 6)), values[0, 0])
         return jnp.sum(values, axis=1)
 
     options = {"loss_fn": loss_fn, "num_data": 3, "coupling": "flipout", "antithetic": antithetic}

@@ -1,0 +1,106 @@
+"""What a compiled step sends between eight (virtual) devices: run by test_mesh.py."""
+
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import illia_fn
+
+RNG = np.random.default_rng(0)
+SIZES = {"w": (512, 256), "v": (256, 512)}
+COUNT = sum(map(math.prod, SIZES.values()))
+Q = illia_fn.mean_field({name: jnp.asarray(RNG.normal(size=size) / 16, jnp.float32) for name, size in SIZES.items()})
+X, Y = jnp.asarray(RNG.normal(size=(16, 512)), jnp.float32), jnp.asarray(RNG.integers(0, 512, 16))
+KEY = jax.random.key(0)
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+def sent(compiled):
+    """How often each collective is there, and how many numbers of weights it has in all; none is in a loop."""
+    found, computation = {}, ""
+    for line in compiled.as_text().splitlines():
+        if start := re.match(r"(ENTRY )?%?\S+ .*\{\s*$", line):
+            computation = start[1] or "a loop"
+        kinds = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+        if match := re.search(rf"= (.*?) ({kinds})(-start)?\(", line):
+            assert computation == "ENTRY ", line
+            shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[(\d+,\d+)\]", match[1])]
+            size = sum(math.prod(shape) for shape in shapes if math.prod(shape) >= 2**16)
+            times, numbers = found.get(match[2], (0, 0))
+            found[match[2]] = times + 1, numbers + size / COUNT
+    return found
+
+
+def step(apply_fn, q, state, x, y, *, num_samples=1, coupling="shared", mean=lambda value: value):
+    def loss(q):
+        return mean(illia_fn.elbo_loss(apply_fn, q, x, y, KEY, num_samples, num_data=1000, coupling=coupling))
+
+    value, grads = jax.value_and_grad(loss)(q)
+    updates, state = OPTIMIZER.update(grads, state, q)
+    return optax.apply_updates(q, updates), state, value
+
+
+def network(w, x):
+    return jax.nn.relu(x @ w["w"]) @ w["v"]
+
+
+# By the coupling: what the gradient is summed of, and what is gathered where the posterior is sharded, for each weight.
+NUMBERS = {"shared": 1, "decorrelated": 2}
+
+
+def place(mesh, tree, *axes):
+    return jax.device_put(tree, NamedSharding(mesh, P(*axes)))
+
+
+def data_parallel(kind, coupling):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    run = jax.jit(partial(step, network, coupling=coupling))
+    examples = place(mesh, X, "data"), place(mesh, Y, "data")
+    compiled = run.lower(place(mesh, Q), place(mesh, OPTIMIZER.init(Q)), *examples).compile()
+    assert sent(compiled) == {"all-reduce": (1, NUMBERS[coupling])}, (kind, coupling, sent(compiled))
+
+
+def fully_sharded(kind, coupling):
+    """Posterior and optimizer's state are sharded like the examples: every device gathers what it computes with."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    whole = NamedSharding(mesh, P())
+
+    def gathering(w, x):
+        gather = jax.sharding.reshard if kind == AxisType.Explicit else jax.lax.with_sharding_constraint
+        return network(jax.tree.map(lambda leaf: gather(leaf, whole), w), x)
+
+    q, state = place(mesh, Q, "data"), place(mesh, OPTIMIZER.init(Q), "data")
+    shardings = *jax.tree.map(lambda leaf: leaf.sharding, (q, state)), whole
+    run = jax.jit(partial(step, gathering, coupling=coupling), out_shardings=shardings)
+    arguments = q, state, place(mesh, X, "data"), place(mesh, Y, "data")
+    compiled, numbers = run.lower(*arguments).compile(), NUMBERS[coupling]
+    # XLA's CPU backend has no reduce-scatter
+    expected = {"all-gather": (len(SIZES) * numbers, numbers), "all-reduce": (1, numbers)}
+    assert sent(compiled) == expected, (kind, coupling, sent(compiled))
+    found = jax.device_get(compiled(*arguments))
+    one = jax.device_get(jax.jit(partial(step, network, coupling=coupling))(Q, OPTIMIZER.init(Q), X, Y))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, one)
+
+
+def in_shard_map(coupling):
+    """The loss of each device's examples, averaged: one reduction for any number of samples."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    own = partial(step, network, num_samples=4, coupling=coupling, mean=lambda value: jax.lax.pmean(value, "data"))
+    mapped = jax.shard_map(own, mesh=mesh, in_specs=(P(), P(), P("data"), P("data")), out_specs=P())
+    compiled = jax.jit(mapped).lower(Q, OPTIMIZER.init(Q), X, Y).compile()
+    assert sent(compiled) == {"all-reduce": (1, 2)}, (coupling, sent(compiled))
+
+
+if __name__ == "__main__":
+    data_parallel(AxisType.Auto, "shared")
+    data_parallel(AxisType.Explicit, "decorrelated")
+    fully_sharded(AxisType.Auto, "shared")
+    fully_sharded(AxisType.Explicit, "decorrelated")
+    in_shard_map("shared")
