@@ -17,7 +17,7 @@ MASS = MASS / MASS.sum()
 
 
 def q_of(loc, scale):
-    return Gaussian(jnp.asarray(np.asarray(loc)), jnp.asarray(np.log(np.expm1(np.asarray(scale)))))
+    return Gaussian(jnp.asarray(loc), jnp.asarray(np.log(np.expm1(np.asarray(scale)))))
 
 
 def scalar(loss, q, key, num_samples, **options):
