@@ -1,6 +1,6 @@
 """One weight, w ~ N(0, 1), and one observation y = 5 of w with unit noise: everything about it is known."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ MASS = MASS / MASS.sum()
 
 
 def q_of(loc, scale):
-    return Gaussian(jnp.asarray(loc), jnp.log(jnp.expm1(jnp.asarray(scale))))
+    return Gaussian(jnp.asarray(loc), jnp.asarray(np.log(np.expm1(np.asarray(scale)))))
 
 
 def scalar(loss, q, key, num_samples, **options):
@@ -26,30 +26,51 @@ def scalar(loss, q, key, num_samples, **options):
     return loss(lambda w, x: x + w, q, *data, key, num_samples, num_data=1, prior=Normal(0.0, 1.0), **options)
 
 
-@cache
-def compiled(loss, num_samples, **options):
-    """Value and gradient for many keys; what tempers the KL is an argument, so that all of its values share this."""
+def together(cases, num_samples):
+    """Value and gradient of each case, for many keys: one program, in which all have the same draws.
+
+    What tempers the KL is an argument, so that all of its values share this.
+    """
 
     def run(q, key, tempering):
-        return scalar(loss, q, key, num_samples, chunk_size=None, **options, **tempering)
+        def of(loss):
+            return jax.value_and_grad(lambda q: scalar(loss, q, key, num_samples, chunk_size=None, **tempering))(q)
 
-    return jax.jit(jax.vmap(jax.value_and_grad(run), (None, 0, None)))
+        return {name: of(loss) for name, loss in cases.items()}
+
+    return jax.jit(jax.vmap(run, (None, 0, None)))
+
+
+def many_of(step, count=20_000, seed=0, q=Q, **tempering):
+    """Values and gradients of each case from many keys: (count,), and (count, 2) for loc and rho."""
+    found = step(q_of(*q), keys(seed, count), {name: np.float32(value) for name, value in tempering.items()})
+    return {
+        name: (np.asarray(values), np.stack([grads.loc, grads.rho], axis=1)) for name, (values, grads) in found.items()
+    }
+
+
+@cache
+def keys(seed, count):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+@cache
+def compiled(loss, num_samples, **options):
+    return together({"": partial(loss, **options)}, num_samples)
 
 
 def many(loss, num_samples, count=20_000, seed=0, q=Q, **options):
-    """Values and gradients from many keys: (count,), and (count, 2) for loc and rho."""
-    tempering = {name: jnp.float32(options.pop(name)) for name in ("temperature", "kl_weight") if name in options}
-    keys = jax.random.split(jax.random.key(seed), count)
-    values, grads = compiled(loss, num_samples, **options)(q_of(*q), keys, tempering)
-    return np.asarray(values), np.stack([grads.loc, grads.rho], axis=1)
+    """`many_of` one case."""
+    tempering = {name: options.pop(name) for name in ("temperature", "kl_weight") if name in options}
+    return many_of(compiled(loss, num_samples, **options), count, seed, q, **tempering)[""]
 
 
 def by_quadrature(f, q=Q):
-    """f(w, log weights, log p(y | w)), a number made of these at the nodes, and its gradient to (loc, rho)."""
+    """f(w, log weights, log p(y | w)), numbers made of these at the nodes, and of each its gradient to (loc, rho)."""
 
-    def value(loc, rho):
-        scale = jax.nn.softplus(rho)
-        w = loc + scale * NODES
+    def value(both):
+        scale = jax.nn.softplus(both[1])
+        w = both[0] + scale * NODES
         log_q = -0.5 * NODES**2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
         log_likelihood = -0.5 * (5.0 - w) ** 2 - 0.5 * jnp.log(2 * jnp.pi)
         log_weights = log_likelihood - 0.5 * w**2 - 0.5 * jnp.log(2 * jnp.pi) - log_q
@@ -57,9 +78,9 @@ def by_quadrature(f, q=Q):
 
     with jax.enable_x64(True):
         loc, scale = q
-        rho = jnp.log(jnp.expm1(jnp.float64(scale)))
-        value, grads = jax.jit(jax.value_and_grad(value, (0, 1)))(jnp.float64(loc), rho)
-        return float(value), [float(leaf) for leaf in grads]
+        both = np.array([loc, np.log(np.expm1(scale))])
+        found = jax.jit(lambda both: (value(both), jax.jacfwd(value)(both)))(both)
+    return jax.tree.map(np.asarray, found)
 
 
 def mean_over_pairs(f):
@@ -67,7 +88,7 @@ def mean_over_pairs(f):
 
     def mean(values):
         pairs = jnp.stack(jnp.meshgrid(values, values), axis=-1)
-        return jnp.sum(MASS[:, None] * MASS[None, :] * jax.vmap(jax.vmap(f))(pairs))
+        return jnp.einsum("i,j,ij...->...", MASS, MASS, jax.vmap(jax.vmap(f))(pairs))
 
     return mean
 

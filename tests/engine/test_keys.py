@@ -48,11 +48,20 @@ CALLS = {
 }
 
 
+# Outside of a jit, where keys are used up one call after another: each way to use them again.
+EAGER = ("predict", "statistics", "a sampled KL", "decorrelated", "predictive_loss", "iwae_loss")
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_no_key_is_reused(call):
     with jax.debug_key_reuse(True):
-        call(Q, jax.random.key(0))
-        jax.jit(jax.value_and_grad(call))(Q, jax.random.key(0))
+        jax.jit(jax.value_and_grad(call)).lower(Q, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_no_key_is_reused_outside_of_a_jit(name):
+    with jax.debug_key_reuse(True):
+        CALLS[name](Q, jax.random.key(0))
 
 
 def test_but_one_of_the_user_is_reported():
@@ -61,3 +70,8 @@ def test_but_one_of_the_user_is_reported():
         CALLS["predict"](Q, key)
         with pytest.raises(jax.errors.KeyReuseError):
             CALLS["elbo_loss"](Q, key)
+
+
+def test_and_so_it_is_without_running_it():
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(lambda q, key: CALLS["predict"](q, key) + CALLS["elbo_loss"](q, key)).lower(Q, jax.random.key(0))

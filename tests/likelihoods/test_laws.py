@@ -184,7 +184,7 @@ SAMPLERS = {  # loss, outputs, cdf, whether y are whole numbers
 def draws_of(name):
     loss, outputs, *_ = SAMPLERS[name]
     outputs = of_one_network(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), outputs))
-    draw = jax.jit(partial(fn.predictive_draws, loss, num_draws=50_000 if name == "poisson" else 20_000))
+    draw = jax.jit(partial(fn.predictive_draws, loss, num_draws=20_000))
     return np.asarray(draw(outputs, jax.random.key(1)), float)
 
 

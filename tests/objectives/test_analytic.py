@@ -2,6 +2,7 @@
 """The ELBO without sampling, against formulas, quadrature, Monte Carlo, and the evidence of linear regression."""
 
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +214,7 @@ def test_bounds_of_a_softmax():
     for covariance in (np.diag(scale**2), mix @ np.diag(scale**2) @ mix.T):
         integral, error = softmax_integral(mean, covariance, 1)
         logits = Logits(mean, covariance)
-        jensen, tight = logits.loss(1, bound="jensen"), logits.loss(1)
+        jensen, tight = jax.jit(lambda: [logits.loss(1, bound="jensen"), logits.loss(1)])()  # noqa: B023
         np.testing.assert_allclose([jensen, tight], bounds(mean, covariance, 1), rtol=1e-5)
         assert integral - 5 * error < tight < jensen
         gaps.append((tight - integral, jensen - integral))
@@ -225,8 +226,10 @@ def test_correlated_logits_take_their_covariance():
     covariance = 4.0 * np.ones((3, 3)) + 1e-6 * np.eye(3)
     mean = np.array([0.3, -0.2, 0.1])
     exact = np.logaddexp.reduce(mean) - mean[0]
-    np.testing.assert_allclose(Logits(mean, covariance).loss(0), exact, atol=2e-5)
-    assert Logits(mean, covariance).loss(0, bound="jensen") > exact + 1.9
+    logits = Logits(mean, covariance)
+    tight, jensen = jax.jit(lambda: [logits.loss(0), logits.loss(0, bound="jensen")])()
+    np.testing.assert_allclose(tight, exact, atol=2e-5)
+    assert jensen > exact + 1.9
 
 
 def test_a_last_layer_of_classes():
@@ -331,9 +334,13 @@ def test_moments_of_a_hidden_layer_are_the_mean_of_the_sampled_loss():
         return jax.nn.relu(x @ w["hidden"]) @ w["kernel"] + w["bias"][None], jnp.float32(0.3)
 
     options = {"num_data": 6, "kl_weight": 0.0, "loss_fn": illia_fn.gaussian_nll}
-    known = analytic_elbo_loss(network, q, X, VALUES, method="moments", **options)
-    draws = jax.jit(jax.vmap(lambda key: elbo_loss(network, q, X, VALUES, key, **options)))
-    losses = draws(jax.random.split(KEY, 20_000))
+
+    @jax.jit
+    def both(keys):
+        draws = jax.vmap(lambda key: elbo_loss(network, q, X, VALUES, key, **options))(keys)
+        return analytic_elbo_loss(network, q, X, VALUES, method="moments", **options), draws
+
+    known, losses = map(np.asarray, both(jax.random.split(KEY, 20_000)))
     assert abs(known - losses.mean()) < 5 * losses.std() / np.sqrt(20_000)
 
 
@@ -345,9 +352,13 @@ def test_moments_of_a_scale_that_is_predicted():
         return x @ w["loc"], 0.3 * (x @ w["rho"])
 
     options = {"num_data": 6, "kl_weight": 0.0, "loss_fn": illia_fn.gaussian_nll}
-    known = analytic_elbo_loss(pair, q, X, VALUES, method="moments", **options)
-    draws = jax.jit(jax.vmap(lambda key: elbo_loss(pair, q, X, VALUES, key, **options)))
-    losses = draws(jax.random.split(KEY, 20_000))
+
+    @jax.jit
+    def both(keys):
+        draws = jax.vmap(lambda key: elbo_loss(pair, q, X, VALUES, key, **options))(keys)
+        return analytic_elbo_loss(pair, q, X, VALUES, method="moments", **options), draws
+
+    known, losses = map(np.asarray, both(jax.random.split(KEY, 20_000)))
     assert abs(known - losses.mean()) < 5 * losses.std() / np.sqrt(20_000)
     with pytest.raises(ValueError, match="one output may depend on the Bayesian leaves, but 2 "):
         analytic_elbo_loss(pair, q, X, VALUES, **options)
@@ -382,30 +393,39 @@ OF_GRADIENTS = {
 @pytest.mark.parametrize("name", OF_GRADIENTS)
 def test_gradients_are_those_of_the_value(name, x64):
     apply_fn, y, options = OF_GRADIENTS[name]
-    wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, tree)  # noqa: E731
-    q, x, y = wide((Q, X, y))
+    wide = lambda leaf: np.asarray(leaf, np.float64) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
+    q, x, y = jax.tree.map(wide, (Q, X, y))
     flat, unravel = ravel_pytree(q)
-    loss = jax.jit(lambda flat: analytic_elbo_loss(apply_fn, unravel(flat), x, y, num_data=10, **options))
-    direction = jnp.asarray(np.random.default_rng(3).normal(size=flat.shape))
-    step = 1e-5
-    slope = (loss(flat + step * direction) - loss(flat - step * direction)) / (2 * step)
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(flat) @ direction, slope, rtol=1e-7)
-    assert loss(flat).dtype == jnp.float64
-    curvature = jax.jit(lambda flat: jax.jvp(jax.grad(loss), (flat,), (direction,))[1] @ direction)
-    if name.startswith("knowles"):
-        with pytest.raises(TypeError, match=r"analytic_elbo_loss: bound=.* has first derivatives only.*jensen"):
-            curvature(flat)
+    direction = np.random.default_rng(3).normal(size=flat.shape)
+
+    def loss(flat):
+        return analytic_elbo_loss(apply_fn, unravel(flat), x, y, num_data=10, **options)
+
+    def curvature(flat):
+        return jax.jvp(jax.grad(loss), (flat,), (direction,))[1] @ direction
+
+    twice = not name.startswith("knowles")
+
+    @jax.jit
+    def every(flat):
+        steps = flat[None] + np.array([1e-5, -1e-5, 1e-3, 0.0, -1e-3])[:, None] * direction
+        return jax.vmap(loss)(steps), jax.grad(loss)(flat) @ direction, [curvature(flat)] * twice
+
+    (up, down, *wider), slope, curve = jax.tree.map(np.asarray, every(flat))
+    assert slope.dtype == np.float64
+    np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-7)
+    if twice:
+        np.testing.assert_allclose(curve, [(wider[0] - 2 * wider[1] + wider[2]) / 1e-6], rtol=1e-4)
         return
-    step = 1e-3
-    second = (loss(flat + step * direction) - 2 * loss(flat) + loss(flat - step * direction)) / step**2
-    np.testing.assert_allclose(curvature(flat), second, rtol=1e-4)
+    with pytest.raises(TypeError, match=r"analytic_elbo_loss: bound=.* has first derivatives only.*jensen"):
+        jax.eval_shape(curvature, flat)
 
 
 def test_zero_features_have_finite_gradients():
     data = jnp.zeros((6, 3)), BITS
     q = mean_field({"w": jnp.ones(3)}, scale=0.1)
     loss = partial(analytic_elbo_loss, lambda w, x: x @ w["w"], loss_fn=illia_fn.bernoulli_nll, num_data=6)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.grad(loss)(q, *data)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(q, *data)))
 
 
 # --- families ---------------------------------------------------------------------------------------------------------
@@ -426,13 +446,17 @@ def test_joint_families(family):
     q = {"hidden": PARAMS["hidden"], "head": head_of(family)}
     apply_fn = lambda w, x: mlp(w["head"] | {"hidden": w["hidden"]}, x)  # noqa: E731
     # the same Gaussian, by its dense matrix
-    law = linearise(apply_fn, q, X)
-    values, classes = jax.jit(
-        lambda q: [analytic_elbo_loss(apply_fn, q, X, y, KEY, num_data=6, kl_weight=0.0) for y in (VALUES, LABELS)]
-    )(q)
-    exact = gaussian(np.asarray(law.mean), np.asarray(law.variance), np.asarray(VALUES)).sum(axis=1).mean()
+
+    @jax.jit
+    def every(q):
+        law = linearise(apply_fn, q, X)
+        losses = [analytic_elbo_loss(apply_fn, q, X, y, KEY, num_data=6, kl_weight=0.0) for y in (VALUES, LABELS)]
+        return losses, (law.mean, law.variance, law.covariance)
+
+    (values, classes), (mean, variance, covariance) = jax.tree.map(np.asarray, every(q))
+    exact = gaussian(mean, variance, np.asarray(VALUES)).sum(axis=1).mean()
     np.testing.assert_allclose(values, exact, rtol=1e-5)
-    law = zip(np.asarray(law.mean, np.float64), np.asarray(law.covariance, np.float64), np.asarray(LABELS), strict=True)
+    law = zip(mean.astype(float), covariance.astype(float), np.asarray(LABELS), strict=True)
     np.testing.assert_allclose(classes, np.mean([bounds(*each)[1] for each in law]), rtol=1e-5)
 
 
@@ -441,30 +465,41 @@ def test_joint_families(family):
 
 def test_padding_of_weight_zero_is_nothing():
     loss = partial(analytic_elbo_loss, mlp, num_data=60)
-    jitted = jax.jit(jax.value_and_grad(loss))
-    rows = jnp.array([0, 1, 2, 3, 4, 5, 0, 0])
-    weights = (jnp.arange(8) < 6).astype(jnp.float32)
-    for y, missing in ((VALUES, jnp.nan), (LABELS, -1)):
-        padded = jnp.where(weights.reshape(-1, *[1] * (y.ndim - 1)) > 0, y[rows], jnp.asarray(missing, y.dtype))
-        value, grads = jitted(Q, X[rows], padded, weights=weights)
-        np.testing.assert_allclose([value, loss(Q, X[rows], padded, weights=weights)], loss(Q, X, y), rtol=1e-6)
+    rows = np.array([0, 1, 2, 3, 4, 5, 0, 0])
+    weights, x = np.float32(np.arange(8) < 6), np.asarray(X)[rows]
+    for y, missing in ((VALUES, np.nan), (LABELS, -1)):
+        padded = np.array(y)[rows]
+        padded[6:] = missing
+        both = jax.jit(lambda q: (jax.value_and_grad(loss)(q, x, padded, weights=weights), loss(q, X, y)))  # noqa: B023
+        (value, grads), known = both(Q)
+        np.testing.assert_allclose(value, known, rtol=1e-6)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    np.testing.assert_allclose(loss(Q, x, padded, weights=weights), known, rtol=1e-6)  # labels that can be looked at
 
 
 def test_regularisers_are_those_of_elbo_loss():
-    for options in ({"kl_weight": 0.3}, {"temperature": 0.5}, {"free_nats": 3.0}, {"num_data": None}, {}):
-        given = {"num_data": 60, "return_terms": True, "prior": Normal(0.5, 2.0)} | options
-        _, terms = analytic_elbo_loss(mlp, Q, X, VALUES, **given)
-        _, sampled = elbo_loss(mlp, Q, X, VALUES, KEY, **given)
-        assert (terms.kl, terms.weight) == (sampled.kl, sampled.weight)
+    every = {"kl_weight": 0.3}, {"temperature": 0.5}, {"free_nats": 3.0}, {"num_data": None}, {}
+
+    @jax.jit
+    def terms(q):
+        def of(options):
+            given = {"num_data": 60, "return_terms": True, "prior": Normal(0.5, 2.0)} | options
+            found = analytic_elbo_loss(mlp, q, X, VALUES, **given)[1], elbo_loss(mlp, q, X, VALUES, KEY, **given)[1]
+            return [(terms.kl, terms.weight) for terms in found]
+
+        return [of(options) for options in every]
+
+    for known, sampled in terms(Q):
+        assert known == sampled
 
 
 def test_a_prior_without_a_closed_form_takes_a_key():
     prior = stats_prior()
     with pytest.raises(ValueError, match=r"analytic_elbo_loss: KL.* must be sampled\. Pass a key"):
         analytic_elbo_loss(mlp, Q, X, VALUES, num_data=6, prior=prior)
-    _, terms = analytic_elbo_loss(mlp, Q, X, VALUES, KEY, 8, num_data=6, prior=prior, return_terms=True)
-    _, sampled = elbo_loss(mlp, Q, X, VALUES, KEY, 8, num_data=6, prior=prior, return_terms=True)
+    options = {"num_data": 6, "prior": prior, "return_terms": True}
+    losses = analytic_elbo_loss, elbo_loss
+    (_, terms), (_, sampled) = jax.jit(lambda q: [loss(mlp, q, X, VALUES, KEY, 8, **options) for loss in losses])(Q)
     assert terms.kl == sampled.kl
 
 
@@ -478,15 +513,21 @@ def stats_prior():
 
 def test_under_vmap_and_in_half_precision():
     loss = partial(analytic_elbo_loss, mlp, num_data=60)
-    two = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), Q)
-    other = jax.tree.map(lambda leaf: 0.5 * leaf, Q)
-    for y in (VALUES, LABELS):
-        pair = jax.jit(jax.vmap(loss, (0, None, None)))(two, X, y)
-        np.testing.assert_allclose(pair, [loss(Q, X, y), loss(other, X, y)], rtol=1e-6)
-        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), Q)
-        rounded = loss(half, X.astype(jnp.bfloat16), y)
+    two = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), Q)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (Q, X))
+
+    @jax.jit
+    def every(two, half):
+        def of(y):
+            one_by_one = [loss(jax.tree.map(itemgetter(index), two), X, y) for index in range(2)]
+            return jax.vmap(loss, (0, None, None))(two, X, y), one_by_one, loss(*half, y)
+
+        return [of(y) for y in (VALUES, LABELS)]
+
+    for pair, known, rounded in every(two, half):
+        np.testing.assert_allclose(pair, known, rtol=1e-6)
         assert rounded.dtype == jnp.float32
-        np.testing.assert_allclose(rounded, loss(Q, X, y), rtol=2e-2)
+        np.testing.assert_allclose(rounded, known[0], rtol=2e-2)
 
 
 def test_nothing_bayesian_is_the_deterministic_loss():
