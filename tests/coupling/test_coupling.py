@@ -42,12 +42,15 @@ def test_outputs_are_those_of_the_networks(name):
 
 @pytest.mark.promotes
 @pytest.mark.optimised
-@pytest.mark.parametrize("batch_size", [16, 512])
-def test_under_jit_and_without(batch_size):
+def test_under_jit_and_without():
     """XLA on CPU has miscompiled the signs of a convolution at 512 lanes."""
-    q, x = mean_field(coupling_cases.array(3, 3, 4, 5), scale=0.3), coupling_cases.array(batch_size, 6, 6, 4)
+    q, x = mean_field(coupling_cases.array(3, 3, 4, 5), scale=0.3), coupling_cases.array(512, 6, 6, 4)
     f = illia_fn.decorrelate(lambda w, x: coupling_cases.conv(x, w))
     np.testing.assert_allclose(f(q, x, KEY), jax.jit(f)(q, x, KEY), rtol=2e-5, atol=2e-5)
+
+
+# For a program beside the one that is looked at.
+COMPILED_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def strategies(apply_fn, q, x, **options):
@@ -280,7 +283,7 @@ def test_no_two_samples_are_the_same(num_samples, antithetic):
 
 @pytest.mark.promotes
 @pytest.mark.parametrize(
-    ("coupling", "antithetic", "chunk_size"), [("decorrelated", False, None), ("flipout", True, 3)]
+    ("coupling", "antithetic", "chunk_size"), [("decorrelated", False, 3), ("flipout", True, None)]
 )
 def test_chunks_change_nothing(coupling, antithetic, chunk_size):
     """Leaves of every strategy, and a model that takes a key: the draws are those of the key, whatever the chunks."""
@@ -365,7 +368,8 @@ def test_a_gradient_in_a_loop_is_that_outside():
     keys = jax.random.split(KEY, 2)
     grad = jax.grad(lambda q, key: jnp.mean(jnp.square(f(q, x, key))))
     looped = jax.jit(partial(jax.lax.map, partial(grad, q)))(keys)
-    for leaf, expected in zip(jax.tree.leaves(looped), jax.tree.leaves(jax.jit(grad)(q, keys[1])), strict=True):
+    alone = jax.jit(grad, compiler_options=COMPILED_QUICKLY)(q, keys[1])
+    for leaf, expected in zip(jax.tree.leaves(looped), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(leaf[1], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
@@ -382,7 +386,7 @@ def test_the_gradient_of_samples_with_fusions_and_without():
     q = mean_field({name: 0.2 * coupling_cases.array(*shape) for name, shape in shapes.items()}, scale=0.1)
     x, y = jnp.abs(coupling_cases.array(16, 14, 14, 1)), jnp.arange(16) % 3
     grad = jax.grad(lambda q: illia_fn.elbo_loss(apply_fn, q, x, y, KEY, 2, num_data=16, coupling="decorrelated"))
-    one_by_one = jax.jit(grad, compiler_options={"xla_disable_hlo_passes": "fusion"})(q)
+    one_by_one = jax.jit(grad, compiler_options=COMPILED_QUICKLY | {"xla_disable_hlo_passes": "fusion"})(q)
     for leaf, expected in zip(jax.tree.leaves(jax.jit(grad)(q)), jax.tree.leaves(one_by_one), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
