@@ -375,20 +375,18 @@ def test_a_gradient_in_a_loop_is_that_outside():
 
 @pytest.mark.promotes
 @pytest.mark.optimised
-def test_the_gradient_of_samples_with_fusions_and_without():
+def test_a_maximum_passes_its_gradient_on():
     """XLA may compute noise twice, with other rounding; the gradient of max then loses what it does not find again."""
 
     def apply_fn(w, x):
-        x = jax.nn.relu(coupling_cases.conv(x, w["a"]) + w["b"])
-        return x.reshape(len(x), 7, 2, 7, 2, -1).max(axis=(1, 2, 3, 4)) @ w["c"]
+        x = coupling_cases.conv(x, w["a"]) + w["b"]
+        return x.reshape(len(x), 7, 2, 7, 2, -1).max(axis=(1, 2, 3, 4))
 
-    shapes = {"a": (3, 3, 1, 16), "b": (16,), "c": (16, 3)}
-    q = mean_field({name: 0.2 * coupling_cases.array(*shape) for name, shape in shapes.items()}, scale=0.1)
-    x, y = jnp.abs(coupling_cases.array(16, 14, 14, 1)), jnp.arange(16) % 3
-    grad = jax.grad(lambda q: illia_fn.elbo_loss(apply_fn, q, x, y, KEY, 2, num_data=16, coupling="decorrelated"))
-    one_by_one = jax.jit(grad, compiler_options=COMPILED_QUICKLY | {"xla_disable_hlo_passes": "fusion"})(q)
-    for leaf, expected in zip(jax.tree.leaves(jax.jit(grad)(q)), jax.tree.leaves(one_by_one), strict=True):
-        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    q = mean_field({"a": 0.2 * coupling_cases.array(3, 3, 1, 16), "b": jnp.zeros(16)}, scale=0.1)
+    data = jnp.abs(coupling_cases.array(16, 14, 14, 1)), jnp.zeros(16)
+    options = {"num_data": 16, "coupling": "decorrelated", "loss_fn": lambda outputs, _: outputs.sum(axis=1)}
+    loss = lambda q: illia_fn.elbo_loss(apply_fn, q, *data, KEY, 2, kl_weight=0.0, **options)  # noqa: E731
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(q)["b"].loc, 1.0, rtol=1e-5)
 
 
 def test_every_example_has_a_key_of_its_own():
