@@ -359,11 +359,10 @@ def test_a_gradient_in_a_loop_is_that_outside():
         return x.reshape(len(x), -1) @ w["c"]["kernel"] + w["c"]["bias"]
 
     shapes = {"a": (3, 3, 1, 16), "b": (3, 3, 16, 32), "c": (1568, 64)}
-    layers = {
-        name: {"kernel": coupling_cases.array(*shape), "bias": jnp.zeros(shape[-1])} for name, shape in shapes.items()
-    }
-    q = mean_field(jax.tree.map(lambda leaf: 0.1 * leaf, layers), scale=0.05)
-    x = jnp.abs(coupling_cases.array(16, 28, 28, 1))
+    kernels = {name: coupling_cases.array(*shape) for name, shape in shapes.items()}
+    layers = lambda w: {name: {"kernel": 0.1 * k, "bias": jnp.zeros(k.shape[-1])} for name, k in w.items()}  # noqa: E731
+    q = jax.jit(lambda w: mean_field(layers(w), scale=0.05), compiler_options=COMPILED_QUICKLY)(kernels)
+    x = np.abs(coupling_cases.array(16, 28, 28, 1))
     f = illia_fn.decorrelate(apply_fn)
     keys = jax.random.split(KEY, 2)
     grad = jax.grad(lambda q, key: jnp.mean(jnp.square(f(q, x, key))))
