@@ -42,10 +42,10 @@ def matrices(tree):
 
 
 FAMILIES = {
-    "LowRank": lambda tree: varied(low_rank(tree, 2, scale=0.3, key=KEY)),
-    "of many directions": lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY)),
-    "FullCovariance": lambda tree: varied(full_covariance(tree, scale=0.3)),
-    "MatrixNormal": lambda tree: varied(matrices(tree)),
+    "LowRank": jax.jit(lambda tree: varied(low_rank(tree, 2, scale=0.3, key=KEY))),
+    "of many directions": jax.jit(lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY))),
+    "FullCovariance": jax.jit(lambda tree: varied(full_covariance(tree, scale=0.3))),
+    "MatrixNormal": jax.jit(lambda tree: varied(matrices(tree))),
 }
 
 
@@ -141,8 +141,11 @@ def test_factors_of_any_family_have_a_draw_for_each_example(name):
 
 
 def node_of(**shapes):
-    tree = {name: jnp.ones(shape) for name, shape in shapes.items()}
-    return illia_fn.mixture(tree, 2, lambda tree: mean_field(tree, scale=0.3), spread=0.3, key=KEY)
+    @jax.jit
+    def node(tree):
+        return illia_fn.mixture(tree, 2, lambda tree: mean_field(tree, scale=0.3), spread=0.3, key=KEY)
+
+    return node({name: jnp.ones(shape) for name, shape in shapes.items()})
 
 
 SHARED = {  # a draw of all numbers for each example would not be right, or not be small
@@ -176,7 +179,7 @@ def test_factors_of_size_zero_and_of_none_of_their_axes():
 
 def test_factors_whose_directions_are_held_back():
     """They have a mean beside their own numbers, and are no factors."""
-    low = varied(low_rank({"r": jnp.ones(4), "u": jnp.ones(3)}, 1, scale=0.1, key=KEY))
+    low = jax.jit(lambda w: varied(low_rank(w, 1, scale=0.1, key=KEY)))({"r": jnp.ones(4), "u": jnp.ones(3)})
     q = {"low": low, "n": node_of(m=())}
 
     def apply_fn(w, x):
@@ -329,11 +332,16 @@ def test_mirrored_noise_is_that_of_the_other_side_of_the_mean(family):
     """Signs stay, draws and coefficients change theirs: the outputs of a linear model add up to twice the mean."""
     q = FAMILIES[family](params(a=(4, 5), b=(5,)))
     apply_fn = lambda w, x: x @ w["a"] + w["b"]  # noqa: E731
-    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
-    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
-    both = it.outputs(noise, 2, SEQUENCE) + it.outputs(noise.mirrored(), 2, SEQUENCE)
-    expected = 2 * apply_fn(illia_fn.mean(q), SEQUENCE)
-    np.testing.assert_allclose(both, jnp.stack([expected] * 2), rtol=1e-4, atol=1e-5)
+
+    @jax.jit
+    def both_sides(q):
+        it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+        noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+        both = it.outputs(noise, 2, SEQUENCE) + it.outputs(noise.mirrored(), 2, SEQUENCE)
+        return both, 2 * apply_fn(illia_fn.mean(q), SEQUENCE)
+
+    both, expected = both_sides(q)
+    np.testing.assert_allclose(both, np.stack([expected] * 2), rtol=1e-4, atol=1e-5)
 
 
 def test_samples_together_are_those_one_by_one():
@@ -346,9 +354,13 @@ def test_samples_together_are_those_one_by_one():
         w = {**w["matrix"], **w["low"], **w["full"]}
         return jnp.tanh(x @ w["a"] + w["b"]).mean(axis=1) @ w["c"] + w["d"]
 
-    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
-    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
-    second = Noise(*jax.tree.map(lambda leaf: leaf[1:], tuple(noise[:3])), noise.signs)
-    together = it.outputs(noise, 2, SEQUENCE)
-    np.testing.assert_allclose(together[1:], it.outputs(second, 1, SEQUENCE), rtol=1e-5, atol=1e-6)
+    @jax.jit
+    def samples(q):
+        it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+        noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+        second = Noise(*jax.tree.map(lambda leaf: leaf[1:], tuple(noise[:3])), noise.signs)
+        return it.outputs(noise, 2, SEQUENCE), it.outputs(second, 1, SEQUENCE)
+
+    together, alone = samples(q)
+    np.testing.assert_allclose(together[1:], alone, rtol=1e-5, atol=1e-6)
     assert np.all(together[0] != together[1])
