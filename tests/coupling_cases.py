@@ -343,7 +343,7 @@ PLAIN = {
 
 def linen(model: nn.Module, x: Any, *more: Any, shared: tuple[str, ...] = ()) -> Callable:
     def build():
-        variables = model.init(KEY, x[:1], *[y[:1] for y in more])
+        variables = jax.jit(model.init)(KEY, x[:1], *[y[:1] for y in more])
         return Case(lambda params, x: model.apply({"params": params}, x, *more), variables["params"], x, shared)
 
     return build
@@ -359,7 +359,7 @@ def of_nnx(make: Callable[[nnx.Rngs], Any], x: Any, call: Callable = lambda mode
 
 def of_equinox(make: Callable[[jax.Array], Any], x: Any, call: Callable = lambda model, x: model(x)) -> Callable:
     def build():
-        params, static = eqx.partition(make(KEY), eqx.is_inexact_array)
+        params, static = eqx.partition(eqx.filter_jit(make)(KEY), eqx.is_inexact_array)
         return Case(lambda params, x: jax.vmap(lambda x: call(eqx.combine(params, static), x))(x), params, x)
 
     return build
@@ -368,7 +368,7 @@ def of_equinox(make: Callable[[jax.Array], Any], x: Any, call: Callable = lambda
 def of_haiku(f: Callable[[Any], Any], x: Any, shared: tuple[str, ...] = ()) -> Callable:
     def build():
         model = hk.without_apply_rng(hk.transform(f))
-        return Case(model.apply, model.init(KEY, x[:1]), x, shared)
+        return Case(model.apply, jax.jit(model.init)(KEY, x[:1]), x, shared)
 
     return build
 

@@ -73,20 +73,27 @@ def networks(it, q, noise):
     return structure.unflatten([next(remaining) if illia_fn.is_posterior(leaf) else leaf for leaf in leaves])
 
 
-def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
-    """The outputs of a coupling, and those of each network on its example, alone."""
-    coupled = []
+def outputs_and_references(cases, coupling, key=KEY):
+    """For each (apply_fn, q, x): the coupling's plan, its outputs, and those of each network on its example, alone.
 
-    @jax.jit
-    def run(q, x, key):
-        it = Coupled.of("test", apply_fn, q, x, None, coupling)
-        coupled.append(it)
+    In one program for all of them.
+    """
+    coupled = {}
+
+    def run(name, q, x, key):
+        apply_fn = cases[name][0]
+        it = coupled[name] = Coupled.of("test", apply_fn, q, x, None, coupling)
         noise = it.noise(key, Strata(jnp.arange(1), count=1))
         alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
         return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
 
-    outputs, reference = run(q, x, key)
-    return coupled[0], outputs, reference
+    arguments = {name: (q, x) for name, (_, q, x) in cases.items()}
+    results = jax.jit(lambda args, key: {name: run(name, *args[name], key) for name in args})(arguments, key)
+    return {name: (coupled[name], *results[name]) for name in cases}
+
+
+def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
+    return outputs_and_references({"": (apply_fn, q, x)}, coupling, key)[""]
 
 
 DRAWS = 4096
@@ -108,5 +115,7 @@ def largest_deviation(some, others):
     return np.abs(difference / error).max(), NormalDist().inv_cdf(1 - 1e-4 / 2 / difference.size)
 
 
-def draws(f, seed):
-    return jax.jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), DRAWS))
+def draws(f, *seeds):
+    """f of so many keys, or of as many tuples of keys as there are seeds, all in one program."""
+    keys = [jax.random.split(jax.random.key(seed), DRAWS) for seed in seeds]
+    return jax.jit(jax.vmap(f))(keys[0] if len(keys) == 1 else tuple(keys))

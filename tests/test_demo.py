@@ -29,7 +29,7 @@ def rows(n, target):
 
 
 def test_digits(tmp_path):
-    result = run("--epochs", 1, "--num-samples", 2, cwd=tmp_path)
+    result = run("--epochs", 1, "--num-samples", 1, "--members", 2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     words = " ".join(result.stdout.replace("│", " ").split())
     for word in (
@@ -72,7 +72,7 @@ def test_a_seed_repeats_it(tmp_path):
 def test_every_objective_learns(objective, tmp_path):
     table = write_csv(tmp_path / "table.csv", ["a", "b", "y"], rows(300, lambda x: "up" if x[0] > x[1] else "down"))
     dataset = data.table(table, "y", None)
-    apply_fn, networks, certificate = train(dataset, objective, seed=0, epochs=150, num_samples=4, members=1)
+    apply_fn, networks, certificate = train(dataset, objective, seed=0, epochs=100, num_samples=4, members=1)
     logits = predict(apply_fn, networks["Bayesian"], dataset.x_test, jax.random.key(0), 8)
     assert np.mean(np.argmax(np.mean(logits, axis=0), axis=1) == dataset.y_test) > 0.9
     assert (certificate is not None) == (objective == "pac_bayes")

@@ -65,7 +65,11 @@ X, Y = normal(8, 4), jnp.asarray(RNG.integers(0, 3, 8))
 Q = illia_fn.mean_field(WEIGHTS, scale=0.1)
 SHARDED = {"a": ("data", "model"), "b": ("data",), "c": ("model",)}  # as only what gathers its weights can have them
 MODELS = {  # with how its weights are sharded, a number of samples, and couplings
-    layers: ({"a": (None, "model"), "b": ("model",)}, 1, ("decorrelated", "flipout", "local_reparam")),
+    layers: (
+        {"a": (None, "model"), "b": ("model",)},
+        1,
+        ("decorrelated", "flipout"),
+    ),  # each leaf of it is met once: "local_reparam" is "decorrelated"
     with_dropout: ({}, 4, ("decorrelated",)),
     gathering: (SHARDED, 2, ("flipout",)),
     automatic: (SHARDED, 2, ("decorrelated",)),

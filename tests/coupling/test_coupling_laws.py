@@ -1,5 +1,7 @@
 """Couplings, statistically: one example sees the law of a network drawn from q, and gradients are unbiased."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,53 +45,51 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def direct():
-    """Outputs of networks drawn from q, one for each draw."""
-
-    def of(name):
-        if name not in cache:
-            apply_fn, w, x, _ = MODELS[name]
-            q = mean_field(w, scale=0.4)
-            cache[name] = q, moments(draws(lambda key: apply_fn(sample(key, q), x), 1))
-        return cache[name]
-
-    cache = {}
-    return of
+SPREAD = ("mlp", "cnn", "transformer")
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
-def test_the_law_within_an_example(name, coupling, direct):
-    apply_fn, _, x, _ = MODELS[name]
-    q, expected = direct(name)
-    f = decorrelate(apply_fn, coupling=coupling)
-    deviation, bound = largest_deviation(moments(draws(lambda key: f(q, x, key), 2)), expected)
-    assert deviation < bound
-
-
-@pytest.mark.parametrize("name", [name for name, (*_, wrong) in MODELS.items() if wrong])
-def test_the_test_above_sees_wrong_laws(name, direct):
-    """Local reparameterisation where an element of a weight reaches more than one output of an example."""
-    apply_fn, _, x, _ = MODELS[name]
-    q, expected = direct(name)
-    f = decorrelate(apply_fn, coupling="local_reparam")
-    deviation, bound = largest_deviation(moments(draws(lambda key: f(q, x, key), 2)), expected)
-    assert deviation > 1.5 * bound
-    assert "APPROXIMATE" in str(explain_coupling(apply_fn, q, x, coupling="local_reparam"))
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
-def test_the_law_of_one_of_many_samples(name, direct):
-    """Samples are spread over the law of q together, but each of them has this law by itself."""
-    apply_fn, _, x, _ = MODELS[name]
-    q, expected = direct(name)
+@cache
+def laws(name):
+    """The moments of what the networks drawn from q give, and each coupling, in one program for a model."""
+    apply_fn, w, x, wrong = MODELS[name]
+    q = mean_field(w, scale=0.4)
 
     def sixth_of_seven(key):
         it = Coupled.of("test", apply_fn, q, x, None, "decorrelated")
         return it.outputs(it.noise(key, Strata(jnp.array([5]), count=7)), 1, x)[0]
 
-    deviation, bound = largest_deviation(moments(draws(sixth_of_seven, 6)), expected)
+    def outputs(direct, coupled, sixth):
+        out = {"direct": apply_fn(sample(direct, q), x)}
+        for coupling in ("decorrelated", "flipout", *["local_reparam"] * wrong):
+            out[coupling] = decorrelate(apply_fn, coupling=coupling)(q, x, coupled)
+        return out | ({"sixth of seven": sixth_of_seven(sixth)} if name in SPREAD else {})
+
+    found = draws(lambda keys: outputs(*keys), 1, 2, 6)
+    return q, {name: moments(some) for name, some in found.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout"])
+def test_the_law_within_an_example(name, coupling):
+    found = laws(name)[1]
+    deviation, bound = largest_deviation(found[coupling], found["direct"])
+    assert deviation < bound
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, wrong) in MODELS.items() if wrong])
+def test_the_test_above_sees_wrong_laws(name):
+    """Local reparameterisation where an element of a weight reaches more than one output of an example."""
+    (apply_fn, _, x, _), (q, found) = MODELS[name], laws(name)
+    deviation, bound = largest_deviation(found["local_reparam"], found["direct"])
+    assert deviation > 1.5 * bound
+    assert "APPROXIMATE" in str(explain_coupling(apply_fn, q, x, coupling="local_reparam"))
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_the_law_of_one_of_many_samples(name):
+    """Samples are spread over the law of q together, but each of them has this law by itself."""
+    found = laws(name)[1]
+    deviation, bound = largest_deviation(found["sixth of seven"], found["direct"])
     assert deviation < bound
 
 
@@ -141,11 +141,14 @@ SUBTLE = {
 def test_the_law_of_subtle_uses(name):
     apply_fn, w, x = SUBTLE[name]
     q = mean_field(w, scale=0.4)
-    expected = moments(draws(lambda key: apply_fn(sample(key, q), x), 1))
+
+    def outputs(direct, coupled):
+        found = [decorrelate(apply_fn, coupling=coupling)(q, x, coupled) for coupling in ("decorrelated", "flipout")]
+        return apply_fn(sample(direct, q), x), *found
+
+    expected, *found = map(moments, draws(lambda keys: outputs(*keys), 1, 2))
     varies = expected.std(axis=0) > 1e-6  # what is filled in does not
-    for coupling in ("decorrelated", "flipout"):
-        f = decorrelate(apply_fn, coupling=coupling)
-        some = moments(draws(lambda key: f(q, x, key), 2))  # noqa: B023
+    for coupling, some in zip(("decorrelated", "flipout"), found, strict=True):
         deviation, bound = largest_deviation(some[:, varies], expected[:, varies])
         assert deviation < bound, coupling
         np.testing.assert_allclose(some[:, ~varies], expected[:, ~varies], rtol=1e-5)
@@ -155,10 +158,10 @@ def test_examples_are_decorrelated():
     """With one draw for the batch, a network that sees one input twice returns one output twice."""
     apply_fn, w, x, _ = MODELS["mlp"]
     q, x = mean_field(w, scale=0.4), jnp.stack([x[0], x[0]])
-    for coupling, expected in ("shared", 1.0), ("flipout", 0.0), ("decorrelated", 0.0):
-        f = decorrelate(apply_fn, coupling=coupling)
-        outputs = np.asarray(draws(lambda key: f(q, x, key), 3))[..., 0]  # noqa: B023
-        correlation = np.corrcoef(outputs.T)[0, 1]
+    correlations = {"shared": 1.0, "flipout": 0.0, "decorrelated": 0.0}
+    found = draws(lambda key: [decorrelate(apply_fn, coupling=name)(q, x, key) for name in correlations], 3)
+    for outputs, expected in zip(found, correlations.values(), strict=True):
+        correlation = np.corrcoef(np.asarray(outputs)[..., 0].T)[0, 1]
         assert abs(correlation - expected) < 5 / np.sqrt(DRAWS)
 
 
@@ -176,15 +179,15 @@ def test_the_gradient_of_the_elbo_is_unbiased(name, options):
     q = mean_field(w, scale=0.4)
     y = jnp.arange(len(x)) % 3
 
-    def gradients(coupling, seed):
-        loss = lambda q, key: illia_fn.elbo_loss(apply_fn, q, x, y, key, num_data=9, coupling=coupling, **options)  # noqa: E731
-        return jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(q, jax.random.split(jax.random.key(seed), 2048))
+    def gradients(coupling, key):
+        loss = lambda q: illia_fn.elbo_loss(apply_fn, q, x, y, key, num_data=9, coupling=coupling, **options)  # noqa: E731
+        return jax.value_and_grad(loss)(q)
 
+    keys = [jax.random.split(jax.random.key(seed), 2048) for seed in (4, 5)]
+    pair = jax.jit(jax.vmap(lambda one, other: (gradients("decorrelated", one), gradients("shared", other))))(*keys)
     some, others = (
-        np.concatenate(
-            [np.asarray(leaf, np.float64).reshape(2048, -1) for leaf in jax.tree.leaves(gradients(*args))], 1
-        )
-        for args in (("decorrelated", 4), ("shared", 5))
+        np.concatenate([np.asarray(leaf, np.float64).reshape(2048, -1) for leaf in jax.tree.leaves(half)], 1)
+        for half in pair
     )
     deviation, bound = largest_deviation(some, others)
     assert deviation < max(5.0, bound)

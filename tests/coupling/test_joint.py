@@ -10,7 +10,13 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from coupling_cases import BATCH, IMAGE, KEY, SEQUENCE, VECTOR, array, conv, params
-from coupling_networks import draws, largest_deviation, moments, outputs_and_reference
+from coupling_networks import (
+    draws,
+    largest_deviation,
+    moments,
+    outputs_and_reference,
+    outputs_and_references,
+)
 
 import illia_fn
 from illia_fn import decorrelate, explain_coupling, full_covariance, low_rank, matrix_normal, mean_field
@@ -36,10 +42,10 @@ def matrices(tree):
 
 
 FAMILIES = {
-    "LowRank": lambda tree: varied(low_rank(tree, 2, scale=0.3, key=KEY)),
-    "of many directions": lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY)),
-    "FullCovariance": lambda tree: varied(full_covariance(tree, scale=0.3)),
-    "MatrixNormal": lambda tree: varied(matrices(tree)),
+    "LowRank": jax.jit(lambda tree: varied(low_rank(tree, 2, scale=0.3, key=KEY))),
+    "of many directions": jax.jit(lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY))),
+    "FullCovariance": jax.jit(lambda tree: varied(full_covariance(tree, scale=0.3))),
+    "MatrixNormal": jax.jit(lambda tree: varied(matrices(tree))),
 }
 
 
@@ -84,12 +90,20 @@ MODELS = {
 CASES = [(name, family) for name in MODELS for family in FAMILIES if name == "layers" or "many" not in family]
 
 
+@cache
+def found(name):
+    """Of all families of a model, in one program."""
+    apply_fn, tree, x = MODELS[name]
+    others = {key: mean_field(leaf, scale=0.3) for key, leaf in tree.items() if key == "other"}
+    inner = {key: leaf for key, leaf in tree.items() if key != "other"}
+    model = lambda w, x: apply_fn(w["node"] | w, x)  # noqa: E731
+    cases = {family: (model, {"node": FAMILIES[family](inner)} | others, x) for case, family in CASES if case == name}
+    return outputs_and_references(cases, "flipout")
+
+
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_outputs_are_those_of_the_networks(name, family):
-    apply_fn, tree, x = MODELS[name]
-    node = FAMILIES[family]({key: leaf for key, leaf in tree.items() if key != "other"})
-    q = {"node": node} | {key: mean_field(leaf, scale=0.3) for key, leaf in tree.items() if key == "other"}
-    it, outputs, reference = outputs_and_reference(lambda w, x: apply_fn(w["node"] | w, x), q, x, "flipout")
+    it, outputs, reference = found(name)[family]
     assert all(leaf.strategy != "shared" for leaf in it.plan.leaves), it.plan.leaves
     assert not it.plan.hindrances
     assert outputs.shape[:2] == (1, BATCH)
@@ -127,8 +141,11 @@ def test_factors_of_any_family_have_a_draw_for_each_example(name):
 
 
 def node_of(**shapes):
-    tree = {name: jnp.ones(shape) for name, shape in shapes.items()}
-    return illia_fn.mixture(tree, 2, lambda tree: mean_field(tree, scale=0.3), spread=0.3, key=KEY)
+    @jax.jit
+    def node(tree):
+        return illia_fn.mixture(tree, 2, lambda tree: mean_field(tree, scale=0.3), spread=0.3, key=KEY)
+
+    return node({name: jnp.ones(shape) for name, shape in shapes.items()})
 
 
 SHARED = {  # a draw of all numbers for each example would not be right, or not be small
@@ -162,7 +179,7 @@ def test_factors_of_size_zero_and_of_none_of_their_axes():
 
 def test_factors_whose_directions_are_held_back():
     """They have a mean beside their own numbers, and are no factors."""
-    low = varied(low_rank({"r": jnp.ones(4), "u": jnp.ones(3)}, 1, scale=0.1, key=KEY))
+    low = jax.jit(lambda w: varied(low_rank(w, 1, scale=0.1, key=KEY)))({"r": jnp.ones(4), "u": jnp.ones(3)})
     q = {"low": low, "n": node_of(m=())}
 
     def apply_fn(w, x):
@@ -216,21 +233,22 @@ X = array(2, 3)
 
 
 @cache
-def direct(family):
-    """First and second moments of all outputs of both layers, of networks drawn from q."""
-    return moments(draws(lambda key: whole(illia_fn.sample(key, Q[family]), X), 1))
+def laws(family):
+    """First and second moments of all outputs of both layers, of networks drawn from q and of couplings."""
+
+    def outputs(direct, coupled):
+        of = {"direct": whole(illia_fn.sample(direct, Q[family]), X)}
+        return of | {name: decorrelate(whole, coupling=name)(Q[family], X, coupled) for name in COUPLINGS[family]}
+
+    return {name: moments(of) for name, of in draws(lambda keys: outputs(*keys), 1, 2).items()}
 
 
-def deviation_of(family, coupling):
-    f = decorrelate(whole, coupling=coupling)
-    return largest_deviation(moments(draws(lambda key: f(Q[family], X, key), 2)), direct(family))
+COUPLINGS = {family: ["decorrelated", *["flipout"] * (family == "LowRank")] for family in FAMILIES}
 
 
-@pytest.mark.parametrize(
-    ("family", "coupling"), [*zip(FAMILIES, ["decorrelated"] * len(FAMILIES), strict=True), ("LowRank", "flipout")]
-)
+@pytest.mark.parametrize(("family", "coupling"), [(family, name) for family in FAMILIES for name in COUPLINGS[family]])
 def test_the_law_within_an_example(family, coupling):
-    deviation, bound = deviation_of(family, coupling)
+    deviation, bound = largest_deviation(laws(family)[coupling], laws(family)["direct"])
     assert deviation < bound
 
 
@@ -247,8 +265,10 @@ def test_the_test_above_sees_a_leaf_with_noise_of_its_own(family, monkeypatch):
         return [*values, replace(last, directions={number: other(moves) for number, moves in last.directions.items()})]
 
     weights = _transform.weights
+    expected = laws(family)["direct"]
     monkeypatch.setattr(_transform, "weights", wrong)
-    deviation, bound = deviation_of(family, "flipout")
+    outputs = draws(lambda key: decorrelate(whole, coupling="flipout")(Q[family], X, key), 2)
+    deviation, bound = largest_deviation(moments(outputs), expected)
     assert deviation > 1.5 * bound
 
 
@@ -312,11 +332,16 @@ def test_mirrored_noise_is_that_of_the_other_side_of_the_mean(family):
     """Signs stay, draws and coefficients change theirs: the outputs of a linear model add up to twice the mean."""
     q = FAMILIES[family](params(a=(4, 5), b=(5,)))
     apply_fn = lambda w, x: x @ w["a"] + w["b"]  # noqa: E731
-    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
-    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
-    both = it.outputs(noise, 2, SEQUENCE) + it.outputs(noise.mirrored(), 2, SEQUENCE)
-    expected = 2 * apply_fn(illia_fn.mean(q), SEQUENCE)
-    np.testing.assert_allclose(both, jnp.stack([expected] * 2), rtol=1e-4, atol=1e-5)
+
+    @jax.jit
+    def both_sides(q):
+        it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+        noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+        both = it.outputs(noise, 2, SEQUENCE) + it.outputs(noise.mirrored(), 2, SEQUENCE)
+        return both, 2 * apply_fn(illia_fn.mean(q), SEQUENCE)
+
+    both, expected = both_sides(q)
+    np.testing.assert_allclose(both, np.stack([expected] * 2), rtol=1e-4, atol=1e-5)
 
 
 def test_samples_together_are_those_one_by_one():
@@ -329,9 +354,13 @@ def test_samples_together_are_those_one_by_one():
         w = {**w["matrix"], **w["low"], **w["full"]}
         return jnp.tanh(x @ w["a"] + w["b"]).mean(axis=1) @ w["c"] + w["d"]
 
-    it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
-    noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
-    second = Noise(*jax.tree.map(lambda leaf: leaf[1:], tuple(noise[:3])), noise.signs)
-    together = it.outputs(noise, 2, SEQUENCE)
-    np.testing.assert_allclose(together[1:], it.outputs(second, 1, SEQUENCE), rtol=1e-5, atol=1e-6)
+    @jax.jit
+    def samples(q):
+        it = Coupled.of("test", apply_fn, q, SEQUENCE, None, "decorrelated")
+        noise = it.noise(KEY, Strata(jnp.arange(2), count=2))
+        second = Noise(*jax.tree.map(lambda leaf: leaf[1:], tuple(noise[:3])), noise.signs)
+        return it.outputs(noise, 2, SEQUENCE), it.outputs(second, 1, SEQUENCE)
+
+    together, alone = samples(q)
+    np.testing.assert_allclose(together[1:], alone, rtol=1e-5, atol=1e-6)
     assert np.all(together[0] != together[1])

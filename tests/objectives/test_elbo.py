@@ -91,20 +91,27 @@ def test_floats_have_a_gaussian_likelihood_of_unit_scale(sharp, params):
     ("kwargs", "num_samples", "wrap"),
     [
         ({}, 1, jax.jit),
-        ({"num_data": 7}, 3, jax.jit),
         ({"num_data": 50, "kl_weight": 0.3}, 3, jax.jit),
-        ({"num_data": 50, "kl_weight": 0.3}, 3, lambda f: f),
+        ({"num_data": 50, "kl_weight": 0.3}, 1, lambda f: f),
     ],
+    ids=["plain", "weighted", "without jit"],
 )
 def test_terms_make_up_the_loss_to_the_last_bit(q, kwargs, num_samples, wrap):
     loss = wrap(partial(elbo_loss, linear, num_samples=num_samples, return_terms=True, **kwargs))
-    value_and_grad = wrap(jax.value_and_grad(loss, has_aux=True))
-    for seed in range(20 if wrap is jax.jit else 3):
-        for value, terms in (
-            loss(q, X, LABELS, jax.random.key(seed)),
-            value_and_grad(q, X, LABELS, jax.random.key(seed))[0],
-        ):
-            assert float(value) == float(np.float32(terms.nll) + np.float32(terms.weight) * np.float32(terms.kl))
+    for seed in range(20):
+        is_their_sum(*loss(q, X, LABELS, jax.random.key(seed)))
+
+
+@pytest.mark.optimised
+def test_terms_beside_a_gradient_make_up_the_loss_to_the_last_bit(q):
+    loss = partial(elbo_loss, linear, num_samples=3, num_data=7, return_terms=True)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    for seed in range(20):
+        is_their_sum(*step(q, X, LABELS, jax.random.key(seed))[0])
+
+
+def is_their_sum(value, terms):
+    assert float(value) == float(np.float32(terms.nll) + np.float32(terms.weight) * np.float32(terms.kl))
 
 
 def test_terms_hold_what_they_say(q):
@@ -324,10 +331,7 @@ def test_params_come_first_after_partial(q):
     assert value.shape == ()
 
 
-@pytest.mark.optimised
-@pytest.mark.parametrize(
-    ("dtype", "num_samples"), [(jnp.float32, 3), (jnp.bfloat16, 1), (jnp.bfloat16, 3), (jnp.float16, 3)]
-)
+@pytest.mark.parametrize(("dtype", "num_samples"), [(jnp.bfloat16, 1), (jnp.bfloat16, 3), (jnp.float16, 3)])
 def test_half_precision_is_reduced_in_float32(params, dtype, num_samples):
     q = mean_field(jax.tree.map(lambda leaf: leaf.astype(dtype), params), scale=1e-6)
     run = partial(elbo_loss, linear, num_samples=num_samples, num_data=9, return_terms=True)
