@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from quicker import call_in_a_large_frame
 
-collect_ignore = ["mesh_program.py", "coupling/mesh_models.py"]  # programs of their own
+collect_ignore = ["mesh_program.py", "collectives_program.py", "coupling/mesh_models.py"]  # programs of their own
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases in every run
 settings.load_profile("fixed")

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 PROGRAM = Path(__file__).with_name("mesh_program.py")
+COLLECTIVES = Path(__file__).with_name("collectives_program.py")
 
 
-def start(devices, *arguments):
+def start(devices, *arguments, program=PROGRAM):
     fast_to_compile = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
@@ -17,7 +18,7 @@ def start(devices, *arguments):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(PROGRAM.parents[1]),
     }
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    command = [sys.executable, str(program), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -32,6 +33,10 @@ def test_every_objective_on_every_kind_of_mesh():
 
 def test_the_work_is_shared_out():
     wait_for(start(8, "shared_out"))
+
+
+def test_a_step_sends_what_theory_says():
+    wait_for(start(8, program=COLLECTIVES))
 
 
 def test_families():
