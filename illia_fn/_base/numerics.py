@@ -142,3 +142,18 @@ def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
         return jnp.mean(values)
     weights = jnp.asarray(weights).astype(values.dtype)
     return jnp.sum(weights * values) / jnp.sum(weights)
+
+
+@jax.custom_jvp
+def gradient_after_value(x: jax.Array) -> jax.Array:
+    """x, a scalar, without which nothing can be done with its gradient: where it is NaN, that is, too.
+
+    Else XLA copies parameters that are donated, as it does not know that they are read for x before they are updated.
+    """
+    return x
+
+
+@gradient_after_value.defjvp
+def _gradient_after_value_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    return x, tangent * jnp.where(jnp.isnan(x), jnp.nan, 1.0).astype(x.dtype)

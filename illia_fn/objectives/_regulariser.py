@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_num_data, check_temperature, concrete
-from illia_fn._base.numerics import at_least_float32, total
+from illia_fn._base.numerics import at_least_float32, gradient_after_value, total
 from illia_fn._base.trees import PyTree, broadcast_prefix
 from illia_fn.engine.estimators import with_gradient_of
 from illia_fn.kl.loss import Pair, hyperpriors, kl_pairs, log_prior, total_kl
@@ -69,7 +69,8 @@ class Regulariser:
         draws = self.draws
         if self.free_nats is not None:
             return self._kl_beyond_free()
-        kl = self._tempered(total_kl(draws.joined, self.pairs, draws.num_samples), self._entropy)
+        kl = total_kl(draws.joined, self.pairs, draws.num_samples)
+        kl = gradient_after_value(self._tempered(kl, self._entropy))
         if draws.estimator != "doubly_reparameterised":
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))

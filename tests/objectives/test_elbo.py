@@ -1,4 +1,5 @@
 import inspect
+import re
 from functools import partial
 
 import chex
@@ -396,3 +397,30 @@ def test_a_prior_without_a_closed_form(q):
     assert terms.kl != other.kl
     np.testing.assert_allclose(terms.kl, other.kl, rtol=0.05)
     assert jnp.isfinite(loss)
+
+
+@pytest.mark.parametrize("coupling", ["shared", "decorrelated"])
+def test_a_donated_posterior_is_not_copied(coupling):
+    """The value reads what is to be updated in place: XLA has to know that it is read before.
+
+    With a coupling, the weights of the second layer are read for the gradient of the first, in a deterministic network,
+    too, so that one copy is left.
+    """
+    params = {"first": jnp.ones((300, 256)), "second": jnp.ones((256, 300))}  # too large to be joined
+    q, optimizer = mean_field(params), optax.sgd(0.1)
+
+    def network(w, x):
+        return jnp.tanh(x @ w["first"]) @ w["second"]
+
+    def step(q, state):
+        loss = partial(elbo_loss, network, num_data=100, coupling=coupling)
+        value, grads = jax.value_and_grad(lambda q: loss(q, jnp.ones((8, 300)), jnp.zeros(8, int), KEY) + kl_loss(q))(q)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(q, updates), state, value
+
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(q, optimizer.init(q)).compile().as_text()
+    entry = program[program.index("\nENTRY") :]
+    parameters = re.findall(r"%(\S+) = f32\[\d+,\d+\]\S* parameter", entry)
+    assert len(parameters) == 4
+    copies = [name for name in re.findall(r" copy\(%(\S+?)\)", entry) if name in parameters]
+    assert len(copies) == (0 if coupling == "shared" else 1), copies
