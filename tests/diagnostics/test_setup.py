@@ -98,12 +98,17 @@ def test_padding_and_locations_do_not_count():
 def test_joint_priors_of_parts_of_a_node():
     """A tree of low-rank posteriors, over a subtree and over an array, and a Normal."""
     params = {"a": PARAMS, "c": jnp.full(2, 0.3), "d": jnp.full(2, 0.2)}
-    moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    prior = {name: illia_fn.low_rank(moved[name], rank=1, key=KEY, scale=0.5) for name in "ac"}
-    q = illia_fn.full_covariance(params, scale=0.1)
+
+    @jax.jit
+    def joint(params):
+        low_rank = lambda w: illia_fn.low_rank(w, rank=1, key=KEY, scale=0.5)  # noqa: E731
+        prior = {name: low_rank(jax.tree.map(lambda leaf: leaf + 0.1, params[name])) for name in "ac"}
+        costs = sum(p.log_prob(p.mean) - p.log_prob(params[name]) for name, p in prior.items())
+        return prior, illia_fn.full_covariance(params, scale=0.1), costs
+
+    prior, q, expected = joint(params)
     report = check(lambda w, x: classes(w["a"], x) + w["c"] + w["d"], q, prior={**prior, "d": Normal(0.1, 2.0)})
     assert not report.findings
-    expected = sum(p.log_prob(p.mean) - p.log_prob(params[name]) for name, p in prior.items())
     np.testing.assert_allclose(report.cost_of_means, (expected + 2 * 0.1**2 / 2 / 2.0**2) / 100, rtol=1e-4)
 
 

@@ -107,9 +107,14 @@ def ill_conditioned(q):
 @pytest.mark.parametrize("name", NEW)
 def test_half_precision_is_computed_in_float32(name):
     q = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nodes()[name])
+    w, stddev, log_prob, entropy = jax.jit(told_of_a_draw)(q)
+    assert (w.dtype, stddev.dtype, log_prob.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(entropy, dense(q).entropy(), rtol=1e-4, atol=1e-4)
+
+
+def told_of_a_draw(q):
     w = q.sample(KEY)
-    assert (w.dtype, q.stddev.dtype, q.log_prob(w).dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
-    np.testing.assert_allclose(q.entropy(), dense(q).entropy(), rtol=1e-4, atol=1e-4)
+    return w, q.stddev, q.log_prob(w), q.entropy()
 
 
 def test_low_rank_and_matrix_normal_are_the_full_node_of_their_covariance():
@@ -209,14 +214,14 @@ def test_the_full_node_reaches_the_evidence_and_low_rank_rises_with_its_rank():
     exact = FullCovariance.from_covariance(jnp.asarray(it.loc, jnp.float32), np.linalg.inv(it.precision))
     start = jnp.asarray(it.loc, jnp.float32)
     candidates = [mean_field(start), *[low_rank(start, rank, key=KEY) for rank in (1, 3)], full_covariance(start)]
-    gaps = [float(kl_divergence(fitted(q, exact), exact)) for q in candidates]
+    gaps = [float(gap_of_the_fitted(q, exact)) for q in candidates]
     np.testing.assert_allclose(it.log_evidence - gaps[0], -338.9230, atol=2e-3)
     assert gaps[0] > gaps[1] + 0.5 > gaps[2] + 1.0
     assert gaps[2] > gaps[3]
     assert gaps[3] < 1e-3
 
 
-def fitted(q, exact):
+def gap_of_the_fitted(q, exact):
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, 1500))
 
     def step(carry, _):
@@ -225,7 +230,8 @@ def fitted(q, exact):
         return (optax.apply_updates(q, updates), state), ()
 
     with jax.numpy_dtype_promotion("standard"):
-        return jax.jit(lambda q: jax.lax.scan(step, (q, optimizer.init(q)), length=1500)[0][0])(q)
+        fit = lambda q: jax.lax.scan(step, (q, optimizer.init(q)), length=1500)[0][0]  # noqa: E731
+        return jax.jit(lambda q: kl_divergence(fit(q), exact))(q)
 
 
 # --- trees -------------------------------------------------------------------------------------------------------
@@ -255,17 +261,22 @@ def mixed():
 
 def test_scales_that_all_but_vanish_beside_the_rest():
     """A diagonal whose ratio to what lies beside it has a square beyond float32; and k-tied scales that underflow."""
+
+    @jax.jit
+    def told(q, tied):
+        kl = jax.value_and_grad(lambda q: kl_divergence(q, Normal(0.0, 1.0)))(q)
+        slopes = jax.grad(lambda q: jnp.sum(jnp.square(q.untied().sample(KEY) - 1.0)))(tied)
+        return q.stddev, kl, slopes, (tied.untied().log_scale, tied.log_scale)
+
     for rho in (-50.0, -200.0):
         q = FullCovariance(jnp.zeros(2), jnp.array([[0.0, 0.0], [1.0, rho]]))
-        kl, slopes = jax.value_and_grad(lambda q: illia_fn.kl_divergence(q, illia_fn.Normal(0.0, 1.0)))(q)
-        np.testing.assert_allclose(q.stddev, [np.log(2.0), 1.0], rtol=1e-5)
+        tied = KTied(jnp.zeros((2, 2)), jnp.full((2, 1), rho), jnp.full((2, 1), rho))
+        stddev, (kl, slopes), of_tied, log_scales = told(q, tied)
+        np.testing.assert_allclose(stddev, [np.log(2.0), 1.0], rtol=1e-5)
         exact = 0.5 * (np.log(2.0) ** 2 + 1.0) - 1.0 - np.log(np.log(2.0)) - rho
         np.testing.assert_allclose(kl, exact, rtol=1e-5)
-        chex.assert_tree_all_finite(slopes)
-        tied = KTied(jnp.zeros((2, 2)), jnp.full((2, 1), rho), jnp.full((2, 1), rho))
-        slopes = jax.grad(lambda q: jnp.sum(jnp.square(q.untied().sample(jax.random.key(0)) - 1.0)))(tied)
-        chex.assert_tree_all_finite(slopes)
-        np.testing.assert_allclose(tied.untied().log_scale, tied.log_scale, rtol=1e-6)
+        chex.assert_tree_all_finite((slopes, of_tied))
+        np.testing.assert_allclose(*log_scales, rtol=1e-6)
 
 
 def test_families_mix_in_one_tree(tmp_path):

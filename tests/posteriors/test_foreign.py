@@ -59,11 +59,17 @@ def flow():
 
 
 def test_it_is_what_its_library_says(q, twin):
-    w = illia_fn.sample(KEY, q)
-    chex.assert_trees_all_equal_shapes_and_dtypes(w, PARAMS, illia_fn.mean(q), illia_fn.stddev(q))
+    @jax.jit
+    def told(q, twin):
+        w = illia_fn.sample(KEY, q)
+        moments = (illia_fn.mean(q), illia_fn.stddev(q)), (q.mean, q.stddev), (twin.mean, twin.stddev)
+        return w, moments, (illia_fn.log_prob(q, w), twin.log_prob(w))
+
+    w, (moments, of_node, of_twin), log_probs = told(q, twin)
+    chex.assert_trees_all_equal_shapes_and_dtypes(w, PARAMS, *moments)
     assert illia_fn.num_params(q) == 3
-    np.testing.assert_allclose(illia_fn.log_prob(q, w), twin.log_prob(w), rtol=1e-5)
-    chex.assert_trees_all_close((q.mean, q.stddev), (twin.mean, twin.stddev), rtol=1e-5)
+    np.testing.assert_allclose(*log_probs, rtol=1e-5)
+    chex.assert_trees_all_close(of_node, of_twin, rtol=1e-5)
 
 
 def test_draws_have_its_law_and_are_independent_of_their_mirror_images(q, twin):
@@ -80,10 +86,9 @@ def test_draws_have_its_law_and_are_independent_of_their_mirror_images(q, twin):
 
 
 def test_sampled_kl(q, twin):
-    exact = kl_loss(twin, Normal(0.1, 0.7), reduction="sum")
-    values = jax.vmap(lambda key: kl_loss(q, dist.Normal(0.1, 0.7), reduction="sum", key=key))(
-        jax.random.split(KEY, 4000)
-    )
+    exact = jax.jit(lambda q: kl_loss(q, Normal(0.1, 0.7), reduction="sum"))(twin)
+    sampled = jax.jit(jax.vmap(lambda key: kl_loss(q, dist.Normal(0.1, 0.7), reduction="sum", key=key)))
+    values = sampled(jax.random.split(KEY, 4000))
     assert abs(np.mean(values) - exact) < 5 * np.std(values) / np.sqrt(len(values))
     assert not any(illia_fn.kl_is_exact(q, Normal(0.1, 0.7)).values())
 
@@ -111,17 +116,20 @@ def test_gradients_are_those_of_the_elbo():
     q = from_distribution(lambda u: dist.Normal(u["loc"], jnp.exp(u["log"])), parameters, PARAMS)
 
     def loss(q, key, estimator):
-        return illia_fn.elbo_loss(apply_fn, q, X, Y, key, 64, num_data=3, estimator=estimator)
+        return illia_fn.elbo_loss(apply_fn, q, X, Y, key, 64, num_data=3, estimator=estimator, chunk_size=None)
 
     def exact(u):
         variance = jnp.exp(2 * u["log"])
         nll = 0.5 * jnp.mean((FEATURES @ u["loc"] - Y) ** 2 + FEATURES**2 @ variance) + 0.5 * jnp.log(2 * jnp.pi)
         return nll + jnp.sum(0.5 * (variance + u["loc"] ** 2 - 1) - u["log"]) / 3
 
-    value, expected = jax.value_and_grad(exact)(parameters)
-    for estimator in "reparameterised", "doubly_reparameterised", "score_function":
-        one = partial(jax.value_and_grad(partial(loss, estimator=estimator)), q)
-        values, grads = jax.lax.map(one, jax.random.split(KEY, 300))
+    def of_key(key):
+        estimators = "reparameterised", "doubly_reparameterised", "score_function"
+        return {name: jax.value_and_grad(partial(loss, estimator=name))(q, key) for name in estimators}
+
+    value, expected = jax.jit(jax.value_and_grad(exact))(parameters)
+    found_by = jax.jit(partial(jax.lax.map, of_key))(jax.random.split(KEY, 300))
+    for estimator, (values, grads) in found_by.items():
         for found, right in [(values, value), *((grads.parameters[name], expected[name]) for name in expected)]:
             found = np.asarray(found, np.float64)
             error = np.std(found, axis=0) / np.sqrt(len(found))
@@ -131,10 +139,15 @@ def test_gradients_are_those_of_the_elbo():
 def test_half_precision_rounds_no_draw_before_its_density_is_told():
     q = from_distribution(lambda u: dist.Normal(u, jnp.exp(-9.0)), jnp.full(50, 0.503), jnp.ones(50, jnp.bfloat16))
     exact = 50 * (9.0 + 0.5 * (np.exp(-18.0) + 0.503**2 - 1.0))
-    terms = illia_fn.elbo_loss(
-        lambda w, x: x * w.sum(), q, jnp.ones(2), jnp.ones(2), KEY, 100, num_data=2, return_terms=True
-    )[1]
-    for kl in terms.kl, kl_loss(q, reduction="sum", key=KEY, num_samples=100):
+    ones = jnp.ones(2)
+
+    @jax.jit
+    def kls(q):
+        model = lambda w, x: x * w.sum()  # noqa: E731
+        terms = illia_fn.elbo_loss(model, q, ones, ones, KEY, 100, num_data=2, return_terms=True)[1]
+        return terms.kl, kl_loss(q, reduction="sum", key=KEY, num_samples=100)
+
+    for kl in kls(q):
         assert abs(kl - exact) < 5 * np.sqrt(50 / 2 / 100)  # log q - log p of a number has a variance of 1/2
 
 
@@ -143,8 +156,8 @@ def test_a_temperature_takes_the_entropy_of_the_draws_of_the_kl(q, twin):
         call = apply_fn, q, X, Y, key, 4
         return illia_fn.elbo_loss(*call, num_data=3, temperature=0.3, return_terms=True)[1].kl
 
-    values = jax.vmap(partial(kl, q))(jax.random.split(KEY, 2000))
-    assert abs(np.mean(values) - kl(twin, KEY)) < 5 * np.std(values) / np.sqrt(len(values))
+    values = jax.jit(jax.vmap(partial(kl, q)))(jax.random.split(KEY, 2000))
+    assert abs(np.mean(values) - jax.jit(kl)(twin, KEY)) < 5 * np.std(values) / np.sqrt(len(values))
 
 
 def test_a_flow_reaches_the_evidence_and_predicts(flow):
