@@ -409,7 +409,7 @@ def test_gradients_are_those_of_the_value(name, x64):
     @jax.jit
     def every(flat):
         steps = flat[None] + np.array([1e-5, -1e-5, 1e-3, 0.0, -1e-3])[:, None] * direction
-        return jax.vmap(loss)(steps), jax.grad(loss)(flat) @ direction, [curvature(flat)] * twice
+        return jax.vmap(loss)(steps), jax.grad(loss)(flat) @ direction, [curvature(flat)] if twice else []
 
     (up, down, *wider), slope, curve = jax.tree.map(np.asarray, every(flat))
     assert slope.dtype == np.float64

@@ -68,8 +68,7 @@ def assert_mean(values, expected):
     assert abs(values.mean() - expected) < 5 * standard_error, (values.mean(), expected, standard_error)
 
 
-@pytest.mark.parametrize("name", ORACLE)
-@pytest.mark.parametrize("batch_size", [10, 77, None])
+@pytest.mark.parametrize(("name", "batch_size"), [("yacht", 10), ("yacht", None), ("energy", 77)])
 def test_the_elbo_of_the_optimum_for_any_batch_size(name, batch_size):
     p = problem(name)
     n = len(p.y)
@@ -107,8 +106,8 @@ def test_more_samples_same_expectation_less_variance():
     q = gaussian(p.loc, p.scale)
     loss = partial(elbo_loss, linear, q, x, y, loss_fn=NLL, prior=PRIOR, num_data=len(y))
     keys = jax.random.split(jax.random.key(3), 1000)
-    one = np.asarray(jax.jit(jax.vmap(loss))(keys), np.float64)
-    sixteen = np.asarray(jax.jit(jax.vmap(partial(loss, num_samples=16)))(keys), np.float64)
+    both = jax.jit(jax.vmap(lambda key: [loss(key), loss(key, num_samples=16)]))
+    one, sixteen = (np.asarray(values, np.float64) for values in both(keys))
     assert_mean(-len(y) * sixteen, ORACLE["yacht"][1])
     # a ratio of two variances of 1000 draws: relative standard error about sqrt(2 kurtosis / 1000) < 0.15
     assert 0.5 < 16 * sixteen.var() / one.var() < 2.0
