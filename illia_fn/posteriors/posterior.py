@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_key
-from illia_fn._base.noise import cut, subkeys
+from illia_fn._base.noise import cut
 from illia_fn._base.numerics import at_least_float32, total, widest_dtype
 from illia_fn._base.trees import NODES, PyTree, child_names, leaves_with_path
 from illia_fn.posteriors._flat import independent
@@ -171,23 +171,18 @@ def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
         groups.setdefault(widest_dtype(node.like), []).append(index)
     shapes = [node.noise_shape for node in nodes]
     sizes = list(map(math.prod, shapes))
-    flat: list[tuple[Any, list[int]]] = []
-    alone: list[tuple[Any, int]] = []
-    for dtype, group in groups.items():
+    keys = iter(range(len(groups), len(groups) + len(nodes)))
+    noise = {}
+    for number, (dtype, group) in enumerate(groups.items()):
         # XLA's CPU backend draws an odd number many times slower
         least = max(_LARGE + 1, _SHARE * sum(sizes[index] for index in group))
         large = [index for index in group if sizes[index] >= least and sizes[index] % 2 == 0]
-        alone += [(dtype, index) for index in large]
+        for index in large:
+            noise[index] = jax.random.normal(jax.random.fold_in(key, next(keys)), shapes[index], dtype)
         if small := [index for index in group if index not in large]:
-            flat.append((dtype, small))
-    keys = iter(subkeys(key, len(flat) + len(alone)))
-    noise = {}
-    for dtype, group in flat:
-        size = sum(sizes[index] for index in group)
-        drawn = jax.random.normal(next(keys), (size + size % 2,), dtype)
-        noise |= zip(group, cut(drawn, [shapes[index] for index in group]), strict=True)
-    for dtype, index in alone:
-        noise[index] = jax.random.normal(next(keys), shapes[index], dtype)
+            size = sum(sizes[index] for index in small)
+            flat = jax.random.normal(jax.random.fold_in(key, number), (size + size % 2,), dtype)
+            noise |= zip(small, cut(flat, [shapes[index] for index in small]), strict=True)
     return [noise[index] for index in range(len(nodes))]
 
 
