@@ -25,6 +25,7 @@ NAMES = (
     "families",
     "compile_time",
     "cold_start",
+    "convolutions",
     "gradient_quality",
     "natural_gradient",
     "moments",
