@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
 from illia_fn._base.trees import PyTree
+from illia_fn.engine._eager import compiled_once
 from illia_fn.engine.estimators import Estimator
 from illia_fn.objectives._data import DataTerm, LossFn
 from illia_fn.objectives._draws import Draws
@@ -113,27 +114,32 @@ def _check_generator(generator: Any, *, smooth: bool) -> None:
             "f_divergence_loss: generator must be a function of log u, such as illia_fn.divergences.kl_forward, got "
             f"{describe(generator)}."
         )
+    at = np.asarray([0.0, 0.01, -0.01, 0.02, -0.02], np.float32)
     with jax.ensure_compile_time_eval():
-        at = jnp.asarray([0.0, 0.01, -0.01, 0.02, -0.02], jnp.float32)
-        values = generator(at)
-        if not isinstance(values, jax.Array) or values.shape != at.shape:
-            raise ValueError(
-                "f_divergence_loss: generator must be an element-wise function of log u, got "
-                f"{describe(values)} for log u of shape {at.shape}. Call amari_alpha, t_power, dual and the like first."
-            )
-        if not abs(values[0]) < 1e-5:
-            raise ValueError(f"f_divergence_loss: generator must be 0 at u = 1, got {values[0]}. It is given log u.")
-        slopes = jax.vmap(jax.grad(generator))(at)
-        # f'' = (g'' - g') / u^2 of g(log u) = f(u)
-        if not (slopes[3] - slopes[4]) / 0.04 - slopes[0] > -1e-2:
-            raise ValueError("f_divergence_loss: generator is not convex in u at u = 1. It is given log u.")
-        near, far = abs(slopes[1] - slopes[2]), abs(slopes[3] - slopes[4])
-        if smooth and far > 1e-3 and near > 0.75 * far:  # of a smooth f half
-            raise ValueError(
-                "f_divergence_loss: generator has a kink at u = 1, which the doubly reparameterised gradient does not "
-                "see. Take a smooth one, such as squared_hellinger; or, where many samples share the weight, pass "
-                'estimator="reparameterised".'
-            )
+        values, slopes = jax.device_get(compiled_once(partial(_at_each, generator), at))
+    if not abs(values[0]) < 1e-5:
+        raise ValueError(f"f_divergence_loss: generator must be 0 at u = 1, got {values[0]}. It is given log u.")
+    # f'' = (g'' - g') / u^2 of g(log u) = f(u)
+    if not (slopes[3] - slopes[4]) / 0.04 - slopes[0] > -1e-2:
+        raise ValueError("f_divergence_loss: generator is not convex in u at u = 1. It is given log u.")
+    near, far = abs(slopes[1] - slopes[2]), abs(slopes[3] - slopes[4])
+    if smooth and far > 1e-3 and near > 0.75 * far:  # of a smooth f half
+        raise ValueError(
+            "f_divergence_loss: generator has a kink at u = 1, which the doubly reparameterised gradient does not "
+            "see. Take a smooth one, such as squared_hellinger; or, where many samples share the weight, pass "
+            'estimator="reparameterised".'
+        )
+
+
+def _at_each(generator: Generator, log_u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The generator and its slope at each log u."""
+    values = generator(log_u)
+    if not isinstance(values, jax.Array) or values.shape != log_u.shape:
+        raise ValueError(
+            "f_divergence_loss: generator must be an element-wise function of log u, got "
+            f"{describe(values)} for log u of shape {log_u.shape}. Call amari_alpha, t_power, dual and the like first."
+        )
+    return values, jax.vmap(jax.grad(generator))(log_u)
 
 
 def _check_log_evidence(log_evidence: Any) -> None:
