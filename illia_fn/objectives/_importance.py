@@ -11,6 +11,7 @@ import numpy as np
 from illia_fn._base.checks import describe
 from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree
+from illia_fn.engine._eager import compiled_once
 from illia_fn.engine.estimators import advantages, refuse_antithetic, with_gradient_of
 from illia_fn.objectives._draws import Draw, Draws
 from illia_fn.objectives._regulariser import Regulariser
@@ -131,10 +132,15 @@ def importance_loss(
     is_number = isinstance(temperature, (int, float))
     functional = functional_at(temperature if is_number else jnp.asarray(temperature).astype(log_weights.dtype))
     of_q_alone = functional.model is None
-    coefficients = _coefficients(draws.estimator, functional, _factor(regulariser, kl_weight), log_weights)
+    factor = _factor(regulariser, kl_weight)
+
+    def of_weights(log_weights: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        return _coefficients(draws.estimator, functional, factor, log_weights), functional.value(log_weights)
+
+    coefficients, value = compiled_once(of_weights, log_weights)
     slope, aux = draws.sum(slope_at, *coefficients, takes_key=True)
     once = None if draws.estimator == "reparameterised" and of_q_alone else _once(draws, functional)
-    value = with_gradient_of(functional.value(log_weights), slope, once)
+    value = with_gradient_of(value, slope, once)
     loss = jnp.asarray(sign, value.dtype) * value / jnp.asarray(num_data, value.dtype)
     return loss, log_weights, aux
 

@@ -202,6 +202,13 @@ def test_within_a_jit_nothing_is_added():
 FIRST_CALLS = {  # of shapes that nothing else here has: how many programs there may be, whatever runs before
     "elbo_loss": (lambda q, x, y: illia_fn.elbo_loss(net, q, x, y, KEY, num_data=99), 16),
     "decorrelated": (lambda q, x, y: illia_fn.elbo_loss(net, q, x, y, KEY, num_data=99, coupling="decorrelated"), 14),
+    "iwae_loss": (lambda q, x, y: illia_fn.iwae_loss(net, q, x, y, KEY, 2, num_data=99), 22),
+    "f_divergence_loss": (
+        lambda q, x, y: illia_fn.f_divergence_loss(
+            net, q, x, y, KEY, 2, num_data=99, generator=illia_fn.divergences.amari_alpha(0.3)
+        ),
+        26,
+    ),
     "kl_loss": (lambda q, x, y: illia_fn.kl_loss(q), 6),
     "predict": (lambda q, x, y: illia_fn.predict(net, q, x, KEY, 2), 8),
     "summary": (lambda q, x, y: illia_fn.summary(q), 4 + 3 * 3),
