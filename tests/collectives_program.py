@@ -23,7 +23,7 @@ OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
 def sent(compiled):
-    """How often each collective is there, and how many numbers of weights it has in all; none is in a loop."""
+    """How often each collective is there, and its numbers in all for each weight, but for some; none is in a loop."""
     found, computation = {}, ""
     for line in compiled.as_text().splitlines():
         if start := re.match(r"(ENTRY )?%?\S+ .*\{\s*$", line):
@@ -31,8 +31,8 @@ def sent(compiled):
         kinds = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
         if match := re.search(rf"= (.*?) ({kinds})(-start)?\(", line):
             assert computation == "ENTRY ", line
-            shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[(\d+,\d+)\]", match[1])]
-            size = sum(math.prod(shape) for shape in shapes if math.prod(shape) >= 2**16)
+            shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"[a-z]+\d+\[([\d,]+)\]", match[1])]
+            size = sum(math.prod(shape) for shape in shapes if math.prod(shape) >= 2**10)
             times, numbers = found.get(match[2], (0, 0))
             found[match[2]] = times + 1, numbers + size / COUNT
     return found

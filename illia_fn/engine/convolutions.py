@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params, valid_jaxtype
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
-from illia_fn._base.checks import check_callable, describe
+from illia_fn._base.checks import check_callable
 from illia_fn._base.jaxprs import bind
 from illia_fn._base.sharding import platform
-from illia_fn._base.trees import leaves_with_path
 
 
 def fast_convolutions(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,14 +33,14 @@ def fast_convolutions(step: Callable[..., Any]) -> Callable[..., Any]:
     are: there, wrap what is mapped. On other platforms it is `step` itself that runs.
 
     Args:
-        step: a function of trees of arrays, to trees of arrays. What is differentiated afterwards has the convolutions
-            of the gradient in their old layouts: take the gradient within.
+        step: a function of trees, to trees of arrays; leaves that are no arrays are passed on as they are. What is
+            differentiated afterwards has the convolutions of the gradient in their old layouts: take it within.
 
     Returns:
         A function of the same arguments and outputs.
 
     Raises:
-        TypeError: if `step` cannot be called; at a call, if an argument has leaves that are no arrays.
+        TypeError: if `step` cannot be called.
 
     >>> def step(x, _):
     ...     return x + jax.lax.conv(x, jnp.ones((1, 1, 3)), (1,), "SAME"), None
@@ -54,14 +54,19 @@ def fast_convolutions(step: Callable[..., Any]) -> Callable[..., Any]:
     def with_fast_convolutions(*args: Any, **kwargs: Any) -> Any:
         if platform() != "cpu":
             return step(*args, **kwargs)
-        for path, leaf in leaves_with_path((args, kwargs)):
-            if not valid_jaxtype(leaf):
-                raise TypeError(
-                    f"fast_convolutions: the arguments of the step must be trees of arrays, got {describe(leaf)} at "
-                    f"{path}. Close over what is none: fast_convolutions(lambda ...: step(...))."
-                )
-        closed_jaxpr, out_shape = jax.make_jaxpr(step, return_shape=True)(*args, **kwargs)
-        outputs = _evaluate(closed_jaxpr.jaxpr, closed_jaxpr.consts, jax.tree.leaves((args, kwargs)))
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        is_array = [isinstance(leaf, (jax.Array, np.ndarray, np.generic)) for leaf in leaves]
+
+        def of_arrays(arrays: list[Any]) -> Any:
+            given = iter(arrays)
+            args, kwargs = structure.unflatten(
+                [next(given) if flag else leaf for leaf, flag in zip(leaves, is_array, strict=True)]
+            )
+            return step(*args, **kwargs)
+
+        arrays = [leaf for leaf, flag in zip(leaves, is_array, strict=True) if flag]
+        closed_jaxpr, out_shape = jax.make_jaxpr(of_arrays, return_shape=True)(arrays)
+        outputs = _evaluate(closed_jaxpr.jaxpr, closed_jaxpr.consts, arrays, inline=True)
         return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)
 
     return with_fast_convolutions
@@ -79,7 +84,7 @@ def _has_convolution(jaxpr: Any) -> bool:
     )
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], *, inline: bool = False) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom: Any) -> Any:
@@ -90,32 +95,48 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
         with eqn.ctx.manager:
             if eqn.primitive.name == "conv_general_dilated":
                 outputs = [_convolve(eqn.primitive, *operands, **eqn.params)]
-            elif eqn.primitive.name == "jit":  # relu and the like are functions under jit
-                outputs = _evaluate(eqn.params["jaxpr"].jaxpr, eqn.params["jaxpr"].consts, operands)
+            elif inline and _is_plain_jit(eqn):  # so that a call outside of a jit compiles nothing anew
+                inner = eqn.params["jaxpr"]
+                outputs = _evaluate(inner.jaxpr, inner.consts, operands, inline=True)
             else:
                 outputs = bind(eqn, operands, **_fast_functions(eqn))
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _is_plain_jit(eqn: Any) -> bool:
+    """Whether it is a function under jit that asks for nothing else: no shardings, no donation."""
+    if eqn.primitive.name != "jit":
+        return False
+    shardings = *eqn.params["in_shardings"], *eqn.params["out_shardings"]
+    return not any(eqn.params["donated_invars"]) and all(type(s).__name__ == "UnspecifiedValue" for s in shardings)
+
+
 def _fast_functions(eqn: Any) -> dict[str, Any]:
     """Those parameters of an equation that are functions with convolutions, with fast ones in their place."""
     if eqn.primitive.name == "shard_map" or not any(map(_has_convolution, jaxprs_in_params(eqn.params))):
         return {}
-    functions = {
-        name: value for name, value in eqn.params.items() if any(True for _ in jaxprs_in_params({name: value}))
-    }
     return {
-        name: tuple(map(_fast_jaxpr, value)) if isinstance(value, (tuple, list)) else _fast_jaxpr(value)
-        for name, value in functions.items()
+        name: jax.tree.map(_fast_jaxpr, value, is_leaf=_is_jaxpr)
+        for name, value in eqn.params.items()
+        if any(map(_is_jaxpr, jax.tree.leaves(value, is_leaf=_is_jaxpr)))
     }
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, (Jaxpr, ClosedJaxpr))
 
 
 def _fast_jaxpr(jaxpr: Any) -> Any:
     """A function in an equation, with fast convolutions; its rule of differentiation, if it has one, stays."""
+    if not _is_jaxpr(jaxpr):
+        return jaxpr
     closed = jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
     fast = jax.make_jaxpr(partial(_evaluate, closed.jaxpr, closed.consts))([atom.aval for atom in closed.jaxpr.invars])
-    return fast if isinstance(jaxpr, ClosedJaxpr) else fast.jaxpr
+    if isinstance(jaxpr, ClosedJaxpr):
+        return fast
+    assert not fast.consts  # it has none of its own, and functions under jit keep theirs
+    return fast.jaxpr
 
 
 def _convolve(convolution: Any, lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Any, **params: Any) -> jax.Array:

@@ -74,7 +74,7 @@ class Regulariser:
         if draws.estimator != "doubly_reparameterised":
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
-        return with_gradient_of(kl, (path / draws.num_samples).astype(kl.dtype), draws.once)
+        return gradient_after_value(with_gradient_of(kl, (path / draws.num_samples).astype(kl.dtype), draws.once))
 
     def hyperprior(self) -> jax.Array | None:
         """-log of the hyperpriors of the priors that were fitted to q, in nats; None if none was."""

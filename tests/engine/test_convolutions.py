@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from illia_fn.engine import fast_convolutions
@@ -45,6 +45,15 @@ FUNCTIONS = {
     "cond": lambda w, x: jax.lax.cond(x[0, 0, 0, 0] > 0, convolve, lambda w, x: x + w[0, 0, 0, 0], w, x),
     "custom_vjp": with_a_rule,
     "custom_jvp": with_a_tangent,
+    "constants in a checkpoint": jax.checkpoint(
+        lambda w, x: jax.jit(lambda h: h - jnp.arange(5.0)[None, None, None])(convolve(w, x))
+    ),
+    "linear solve": lambda w, x: (
+        jax.lax.custom_linear_solve(
+            lambda v: v + convolve(w, jax.lax.stop_gradient(x)) * 0.0, x, lambda _, b: b, symmetric=True
+        )
+        + convolve(w, x)
+    ),
     "nested": lambda w, x: jax.lax.scan(lambda h, _: (jax.checkpoint(convolve)(w, h), None), x, length=2)[0],
 }
 
@@ -133,8 +142,21 @@ def test_another_platform(monkeypatch):
     assert FAST not in layouts(fast_convolutions(convolve), W, X)
 
 
+def test_leaves_that_are_no_arrays():
+    def step(x, kind, *, repeats):
+        for _ in range(repeats):
+            x = convolve(W, x) if kind == "convolve" else x
+        return x
+
+    run = jax.jit(fast_convolutions(step), static_argnames=("kind", "repeats"))
+    np.testing.assert_allclose(run(X, "convolve", repeats=2), convolve(W, convolve(W, X)), rtol=1e-4, atol=1e-6)
+
+
+def test_functions_under_jit_keep_what_they_ask_for():
+    sharding = NamedSharding(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,)), P("data"))
+    assert fast_convolutions(jax.jit(convolve, out_shardings=sharding))(W, X).sharding == sharding
+
+
 def test_refusals():
     with pytest.raises(TypeError, match="fast_convolutions: step must be a function, got"):
         fast_convolutions(W)
-    with pytest.raises(TypeError, match=r"fast_convolutions: .* got 'relu' of type str at \[0\]\[1\]\['name'\]"):
-        fast_convolutions(lambda w, options: w)(W, {"name": "relu"})
