@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_key
-from illia_fn._base.numerics import gradient_after_value, total
+from illia_fn._base.numerics import total
 from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
 from illia_fn.engine.monte_carlo import expectation
 from illia_fn.kl._priors import check_fits, fitted, is_prior, log_prior_of_node
@@ -69,7 +69,6 @@ def kl_loss(
         )
     pairs = kl_pairs("kl_loss", params, prior, key)
     kl = total([total_kl(Joined.of(params, is_posterior), pairs, num_samples), *hyperpriors(pairs)])
-    kl = gradient_after_value(kl)
     return jnp.asarray(weight, kl.dtype) * (kl / jnp.asarray(count, kl.dtype) if reduction == "mean" else kl)
 
 

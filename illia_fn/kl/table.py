@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from illia_fn._base.checks import check_key, check_num_samples, describe
+from illia_fn._base.numerics import gradient_after_value
 from illia_fn._base.trees import PyTree
 from illia_fn.engine.monte_carlo import expectation
 from illia_fn.kl._priors import (
@@ -127,6 +128,10 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
 
 def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
     """`kl_divergence`, with errors in the name of its caller."""
+    return gradient_after_value(_kl_of_node(caller, q, p, key, num_samples))
+
+
+def _kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
     p, _ = fitted(q, jax.tree.map(in_known_form, p, is_leaf=is_prior))
     f = closed_form(q, p) or upper_bound(q, p)
     if f is not None:

@@ -69,8 +69,7 @@ class Regulariser:
         draws = self.draws
         if self.free_nats is not None:
             return self._kl_beyond_free()
-        kl = total_kl(draws.joined, self.pairs, draws.num_samples)
-        kl = gradient_after_value(self._tempered(kl, self._entropy))
+        kl = self._tempered(total_kl(draws.joined, self.pairs, draws.num_samples), self._entropy)
         if draws.estimator != "doubly_reparameterised":
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
@@ -95,7 +94,7 @@ class Regulariser:
             node.entropy() if node.has_entropy else self.pairs[group[0]].entropy(count)
             for node, group in zip(joined.nodes, joined.groups, strict=True)
         ]
-        return total(terms)
+        return total(list(map(gradient_after_value, terms)))
 
     def _tempered(self, kl: jax.Array, entropy: Callable[[], jax.Array]) -> jax.Array:
         """KL + (1 - T) H."""

@@ -413,8 +413,11 @@ def test_a_donated_posterior_is_not_copied(coupling):
         return jnp.tanh(x @ w["first"]) @ w["second"]
 
     def step(q, state):
-        loss = partial(elbo_loss, network, num_data=100, coupling=coupling)
-        value, grads = jax.value_and_grad(lambda q: loss(q, jnp.ones((8, 300)), jnp.zeros(8, int), KEY) + kl_loss(q))(q)
+        def loss(q):
+            elbo = elbo_loss(network, q, jnp.ones((8, 300)), jnp.zeros(8, int), KEY, num_data=100, coupling=coupling)
+            return elbo + kl_loss(q) + sum(illia_fn.kl_tree(q).values())
+
+        value, grads = jax.value_and_grad(loss)(q)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(q, updates), state, value
 
@@ -424,3 +427,11 @@ def test_a_donated_posterior_is_not_copied(coupling):
     assert len(parameters) == 4
     copies = [name for name in re.findall(r" copy\(%(\S+?)\)", entry) if name in parameters]
     assert len(copies) == (0 if coupling == "shared" else 1), copies
+
+
+def test_a_kl_that_is_nan_makes_the_gradient_of_its_own_node_nan():
+    q = mean_field({"bad": jnp.array([jnp.nan, 1.0]), "good": jnp.ones((2, 2))})
+    prior = {"bad": Normal(0.0, 1.0), "good": Normal(0.0, 2.0)}  # two priors, so that they are not joined
+    grads = jax.grad(lambda q: kl_loss(q, prior))(q)
+    assert jnp.all(jnp.isnan(grads["bad"].loc))
+    assert jnp.all(jnp.isfinite(grads["good"].loc))
