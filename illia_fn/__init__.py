@@ -77,6 +77,7 @@ from illia_fn.optim import labels as labels
 from illia_fn.optim import laplace as laplace
 from illia_fn.optim import natural_gradient as natural_gradient
 from illia_fn.optim import slow_scales as slow_scales
+from illia_fn.posteriors import Eigenbasis as Eigenbasis
 from illia_fn.posteriors import ForeignPosterior as ForeignPosterior
 from illia_fn.posteriors import FullCovariance as FullCovariance
 from illia_fn.posteriors import Gaussian as Gaussian
@@ -87,6 +88,7 @@ from illia_fn.posteriors import Mixture as Mixture
 from illia_fn.posteriors import Posterior as Posterior
 from illia_fn.posteriors import by_path as by_path
 from illia_fn.posteriors import covariance as covariance
+from illia_fn.posteriors import eigenbasis as eigenbasis
 from illia_fn.posteriors import from_distribution as from_distribution
 from illia_fn.posteriors import frozen_pytree as frozen_pytree
 from illia_fn.posteriors import full_covariance as full_covariance

@@ -1,11 +1,13 @@
 """A node of each family, small, and what dense linear algebra says of it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from illia_fn import FullCovariance, Gaussian, KTied, LowRank, MatrixNormal
+from illia_fn import Eigenbasis, FullCovariance, Gaussian, KTied, LowRank, MatrixNormal
 
 SHAPE = (4, 3)
 
@@ -21,13 +23,38 @@ def nodes(seed=0):
         "Gaussian": Gaussian(loc, normal(seed + 1, *SHAPE)),
         "KTied": KTied(loc, normal(seed + 2, 4, 2), normal(seed + 3, 3, 2)),
         "MatrixNormal": MatrixNormal(loc, normal(seed + 4, 4, 4), normal(seed + 5, 3, 3)),
+        "Eigenbasis": Eigenbasis(loc, normal(seed + 9, *SHAPE), basis(seed + 10, 4), basis(seed + 11, 3)),
         "LowRank": LowRank(loc, normal(seed + 6, 12), normal(seed + 7, 12, 2)),
         "FullCovariance": FullCovariance(loc, 0.5 * normal(seed + 8, 12, 12)),
     }
 
 
+def basis(seed, size):
+    return jnp.linalg.qr(normal(seed, size, size))[0]
+
+
+BASES = ("row_basis", "column_basis")
+
+
+def with_bases(tree, of):
+    """The tree whose bases are orthogonal again, after of(basis)."""
+
+    def turned(node):
+        if not isinstance(node, Eigenbasis):
+            return node
+        return replace(node, **{name: jnp.linalg.qr(of(getattr(node, name)))[0] for name in BASES})
+
+    return jax.tree.map(turned, tree, is_leaf=lambda node: isinstance(node, Eigenbasis))
+
+
 def wide(tree):
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), tree)
+    return with_bases(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), tree), lambda basis: basis)
+
+
+def half(q):
+    """In bfloat16, but for bases, which would not be orthogonal."""
+    rest = {name: leaf for name, leaf in vars(q).items() if name not in BASES}
+    return replace(q, **{name: leaf.astype(jnp.bfloat16) for name, leaf in rest.items()})
 
 
 def flat(tree):
@@ -55,6 +82,9 @@ def covariance(q):
     if isinstance(q, MatrixNormal):
         rows, columns = tril(q.row_tril), tril(q.column_tril)
         return np.kron(rows @ rows.T, columns @ columns.T)  # of the rows one after the other
+    if isinstance(q, Eigenbasis):
+        directions = np.kron(np.asarray(q.row_basis, np.float64), np.asarray(q.column_basis, np.float64))
+        return directions @ np.diag(softplus(q.rho).ravel() ** 2) @ directions.T
     return tril(q.tril) @ tril(q.tril).T
 
 
@@ -103,5 +133,8 @@ def scaled(q, factor):
 
 
 def nudged(q, by):
-    """Each number of the fields times 1 + by."""
-    return jax.tree.map(lambda leaf: (1.0 + by) * leaf, q)
+    """Each number of the fields times 1 + by; bases turn by about as much."""
+    tree = with_bases(q, lambda basis: basis + by * normal(12, *basis.shape))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if path[-1].name in BASES else (1.0 + by) * leaf, tree
+    )

@@ -28,7 +28,7 @@ import illia_fn
 from benchmarks._report import RESULTS, Claim, report
 from benchmarks.evidence._regression import Splits, fit, init, load, network, score
 
-RATE, NETWORKS, ENSEMBLE = 5e-3, 100, 5
+RATE, NETWORKS, ENSEMBLE, RANK = 5e-3, 100, 5, 2
 SPLITS = RESULTS / "uci_regression_splits.json"
 
 
@@ -48,6 +48,8 @@ SETS = {
 }  # the best variational result of Wu et al. 2019, https://arxiv.org/abs/1810.03958, table 2
 CHOICES: dict[str, tuple[float, ...]] = {
     "mean field": (0.2, 1.0),  # the rate of the scales over that of the means
+    "5 mean fields": (0.2, 1.0),  # the same, and that of one
+    "low rank": (0.2,),  # the same; at 1 it does not train
     "last layer": (0.05, 0.2, 1.0),  # the share of the steps: what is deterministic overfits a noise that it predicts
     "natural gradient": (0.03, 0.1),  # the learning rate
     "MAP": (0.05, 0.2, 1.0),  # the share of the steps
@@ -63,46 +65,66 @@ def train(method: str, choice: float, data: Splits, steps: int, batch_size: int)
     """outputs_of and params of all splits, as `score` takes them."""
     if method in ("last layer", "MAP", "ensemble of 5"):
         steps = int(choice * steps)
+    members = ENSEMBLE if method in ("ensemble of 5", "5 mean fields") else 1
     keys = jax.random.split(jax.random.key(0), len(data.x))
-    start = partial(init, num_features=data.x.shape[2])
-    params = jax.vmap(start)(keys)
+    params = jax.vmap(partial(init, num_features=data.x.shape[2]))(keys)
     fan_in = illia_fn.priors.fan_in(jax.tree.map(lambda leaf: leaf[0], params), 2.0)
     prior = {layer: {"kernel": p["kernel"], "bias": illia_fn.Normal(0.0, 1.0)} for layer, p in fan_in.items()}
-    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
     run = partial(fit, data=data, steps=steps, batch_size=batch_size, key=jax.random.key(1))
     loss = partial(_loss, prior, data.num_data)
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
-    if method == "MAP":
-        return _alone, run(loss(network, kl_weight=0.0), params, optimizer=optimizer)
-    if method == "ensemble of 5":
-        folded = [jax.vmap(partial(jax.random.fold_in, data=member))(keys) for member in range(ENSEMBLE)]
-        members = [run(loss(network, kl_weight=0.0), jax.vmap(start)(each), optimizer=optimizer) for each in folded]
-        return _together, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *members)
-    if method == "MC dropout":
-        dropped = partial(_with_dropout, choice)
-        q = run(loss(dropped, kl_weight=0.0, needs_key=True), params, optimizer=optimizer)
-        return partial(_drawn, dropped, needs_key=True), q
-    mask = {"hidden": method != "last layer", "output": True}
-    q = jax.vmap(partial(illia_fn.mean_field, scale=0.01, mask=mask))(params)
+    trained = []
+    for member in range(members):
+        if member:
+            folded = jax.vmap(partial(jax.random.fold_in, data=member))(keys)
+            params = jax.vmap(partial(init, num_features=data.x.shape[2]))(folded)
+        if method in ("MAP", "ensemble of 5"):
+            trained.append(run(loss(network, kl_weight=0.0), params, optimizer=optimizer))
+        elif method == "MC dropout":
+            dropped = partial(_with_dropout, choice)
+            trained.append(run(loss(dropped, kl_weight=0.0, needs_key=True), params, optimizer=optimizer))
+        else:
+            q = jax.vmap(partial(_posterior, method))(params, keys)
+            rule = _rule(method, choice, optimizer, steps, data.num_data)
+            trained.append(run(loss(network, coupling="decorrelated"), q, optimizer=rule))
+    outputs_of = {"MAP": _alone, "ensemble of 5": _alone, "MC dropout": partial(_dropped, choice)}.get(method, _drawn)
+    return partial(_together, outputs_of), jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *trained)
+
+
+def _posterior(method: str, params: Any, key: jax.Array) -> Any:
+    if method == "low rank":
+        return illia_fn.low_rank(params, rank=RANK, scale=0.01, key=key)
+    return illia_fn.mean_field(params, scale=0.01, mask={"hidden": method != "last layer", "output": True})
+
+
+def _rule(method: str, choice: float, adam: Any, steps: int, num_data: int) -> optax.GradientTransformation:
     if method == "natural gradient":
         rate = optax.cosine_decay_schedule(choice, steps)
-        optimizer = illia_fn.natural_gradient(rate, 0.01, num_data=data.num_data)
-    else:
-        optimizer = optax.chain(optimizer, illia_fn.slow_scales(0.2 if method == "last layer" else choice))
-    return partial(_drawn, network), run(loss(network, coupling="decorrelated"), q, optimizer=optimizer)
+        return illia_fn.natural_gradient(rate, 0.01, num_data=num_data)
+    return optax.chain(adam, illia_fn.slow_scales(0.2 if method == "last layer" else choice))
 
 
 def _loss(prior: Any, num_data: int, apply_fn: Callable[..., Any], **options: Any) -> Callable[..., jax.Array]:
     """The negative ELBO; what is deterministic has the logarithm of its prior in the place of a KL."""
     elbo = partial(illia_fn.elbo_loss, apply_fn, loss_fn=illia_fn.gaussian_nll, num_data=num_data, prior=prior)
-    priors = jax.tree.leaves(prior, is_leaf=lambda node: isinstance(node, illia_fn.Normal))
+
+    def log_prior(w: Any, p: Any) -> jax.Array:
+        return jnp.zeros(()) if illia_fn.is_posterior(w) else jnp.sum(p.log_prob(w))
 
     def loss(q: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-        nodes = zip(jax.tree.leaves(q, is_leaf=illia_fn.is_posterior), priors, strict=True)
-        log_prior = sum(jnp.sum(p.log_prob(w)) for w, p in nodes if not illia_fn.is_posterior(w))
-        return elbo(q, x, y, key, **options) - log_prior / num_data
+        of_leaves = jax.tree.leaves(jax.tree.map(log_prior, q, prior, is_leaf=illia_fn.is_posterior))
+        return elbo(q, x, y, key, **options) - sum(of_leaves) / num_data
 
     return loss
+
+
+def _together(outputs_of: Callable[..., Any], members: Any, x: jax.Array, key: jax.Array) -> Any:
+    """The outputs of all networks of all members, (members * networks, B)."""
+    count = len(jax.tree.leaves(members)[0])
+    keys = jax.random.split(key, count) if count > 1 else key[None]
+    outputs = jax.vmap(outputs_of, (0, None, 0))(members, x, keys)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, len(x)), outputs)
 
 
 def _alone(params: Any, x: jax.Array, key: jax.Array) -> Any:
@@ -110,13 +132,12 @@ def _alone(params: Any, x: jax.Array, key: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[None], network(params, x))
 
 
-def _together(params: Any, x: jax.Array, key: jax.Array) -> Any:
-    del key
-    return jax.vmap(network, (0, None))(params, x)
+def _drawn(q: Any, x: jax.Array, key: jax.Array) -> Any:
+    return illia_fn.predict(network, q, x, key, NETWORKS)
 
 
-def _drawn(apply_fn: Callable[..., Any], q: Any, x: jax.Array, key: jax.Array, **options: Any) -> Any:
-    return illia_fn.predict(apply_fn, q, x, key, NETWORKS, **options)
+def _dropped(rate: float, params: Any, x: jax.Array, key: jax.Array) -> Any:
+    return illia_fn.predict(partial(_with_dropout, rate), params, x, key, NETWORKS, needs_key=True)
 
 
 def _with_dropout(rate: float, params: Any, x: jax.Array, key: jax.Array) -> Any:
@@ -130,6 +151,7 @@ def chosen(method: str, data: Splits, steps: int, batch_size: int) -> float:
     """The choice that is best on a fifth of the training rows of the first splits."""
     if len(CHOICES[method]) == 1:
         return CHOICES[method][0]
+    method = "mean field" if method == "5 mean fields" else method
     some = Splits(*(array[:5] for array in data)).validation()
     scores = [
         score(*train(method, choice, some, steps, batch_size), some, jax.random.key(2))[0].mean()
@@ -192,7 +214,7 @@ def draw(found: dict[str, dict[str, Result]], ax: Axes) -> None:
             at = place + 0.1 * (number - len(of_set) / 2)
             label = method if not place else None
             ax.errorbar(
-                at, gain, result.standard_error, marker="osD^vx"[number], color="k", fillstyle="none", label=label
+                at, gain, result.standard_error, marker="os*pD^vx"[number], color="k", fillstyle="none", label=label
             )
     ax.axhline(0.0, color="0.7", linewidth=1)
     ax.set_yscale("symlog", linthresh=0.5)

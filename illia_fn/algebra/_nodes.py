@@ -13,6 +13,7 @@ from illia_fn.kl._priors import blocks_of
 from illia_fn.kl.independent import INDEPENDENT, marginals_of
 from illia_fn.posteriors._factors import Marginals, Triangle
 from illia_fn.posteriors._flat import unravel
+from illia_fn.posteriors.eigen import Eigenbasis
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.lowrank import LowRank
@@ -20,7 +21,7 @@ from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import check_nodes, is_posterior
 from illia_fn.posteriors.tied import KTied
 
-FAMILIES = (Gaussian, KTied, MatrixNormal, LowRank, FullCovariance)
+FAMILIES = (Gaussian, KTied, MatrixNormal, Eigenbasis, LowRank, FullCovariance)
 
 
 class Place(NamedTuple):

@@ -9,9 +9,9 @@ One sign. A draw that is linear in its noise, w = mean + A z, has a law that is 
 has it, too, for any A, if s_i is the same in all leaves and in all uses: flipout with a sign that has no axis. It takes
 one more product wherever w meets data.
 
-Matrix normal. W = loc + L_A Z L_B^T, whose Z may have signs along an axis, which is a sum of products a_k b_k^T with a
-sign s_ik for each. Where rows meet data and columns are outputs, sum_k s_ik f(x, a_k) b_k takes p K + K q operations, K
-being the shorter of p and q.
+A matrix. W = loc + A f(Z) B^T, as a matrix normal has it, whose Z may have signs along an axis: a sum of products
+a_k b_k^T with a sign s_ik for each. Where rows meet data and columns are outputs, sum_k s_ik f(x, a_k) b_k takes
+p K + K q operations, K being the shorter of p and q.
 
 Low rank. w = loc + scale * noise + U z has independent numbers, those of one `Gaussian` for each leaf, which has the
 strategy of such a leaf; and the directions U. Of these an example has coefficients of its own, z_i, at the price of a
@@ -33,10 +33,10 @@ from illia_fn.coupling._affine import breaks_of
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._values import Directions, PerExample, View
 from illia_fn.posteriors._flat import unravel, wide
+from illia_fn.posteriors._kernels import Kernel
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.lowrank import LowRank
-from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import Posterior, is_posterior
 from illia_fn.posteriors.tied import KTied
 
@@ -45,7 +45,7 @@ _FEW = 2  # directions: with more, one sign gives more for its time than coeffic
 
 def is_linear_in_noise(node: Posterior) -> bool:
     """Whether draws are, so that they are Gaussian, whatever the family."""
-    if type(node) in (Gaussian, FullCovariance, LowRank, MatrixNormal):
+    if isinstance(node, Kernel) or type(node) in (Gaussian, FullCovariance, LowRank):
         return True
     noise = jax.ShapeDtypeStruct(node.noise_shape, widest_dtype(node.like))
     return not breaks_of(lambda noise: jax.tree.leaves(node.reparameterise()(noise)), [noise])[1]
@@ -53,7 +53,7 @@ def is_linear_in_noise(node: Posterior) -> bool:
 
 def probe_together(node: Posterior, number: int) -> list[Any]:
     """A view without a strategy for each array that the node stands for."""
-    if type(node) is MatrixNormal:
+    if isinstance(node, Kernel):
         factors = node.products(jnp.zeros(node.noise_shape, widest_dtype(node.loc)))
         return [_view(node.loc, factors, jnp.zeros(len(factors[0])), number, None)]
     return [_view(leaf, (leaf[None],), jnp.zeros(1), number, None) for leaf in jax.tree.leaves(node.like)]
@@ -62,7 +62,7 @@ def probe_together(node: Posterior, number: int) -> list[Any]:
 def drawn_together(node: Posterior, number: int, noise: Noise) -> list[Any]:
     """The mean, and the change A z along directions with signs of this example, for each array of the node."""
     z, signs = noise.leaves[number], noise.signs[number][0]
-    if type(node) is MatrixNormal and len(signs) > 1:
+    if isinstance(node, Kernel) and len(signs) > 1:
         return [_view(node.loc, node.products(z), signs, number, "flipout")]
     origin = vary_along(jnp.zeros_like(z), varying_axes(z))
     means, changes = map(jax.tree.leaves, jax.jvp(node.reparameterise(), (origin,), (z,)))

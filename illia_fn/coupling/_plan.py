@@ -18,8 +18,8 @@ from illia_fn.coupling._model import Model
 from illia_fn.coupling._noise import Noise, weight
 from illia_fn.coupling._strategies import Coupling, Decision, hindrance, of_any, of_matrix, strategy_of, together
 from illia_fn.coupling._values import Directions, Leaf, PerExample, Site, Strategy, View, along
+from illia_fn.posteriors._kernels import Kernel
 from illia_fn.posteriors.gaussian import Gaussian
-from illia_fn.posteriors.matrix import MatrixNormal
 from illia_fn.posteriors.posterior import Posterior
 
 
@@ -187,7 +187,7 @@ def _decisions(
             return strategy_of(of(index), node.loc.size, coupling, of_wholes)
         if not is_linear_in_noise(node):
             return of_any(of(index), sizes[index], type(node).__name__)
-        return of_matrix(of_joint(index), index, node) if type(node) is MatrixNormal else together(of_joint(index))
+        return of_matrix(of_joint(index), index, node) if isinstance(node, Kernel) else together(of_joint(index))
 
     of_wholes: dict[int, Decision] = {}
     for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts

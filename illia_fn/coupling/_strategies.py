@@ -10,7 +10,7 @@ import numpy as np
 from illia_fn.coupling._context import Use
 from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._values import Strategy
-from illia_fn.posteriors.matrix import MatrixNormal
+from illia_fn.posteriors._kernels import Kernel
 
 SMALL = "a draw is no larger than the activations it meets, element-wise"
 
@@ -61,7 +61,7 @@ def together(uses: Sequence[Use]) -> Decision:
     return Decision("shared", bad) if bad else Decision("flipout", "linear in every use; one sign for all of it", (), 1)
 
 
-def of_matrix(uses: Sequence[Use], number: int, node: MatrixNormal) -> Decision:
+def of_matrix(uses: Sequence[Use], number: int, node: Kernel) -> Decision:
     """Signs along the shorter axis of the noise of a matrix, where it is used as one; else one sign."""
     decision, count = together(uses), min(node.matrix_shape)
     is_matrix = all(number in use.separable for use in uses if use.is_linear)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from illia_fn._base.trees import NODES, PyTree, child_names, unchecked
-from illia_fn.posteriors import FullCovariance, Gaussian, KTied, LowRank, MatrixNormal, Mixture
+from illia_fn.posteriors import Eigenbasis, FullCovariance, Gaussian, KTied, LowRank, MatrixNormal, Mixture
 
 
 def register_flax_serialization() -> None:
@@ -46,7 +46,7 @@ def _from_state_dict(node: Any, state: dict[str, Any]) -> Any:
     return restored
 
 
-FAMILIES = (Gaussian, KTied, LowRank, MatrixNormal, FullCovariance, Mixture)
+FAMILIES = (Gaussian, KTied, LowRank, MatrixNormal, Eigenbasis, FullCovariance, Mixture)
 
 
 def restore_nodes(tree: PyTree, families: Sequence[type[Any]] = FAMILIES) -> PyTree:

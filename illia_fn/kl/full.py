@@ -12,6 +12,7 @@ from illia_fn.kl.independent import INDEPENDENT, are_independent, kl_to_independ
 from illia_fn.kl.table import register_kl, register_kl_to_trees
 from illia_fn.posteriors._factors import Triangle, positive_qr
 from illia_fn.posteriors._flat import ravel
+from illia_fn.posteriors.eigen import Eigenbasis
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.lowrank import LowRank
@@ -33,13 +34,13 @@ def kl_full(q: Posterior, p: PyTree) -> jax.Array:
     return 0.5 * (jnp.sum(jnp.square(apart)) + jnp.sum(jnp.square(z))) + jnp.sum(of_roots)
 
 
-for _family in (Gaussian, KTied, LowRank, MatrixNormal):
+for _family in (Gaussian, KTied, LowRank, MatrixNormal, Eigenbasis):
     register_kl(_family, FullCovariance)(kl_full)
-for _family in (LowRank, MatrixNormal, FullCovariance):
+for _family in (LowRank, MatrixNormal, Eigenbasis, FullCovariance):
     register_kl(FullCovariance, _family)(kl_full)
 
 
-@register_kl_to_trees(FullCovariance, (*INDEPENDENT, LowRank, MatrixNormal, FullCovariance))
+@register_kl_to_trees(FullCovariance, (*INDEPENDENT, LowRank, MatrixNormal, Eigenbasis, FullCovariance))
 def _kl_to_tree(q: FullCovariance, p: PyTree) -> jax.Array:
     return kl_to_independent(q, p) if are_independent(p) else kl_full(q, p)
 
@@ -59,10 +60,17 @@ def _dense_of(p: PyTree, arrays: list[jax.Array], dtype: np.dtype) -> tuple[jax.
         rows, columns = p.triangles
         logs = rows.log_diagonal[:, None] + columns.log_diagonal[None, :]
         return ravel(p.loc), Triangle(jnp.kron(rows.matrix, columns.matrix), logs.reshape(-1))
+    if isinstance(p, Eigenbasis):
+        return ravel(p.loc), _root_of(jnp.kron(*p.bases).T * p.scale.reshape(-1, 1))
     if isinstance(p, LowRank):
         form = p.form()
         stacked = jnp.concatenate([jnp.diag(form.scale), (form.factor * form.scale[:, None]).T])
-        _, root = positive_qr(stacked)
-        return form.loc, Triangle(root.T, jnp.log(jnp.diagonal(root)))
+        return form.loc, _root_of(stacked)
     loc, scale, log_scale = marginals_of(p, arrays[0], dtype)
     return loc, Triangle.diagonal(scale, log_scale)
+
+
+def _root_of(stacked: jax.Array) -> Triangle:
+    """The triangle L with L L^T = X^T X."""
+    _, root = positive_qr(stacked)
+    return Triangle(root.T, jnp.log(jnp.diagonal(root)))

@@ -12,6 +12,7 @@ from illia_fn.kl._priors import blocks_of, is_prior
 from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import register_kl
 from illia_fn.posteriors._factors import Marginals
+from illia_fn.posteriors.eigen import Eigenbasis
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.lowrank import LowRank
@@ -22,7 +23,7 @@ from illia_fn.priors.normal import Normal
 INDEPENDENT = (Normal, Gaussian, KTied)
 
 
-def kl_to_independent(q: LowRank | FullCovariance | MatrixNormal, p: PyTree) -> jax.Array:
+def kl_to_independent(q: LowRank | FullCovariance | MatrixNormal | Eigenbasis, p: PyTree) -> jax.Array:
     """KL(q || p) = sum_i KL(q_i || p_i) + KL(q || prod_i q_i), q_i the law of one number: no term is negative.
 
     p is a prior for all that q stands for, or a tree of them.
@@ -48,7 +49,7 @@ def are_independent(p: PyTree) -> bool:
     return all(isinstance(leaf, INDEPENDENT) for leaf in jax.tree.leaves(p, is_leaf=is_prior))
 
 
-for _q in (LowRank, FullCovariance, MatrixNormal):
+for _q in (LowRank, FullCovariance, MatrixNormal, Eigenbasis):
     for _p in INDEPENDENT:
         register_kl(_q, _p)(kl_to_independent)
 for _pair in ((KTied, Normal), (KTied, Gaussian), (KTied, KTied), (Gaussian, KTied), (Normal, KTied)):

@@ -6,6 +6,8 @@
 
 from illia_fn._base.trees import frozen_pytree as frozen_pytree
 from illia_fn.posteriors.blocks import covariance as covariance
+from illia_fn.posteriors.eigen import Eigenbasis as Eigenbasis
+from illia_fn.posteriors.eigen import eigenbasis as eigenbasis
 from illia_fn.posteriors.foreign import ForeignPosterior as ForeignPosterior
 from illia_fn.posteriors.foreign import from_distribution as from_distribution
 from illia_fn.posteriors.full import FullCovariance as FullCovariance

@@ -1,7 +1,6 @@
 """The matrix normal: a kernel whose covariance is a Kronecker product, of its rows and of its columns."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,13 +12,13 @@ from jax.typing import ArrayLike
 from illia_fn._base.numerics import HALF_LOG_2PI, matmul, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals, Triangle
-from illia_fn.posteriors._flat import check_like, laid_like, wide
+from illia_fn.posteriors._flat import check_like, wide
+from illia_fn.posteriors._kernels import Kernel, check_out_axis, kernel_sizes, split_at
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
-from illia_fn.posteriors.posterior import Posterior
 
 
 @frozen_pytree
-class MatrixNormal(Posterior):
+class MatrixNormal(Kernel):
     """Matrix normal, W = loc + L_A Z L_B^T with Z ~ N(0, I): Cov(W_ij, W_kl) = A_ik B_jl, A = L_A L_A^T, B = L_B L_B^T.
 
     loc, of any shape, is a matrix (p, q) in the order of its numbers: a kernel (height, width, in, out) one of
@@ -64,47 +63,11 @@ class MatrixNormal(Posterior):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(p, q)."""
         return len(self.row_tril), len(self.column_tril)
 
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        return self.matrix_shape
-
-    @property
-    def mean(self) -> jax.Array:
-        return self.loc
-
-    @property
-    def stddev(self) -> jax.Array:
-        return laid_like(self.marginals().scale, self.loc)
-
-    def reparameterise(self) -> Callable[[jax.Array], jax.Array]:
-        loc, (rows, columns) = wide(self.loc), (triangle.matrix for triangle in self.triangles)
-
-        def draw(noise: jax.Array) -> jax.Array:
-            change = matmul(matmul(rows, noise), columns.T)
-            return laid_like(loc + change.reshape(loc.shape), self.loc)
-
-        return draw
-
-    @property
-    def signed_axis(self) -> int:
-        """The axis of Z, 0 or 1, that is the shorter one: signs along it leave the law as it is."""
-        p, q = self.matrix_shape
-        return 0 if p < q else 1
-
-    def products(self, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """a and b with L_A Z L_B^T = sum_k a_k b_k, one k for each place along `signed_axis`.
-
-        Of shapes (K, ...), a with axes of size 1 for the columns of loc, and b for its rows.
-        """
-        rows, columns = (triangle.matrix for triangle in self.triangles)
-        a, b = (matmul(rows, noise), columns) if self.signed_axis == 1 else (rows, matmul(columns, noise.T))
-        shape = np.shape(self.loc)
-        at = split_at(shape, *self.matrix_shape) or 0
-        ones = (1,) * len(shape)
-        return a.T.reshape(-1, *shape[:at], *ones[at:]), b.T.reshape(-1, *ones[:at], *shape[at:])
+    def roots(self) -> tuple[jax.Array, jax.Array]:
+        rows, columns = self.triangles
+        return rows.matrix, columns.matrix
 
     def log_prob(self, w: jax.Array) -> jax.Array:
         check_like("MatrixNormal.log_prob", w, self.loc)
@@ -135,7 +98,6 @@ class MatrixNormal(Posterior):
         return matmul(rows, rows.T) * matmul(columns, columns.T)
 
     def marginals(self) -> Marginals:
-        """Each number by itself, in the shape of loc."""
         scales, logs = zip(*[triangle.marginals for triangle in self.triangles], strict=True)
         log_scale = (logs[0][:, None] + logs[1][None, :]).reshape(np.shape(self.loc))
         return Marginals(wide(self.loc), (scales[0][:, None] * scales[1][None, :]).reshape(log_scale.shape), log_scale)
@@ -144,12 +106,6 @@ class MatrixNormal(Posterior):
         """KL(q || product of its marginals), in nats."""
         (p, q), (rows, columns) = self.matrix_shape, self.triangles
         return q * jnp.sum(rows.log_marginals) + p * jnp.sum(columns.log_marginals)
-
-
-def split_at(shape: tuple[int, ...], p: int, q: int) -> int | None:
-    """The axis that columns begin at, if there is one."""
-    splits = range(len(shape) + 1)
-    return next((at for at in splits if (math.prod(shape[:at]), math.prod(shape[at:])) == (p, q)), None)
 
 
 def matrix_normal(params: PyTree, *, scale: ArrayLike | PyTree = 0.05, out_axis: int = -1, mask: Mask = None) -> PyTree:
@@ -182,22 +138,3 @@ def _node_at(out_axis: int, path: str, loc: jax.Array, scale: Any) -> MatrixNorm
     sizes = kernel_sizes("matrix_normal", path, loc, scale, out_axis)
     raw = raw_scale("matrix_normal", path, jnp.sqrt(jnp.asarray(scale, widest_dtype(loc))), loc.dtype)
     return MatrixNormal(loc, *[jnp.diag(jnp.full((size,), raw, loc.dtype)) for size in sizes])
-
-
-def check_out_axis(caller: str, out_axis: Any) -> None:
-    """The outputs are the first or the last axis."""
-    if out_axis not in (-1, 0):
-        raise ValueError(f"{caller}: out_axis must be -1 (flax, haiku) or 0 (equinox), got {out_axis!r}.")
-
-
-def kernel_sizes(caller: str, path: str, loc: jax.Array, scale: Any, out_axis: int) -> tuple[int, int]:
-    """(p, q) of a leaf that is a matrix but for its shape, and whose scale is one number."""
-    if loc.ndim < 2:
-        raise ValueError(
-            f"{caller}: params{path} has shape {loc.shape} and is no kernel of rows and columns. Mask it out, or give "
-            "it a family of its own, such as mean_field, in posterior_tree."
-        )
-    if np.shape(scale):
-        raise ValueError(f"{caller}: scale at params{path} must be one number, got shape {np.shape(scale)}.")
-    at = loc.ndim - 1 if out_axis == -1 else 1
-    return math.prod(loc.shape[:at]), math.prod(loc.shape[at:])

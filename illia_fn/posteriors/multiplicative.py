@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from illia_fn._base.checks import check_count, check_scale, describe
 from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree
+from illia_fn.posteriors._kernels import check_out_axis
 from illia_fn.posteriors._leaves import Mask, copied, each_leaf
 from illia_fn.posteriors.gaussian import Gaussian, mean_field
-from illia_fn.posteriors.matrix import check_out_axis
 from illia_fn.posteriors.mixtures import mixture
 from illia_fn.posteriors.posterior import is_posterior
 

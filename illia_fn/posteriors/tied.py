@@ -21,9 +21,9 @@ from illia_fn._base.numerics import (
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._distances import Independent, between_independent
 from illia_fn.posteriors._flat import check_like, independent, laid_like, wide
+from illia_fn.posteriors._kernels import check_out_axis, kernel_sizes, split_at
 from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
 from illia_fn.posteriors.gaussian import Gaussian
-from illia_fn.posteriors.matrix import check_out_axis, kernel_sizes, split_at
 from illia_fn.posteriors.posterior import Posterior
 
 

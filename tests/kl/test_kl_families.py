@@ -17,6 +17,9 @@ from illia_fn import FullCovariance, LowRank, Normal, kl_divergence, kl_is_exact
 KEY = jax.random.key(0)
 SAMPLED = {(q, "MatrixNormal") for q in ("Gaussian", "KTied", "LowRank")} | {
     ("MatrixNormal", "LowRank"),
+    ("LowRank", "Eigenbasis"),
+    ("Eigenbasis", "LowRank"),
+    ("Eigenbasis", "MatrixNormal"),
 }
 PAIRS = [(q, p) for q in nodes() for p in nodes() if (q, p) not in SAMPLED]
 PRIOR = Normal(0.5, 2.0)

@@ -106,7 +106,7 @@ def ill_conditioned(q):
 
 @pytest.mark.parametrize("name", NEW)
 def test_half_precision_is_computed_in_float32(name):
-    q = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nodes()[name])
+    q = families.half(nodes()[name])
     w, stddev, log_prob, entropy = jax.jit(told_of_a_draw)(q)
     assert (w.dtype, stddev.dtype, log_prob.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(entropy, dense(q).entropy(), rtol=1e-4, atol=1e-4)
@@ -117,8 +117,8 @@ def told_of_a_draw(q):
     return w, q.stddev, q.log_prob(w), q.entropy()
 
 
-def test_low_rank_and_matrix_normal_are_the_full_node_of_their_covariance():
-    for name in ("LowRank", "MatrixNormal", "KTied"):
+def test_structured_families_are_the_full_node_of_their_covariance():
+    for name in ("LowRank", "MatrixNormal", "Eigenbasis", "KTied"):
         q = nodes()[name]
         full = FullCovariance.from_covariance(q.mean, families.covariance(q))
         w = q.sample(KEY)

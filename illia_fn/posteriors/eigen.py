@@ -1,0 +1,172 @@
+"""A kernel that is Gaussian, and diagonal, in bases of its rows and of its columns."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, matmul, softplus, widest_dtype
+from illia_fn._base.trees import PyTree, frozen_pytree
+from illia_fn.posteriors._factors import Marginals
+from illia_fn.posteriors._flat import check_like, wide
+from illia_fn.posteriors._kernels import Kernel, check_out_axis, kernel_sizes, split_at
+from illia_fn.posteriors._leaves import Mask, each_leaf, raw_scale
+
+
+@frozen_pytree
+class Eigenbasis(Kernel):
+    """W = loc + U (softplus(rho) * Z) V^T with Z ~ N(0, I): independent in a basis U of the rows and V of the columns.
+
+    cov(vec W) = (V kron U) diag(scale^2) (V kron U)^T: a scale for each pair of directions, where a `MatrixNormal` has
+    one for each row and each column. With the eigenvectors of Kronecker factors of the curvature as bases it is the
+    eigenvalue-corrected matrix normal of Bae, Zhang & Grosse 2018, https://arxiv.org/abs/1811.12565, and the posterior
+    of EVON, https://arxiv.org/abs/2606.23357. Of a kernel with one output it is any Gaussian.
+
+    The bases are no parameters of the loss, by which they have no gradient: `natural_gradient` turns them.
+
+    Args:
+        loc: means, an array of p q numbers, laid out as in `MatrixNormal`.
+        rho: unconstrained scales, (p, q); scale = softplus(rho).
+        row_basis: U, (p, p), orthogonal.
+        column_basis: V, (q, q), orthogonal.
+
+    Raises:
+        ValueError: if the shapes do not go together.
+
+    >>> turn = jnp.array([[0.6, -0.8], [0.8, 0.6]])
+    >>> q = Eigenbasis(jnp.zeros((2, 1)), rho=jnp.array([[5.0], [-9.0]]), row_basis=turn, column_basis=jnp.eye(1))
+    >>> print(q.sample(jax.random.key(0)).ravel().round(2), q.stddev.ravel().round(2))  # along (3, 4)
+    [-1.38 -1.84] [3. 4.01]
+    """
+
+    loc: jax.Array
+    rho: jax.Array
+    row_basis: jax.Array
+    column_basis: jax.Array
+
+    def __post_init__(self):
+        rows, columns, rho = np.shape(self.row_basis), np.shape(self.column_basis), np.shape(self.rho)
+        squares = all(len(shape) == 2 and shape[0] == shape[1] for shape in (rows, columns))
+        if not squares or rho != (rows[0], columns[0]) or split_at(np.shape(self.loc), *rho) is None:
+            raise ValueError(
+                "Eigenbasis: rho must be (p, q), row_basis (p, p) and column_basis (q, q), p and q being products of "
+                f"the first and of the last axes of loc, got shapes {rho}, {rows} and {columns} for "
+                f"{np.shape(self.loc)}. Build the node with eigenbasis."
+            )
+
+    @property
+    def bases(self) -> tuple[jax.Array, jax.Array]:
+        """U and V, in float32 or wider, which no gradient reaches."""
+        return jax.lax.stop_gradient((wide(self.row_basis), wide(self.column_basis)))
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return len(self.row_basis), len(self.column_basis)
+
+    @property
+    def scale(self) -> jax.Array:
+        """softplus(rho), (p, q): along the bases."""
+        return softplus(wide(self.rho))
+
+    @property
+    def log_scale(self) -> jax.Array:
+        """log softplus(rho), (p, q), finite however small the scale."""
+        return log_softplus(wide(self.rho))
+
+    def roots(self) -> tuple[jax.Array, jax.Array]:
+        return self.bases
+
+    def reparameterise_noise(self) -> Callable[[jax.Array], jax.Array]:
+        scale = self.scale
+        return lambda noise: scale * noise
+
+    def along(self, change: jax.Array) -> jax.Array:
+        """U^T X V, (p, q), of an array X like loc."""
+        rows, columns = self.bases
+        return matmul(matmul(rows.T, wide(change).reshape(self.matrix_shape)), columns)
+
+    def across(self, along: jax.Array) -> jax.Array:
+        """U Y V^T, in the shape of loc, of Y (p, q)."""
+        rows, columns = self.bases
+        return matmul(matmul(rows, along), columns.T).reshape(np.shape(self.loc))
+
+    def log_prob(self, w: jax.Array) -> jax.Array:
+        check_like("Eigenbasis.log_prob", w, self.loc)
+        z = self.along(wide(w) - wide(self.loc)) * jnp.exp(-self.log_scale)
+        return -0.5 * jnp.sum(jnp.square(z)) - jnp.sum(self.log_scale + HALF_LOG_2PI)
+
+    def entropy(self) -> jax.Array:
+        return jnp.sum(self.log_scale + (HALF_LOG_2PI + 0.5))
+
+    def covariance(self, places: np.ndarray) -> jax.Array:
+        at_rows, at_columns = np.divmod(places, self.matrix_shape[1])
+        rows, columns = self.bases
+        directions = rows[at_rows][:, :, None] * columns[at_columns][:, None, :] * self.scale[None]
+        flat = directions.reshape(len(places), -1)
+        return matmul(flat, flat.T)
+
+    def marginals(self) -> Marginals:
+        unit, above = self._log_marginals()
+        log_scale = (unit + above).reshape(np.shape(self.loc))
+        return Marginals(wide(self.loc), jnp.exp(log_scale), log_scale)
+
+    def total_correlation(self) -> jax.Array:
+        """KL(q || product of its marginals), in nats."""
+        unit, above = self._log_marginals()
+        return jnp.sum(above) + jnp.sum(unit - self.log_scale)
+
+    def _log_marginals(self) -> tuple[jax.Array, jax.Array]:
+        """log of sqrt(sum_kl U_ik^2 scale_kl^2 V_jl^2), (p, q): that of the largest scale, and what is above it."""
+        unit = jax.lax.stop_gradient(jnp.max(self.log_scale))
+        # the squares of a row of a basis sum to 1, but for rounding
+        rows, columns = (squares / jnp.sum(squares, axis=1, keepdims=True) for squares in map(jnp.square, self.bases))
+        variance, apart = (
+            matmul(matmul(rows, of(2.0 * (self.log_scale - unit))), columns.T) for of in (jnp.exp, jnp.expm1)
+        )
+        is_near = variance > 0.5
+        near = jnp.log1p(jnp.where(is_near, apart, 0.0))
+        far = jnp.log(jnp.where(is_near, 1.0, jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)))
+        return unit, 0.5 * jnp.where(is_near, near, far)
+
+    def seen_from(self, other: "Eigenbasis") -> "Eigenbasis":
+        """The distribution of U_p^T W V_p, U_p and V_p being the bases of another node."""
+        turned = [matmul(theirs.T, ours) for theirs, ours in zip(other.bases, self.bases, strict=True)]
+        return Eigenbasis(other.along(wide(self.loc)), wide(self.rho), *turned)
+
+
+def eigenbasis(params: PyTree, *, scale: ArrayLike | PyTree = 0.05, out_axis: int = -1, mask: Mask = None) -> PyTree:
+    """The params tree with every kernel replaced by an `Eigenbasis` around it, of standard deviations `scale`.
+
+    It starts as a mean field, with the axes themselves as bases. `natural_gradient` turns these as it learns; another
+    optimizer leaves them where they are.
+
+    Args:
+        params: kernels, floating-point arrays of two axes or more, as p x q matrices; a node takes the memory of
+            2 p q + p^2 + q^2 numbers. Other leaves are treated as in `mean_field`.
+        scale: a positive number, or a prefix tree of numbers.
+        out_axis: as in `matrix_normal`.
+        mask: as in `mean_field`.
+
+    Returns:
+        A posterior tree, of the dtype of `params`.
+
+    Raises:
+        ValueError: as `matrix_normal`.
+
+    >>> q = eigenbasis({"kernel": jnp.ones((4, 2))}, scale=0.05)
+    >>> print(q["kernel"].row_basis.shape, q["kernel"].stddev[0].round(6))
+    (4, 4) [0.05 0.05]
+    """
+    check_out_axis("eigenbasis", out_axis)
+    return each_leaf("eigenbasis", params, scale, mask, partial(_node_at, out_axis))
+
+
+def _node_at(out_axis: int, path: str, loc: jax.Array, scale: Any) -> Eigenbasis:
+    sizes = kernel_sizes("eigenbasis", path, loc, scale, out_axis)
+    raw = raw_scale("eigenbasis", path, scale, loc.dtype)
+    bases = [jnp.eye(size, dtype=widest_dtype(loc)) for size in sizes]  # which bfloat16 would not keep orthogonal
+    return Eigenbasis(loc, jnp.full(sizes, raw, loc.dtype), *bases)
