@@ -7,11 +7,42 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from illia_fn._base.numerics import at_least_float32, log_softplus, matmul, softplus, softplus_inverse, total
-from illia_fn.posteriors._flat import ravel, unravel
+from illia_fn._base.numerics import (
+    at_least_float32,
+    log_softplus,
+    matmul,
+    raw_of_scale,
+    softplus,
+    softplus_inverse,
+    total,
+)
+from illia_fn.posteriors._factors import positive_qr
+from illia_fn.posteriors._flat import ravel, unravel, wide
+from illia_fn.posteriors.eigen import Eigenbasis
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.priors.normal import Normal
+
+
+class Memory(NamedTuple):
+    """What is kept of the gradients of a node by its mean.
+
+    Attributes:
+        momentum: their mean, with weights that decay.
+        factors: of an `Eigenbasis` those of G G^T and of G^T G, (p, p) and (q, q).
+    """
+
+    momentum: jax.Array
+    factors: tuple[jax.Array, ...] = ()
+
+    @staticmethod
+    def of(node: Any) -> "Memory":
+        """Nothing as yet."""
+        if isinstance(node, FullCovariance):
+            return Memory(jnp.zeros_like(ravel(node.loc)))
+        loc = at_least_float32(node.loc)
+        sizes = node.matrix_shape if isinstance(node, Eigenbasis) else ()
+        return Memory(jnp.zeros_like(loc), tuple(jnp.zeros((size, size), loc.dtype) for size in sizes))
 
 
 class Move(NamedTuple):
@@ -19,12 +50,12 @@ class Move(NamedTuple):
 
     Attributes:
         stride: that of the mean in units of the new scale, whose half square is its KL.
-        momentum: of the gradient by the mean.
+        memory: of its gradients.
         update: stride -> the update of the node.
     """
 
     stride: jax.Array
-    momentum: jax.Array
+    memory: Memory
     update: Callable[[jax.Array], Any]
 
 
@@ -51,23 +82,47 @@ class Rule(NamedTuple):
     max_step: float | None
     max_change: float | None
     retraction: bool
+    basis_decay: Any
+    basis_every: Any
 
-    def move(self, node: Any, grad: Any, mean: jax.Array) -> Move:
-        """The step of a node, from its gradient and the momentum of that by the mean."""
-        return (self._of_full if isinstance(node, FullCovariance) else self._of_diagonal)(node, grad, mean)
+    def move(self, node: Any, grad: Any, memory: Memory) -> Move:
+        """The step of a node, from its gradient and what is kept of earlier ones."""
+        of = {FullCovariance: self._of_full, Eigenbasis: self._of_eigenbasis}.get(type(node), self._of_diagonal)
+        return of(node, grad, memory)
 
-    def _of_diagonal(self, node: Gaussian, grad: Gaussian, mean: jax.Array) -> Move:
-        rho, by_rho = map(at_least_float32, (node.rho, grad.rho))
-        # b e / P = b N sigma dL/dsigma, in which no 1 / sigma^2 may leave the range
-        factor = self._factor(by_rho * _by_log(rho))
-        new_scale = softplus(rho) / jnp.sqrt(factor)
-        mean, gradient = self._gradient(at_least_float32(node.loc), at_least_float32(grad.loc), mean)
+    def _of_diagonal(self, node: Gaussian, grad: Gaussian, memory: Memory) -> Move:
+        rho = at_least_float32(node.rho)
+        factor, new_scale = self._scale(rho, at_least_float32(grad.rho))
+        mean, gradient = self._gradient(at_least_float32(node.loc), at_least_float32(grad.loc), memory.momentum)
         stride = self._stride(gradient * new_scale)
         # far below 0 rho is the logarithm of a scale that may underflow
         by_rho = jnp.where(rho < -15.0, -0.5 * jnp.log(factor), softplus_inverse(new_scale) - rho)
-        return Move(stride, mean, lambda stride: _cast(Gaussian(-stride * new_scale, by_rho), node))
+        return Move(stride, Memory(mean), lambda stride: _cast(Gaussian(-stride * new_scale, by_rho), node))
 
-    def _of_full(self, node: FullCovariance, grad: FullCovariance, mean: jax.Array) -> Move:
+    def _of_eigenbasis(self, node: Eigenbasis, grad: Eigenbasis, memory: Memory) -> Move:
+        """That of a diagonal one in its bases, which then turn towards the eigenvectors of E[G G^T] and E[G^T G]."""
+        rho, by_loc = wide(node.rho), wide(grad.loc)
+        factor, new_scale = self._scale(rho, wide(grad.rho))
+        mean, gradient = self._gradient(wide(node.loc), by_loc, memory.momentum)
+        stride = self._stride(node.along(gradient) * new_scale)
+        matrix, decay = by_loc.reshape(node.matrix_shape), jnp.asarray(self.basis_decay, by_loc.dtype)
+        squares = matmul(matrix, matrix.T), matmul(matrix.T, matrix)
+        factors = tuple(decay * old + (1.0 - decay) * new for old, new in zip(memory.factors, squares, strict=True))
+        log_scale = log_softplus(rho) - 0.5 * jnp.log(factor)
+        is_time = self.count % self.basis_every == 0
+        log_scale, *bases = jax.lax.cond(is_time, _turned, lambda *state: state[:-1], log_scale, *node.bases, factors)
+        new = raw_of_scale(jnp.exp(log_scale), log_scale), *bases
+        turn = [after - wide(before) for after, before in zip(new, (node.rho, *node.bases), strict=True)]
+        update = lambda stride: _cast(Eigenbasis(-node.across(stride * new_scale), *turn), node)  # noqa: E731
+        return Move(stride, Memory(mean, factors), update)
+
+    def _scale(self, rho: jax.Array, by_rho: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """By what the precision is multiplied, and the new scale."""
+        # b e / P = b N sigma dL/dsigma, in which no 1 / sigma^2 may leave the range
+        factor = self._factor(by_rho * _by_log(rho))
+        return factor, softplus(rho) / jnp.sqrt(factor)
+
+    def _of_full(self, node: FullCovariance, grad: FullCovariance, memory: Memory) -> Move:
         """The same in units of L: P = L^-T T L^-1, with T = I + b e + (b e)^2 / 2 and e = N (2 L^T dL/dS L)."""
         raw, by_raw = map(at_least_float32, (node.tril, grad.tril))
         scale_tril = node.scale_tril
@@ -78,13 +133,12 @@ class Rule(NamedTuple):
         # T = U U^T, U upper triangular: that of its reverse order; then the new L is L U^-T
         upper = jnp.linalg.cholesky(change[::-1, ::-1])[::-1, ::-1]
         new = solve_triangular(upper, scale_tril.T, lower=False).T
-        mean, gradient = self._gradient(ravel(node.loc), ravel(grad.loc), mean)
+        mean, gradient = self._gradient(ravel(node.loc), ravel(grad.loc), memory.momentum)
         stride = self._stride(matmul(new.T, gradient))
         new_raw = jnp.tril(new, -1) + jnp.diag(softplus_inverse(jnp.diagonal(new)))
         by_tril = jnp.tril(new_raw - raw)
-        return Move(
-            stride, mean, lambda stride: _cast(FullCovariance(unravel(-matmul(new, stride), node.loc), by_tril), node)
-        )
+        update = lambda stride: _cast(FullCovariance(unravel(-matmul(new, stride), node.loc), by_tril), node)  # noqa: E731
+        return Move(stride, Memory(mean), update)
 
     def _factor(self, by_log_scale: jax.Array) -> jax.Array:
         """By what the precision is multiplied."""
@@ -111,6 +165,25 @@ class Rule(NamedTuple):
             return jnp.zeros_like(loc)
         middle, scale, n = (jnp.asarray(x, loc.dtype) for x in (self.prior.loc, self.prior.scale, self.num_data))
         return (loc - middle) / (n * jnp.square(scale))
+
+
+def _turned(
+    log_scale: jax.Array, rows: jax.Array, columns: jax.Array, factors: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A step of the power method for the eigenvectors, and the diagonal of the precision in the new bases."""
+    bases = [_stepped(factor, basis) for factor, basis in zip(factors, (rows, columns), strict=True)]
+    left, right = (jnp.square(matmul(old.T, new)) for old, new in zip((rows, columns), bases, strict=True))
+    least = jnp.min(log_scale)  # of which the precision is 1
+    precision = matmul(matmul(left.T, jnp.exp(2.0 * (least - log_scale))), right)
+    return least - 0.5 * jnp.log(jnp.maximum(precision, jnp.finfo(precision.dtype).tiny)), *bases
+
+
+def _stepped(factor: jax.Array, basis: jax.Array) -> jax.Array:
+    """Q of the product, which keeps a direction that no gradient had; without any gradient the basis itself."""
+    size = jnp.trace(factor)
+    kept = 1e-6 * size / len(factor)
+    product = (matmul(factor, basis) + kept * basis) / jnp.where(size > 0, size, 1.0)
+    return positive_qr(jnp.where(size > 0, product, basis))[0]
 
 
 def _by_log(rho: jax.Array) -> jax.Array:

@@ -10,10 +10,9 @@ import optax
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_required_num_data, check_scale, concrete, describe
-from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree, leaves_with_path
-from illia_fn.optim._steps import Rule, trusted_share
-from illia_fn.posteriors._flat import ravel
+from illia_fn.optim._steps import Memory, Rule, trusted_share
+from illia_fn.posteriors.eigen import Eigenbasis
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.posteriors.posterior import is_posterior
@@ -22,10 +21,10 @@ from illia_fn.priors.normal import Normal
 
 
 class NaturalGradientState(NamedTuple):
-    """The number of steps, the momentum of each node's gradient by its mean, and the state of the inner optimizer."""
+    """The number of steps, what is kept of the gradients of each node, and the state of the inner optimizer."""
 
     count: jax.Array
-    momentum: list[jax.Array]
+    memory: list[Memory]
     inner: Any
 
 
@@ -40,6 +39,8 @@ def natural_gradient(
     max_kl: float | None = 5.0,
     max_change: float | None = 0.3,
     retraction: bool = True,
+    basis_decay: ArrayLike = 0.95,
+    basis_every: ArrayLike = 10,
     inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """Natural-gradient descent on the mean m and the precision P = 1 / sigma^2 of Gaussian nodes.
@@ -63,6 +64,11 @@ def natural_gradient(
     rule asks for steps that leave the region where its curvature holds, and deep networks do not come back from them.
     With it the rates matter little to a classifier: `benchmarks/natural_gradient.py` tries a tenfold range.
 
+    Of an `Eigenbasis` node the rule is that of a diagonal one in its bases, as in EVON, 2026,
+    https://arxiv.org/abs/2606.23357: for the gradient G of a matrix it keeps means of G G^T and G^T G, and every few
+    steps turns the bases towards their eigenvectors, by a step of the power method as in SOAP, Vyas et al. 2024
+    (https://arxiv.org/abs/2409.11321). P becomes the diagonal of the same precision in the new bases.
+
     With `prior=Normal(0, (N delta)^(-1/2))`, one sample, without the three limits, b = 1e-5, momentum 0.9 and
     a = rate * (h0 + delta) its steps are those of IVON, Shen et al. 2024, https://arxiv.org/abs/2402.17641.
 
@@ -80,11 +86,13 @@ def natural_gradient(
             often exceeds it makes scales too large: take more samples, a coupling, or a smaller precision_rate.
         retraction: whether to add the last term of P. Without, b = 1 takes a Gaussian posterior to its precision in one
             step, which b e / P >= -1/2 then keeps positive.
+        basis_decay: by what the means of G G^T and G^T G decay in a step, in [0, 1).
+        basis_every: after how many steps the bases of `Eigenbasis` nodes turn.
         inner: for all that is no Gaussian node's; by default such leaves are refused, unless they are no floats.
 
     Raises:
-        ValueError: for a factor out of its range; from `init` and `update`, for a tree without Gaussian nodes, nodes of
-            another family, or deterministic leaves without an `inner` optimizer.
+        ValueError: for a factor or a count out of its range; from `init` and `update`, for a tree without such nodes,
+            nodes of another family, or deterministic leaves without an `inner` optimizer.
 
     >>> from illia_fn import elbo_loss, mean_field  # y = 5 of unit noise under N(0, 1): the posterior is N(2.5, 1 / 2)
     >>> q, keys = mean_field(jnp.array(0.0), scale=0.1), jax.random.split(jax.random.key(0), 200)
@@ -101,10 +109,14 @@ def natural_gradient(
     """
     caller = "natural_gradient"
     check_required_num_data(caller, num_data)
-    check_factor(caller, "momentum", momentum)
-    value = concrete(momentum)
-    if value is not None and value >= 1:
-        raise ValueError(f"{caller}: momentum must be below 1, got {describe(momentum)}.")
+    for name, decay in (("momentum", momentum), ("basis_decay", basis_decay)):
+        check_factor(caller, name, decay)
+        value = concrete(decay)
+        if value is not None and value >= 1:
+            raise ValueError(f"{caller}: {name} must be below 1, got {describe(decay)}.")
+    value = concrete(basis_every)
+    if value is not None and (value < 1 or value % 1):
+        raise ValueError(f"{caller}: basis_every must be an int of at least 1, got {describe(basis_every)}.")
     for name, rate in (("learning_rate", learning_rate), ("precision_rate", precision_rate)):
         if not callable(rate):
             check_factor(caller, name, rate)
@@ -118,38 +130,35 @@ def natural_gradient(
 
     def init(params: PyTree) -> NaturalGradientState:
         nodes = _nodes(params, has_inner=inner is not None)
-        zeros = [jnp.zeros_like(_means(node)) for node in nodes]
-        return NaturalGradientState(jnp.zeros((), jnp.int32), zeros, rest.init(_without_nodes(params)))
+        memory = [Memory.of(node) for node in nodes]
+        return NaturalGradientState(jnp.zeros((), jnp.int32), memory, rest.init(_without_nodes(params)))
 
     def update(updates: PyTree, state: NaturalGradientState, params: PyTree | None = None) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError(f"{caller}: a step depends on q. Call update(grads, opt_state, q).")
         rates = [rate(state.count) if callable(rate) else rate for rate in (learning_rate, precision_rate)]
-        rule = Rule(*rates, num_data, momentum, state.count + 1, prior, max_step, max_change, retraction)
+        of_bases = basis_decay, basis_every
+        rule = Rule(*rates, num_data, momentum, state.count + 1, prior, max_step, max_change, retraction, *of_bases)
         nodes = _nodes(params, has_inner=True)
-        moves = [rule.move(*node) for node in zip(nodes, _nodes(updates, has_inner=True), state.momentum, strict=True)]
+        moves = [rule.move(*node) for node in zip(nodes, _nodes(updates, has_inner=True), state.memory, strict=True)]
         share = trusted_share(moves, max_kl)
         steps = [move.update(jnp.asarray(share, move.stride.dtype) * move.stride) for move in moves]
-        means = [move.momentum for move in moves]
+        memory = [move.memory for move in moves]
         others, inner_state = rest.update(_without_nodes(updates), state.inner, _without_nodes(params))
-        return _with_nodes(updates, steps, others), NaturalGradientState(state.count + 1, means, inner_state)
+        return _with_nodes(updates, steps, others), NaturalGradientState(state.count + 1, memory, inner_state)
 
     return optax.GradientTransformation(init, update)  # ty: ignore[invalid-argument-type]
 
 
-def _means(node: Gaussian | FullCovariance) -> jax.Array:
-    return ravel(node.loc) if isinstance(node, FullCovariance) else at_least_float32(node.loc)
-
-
-def _nodes(tree: PyTree, *, has_inner: bool) -> list[Gaussian | FullCovariance]:
+def _nodes(tree: PyTree, *, has_inner: bool) -> list[Gaussian | Eigenbasis | FullCovariance]:
     nodes = []
     for path, leaf in leaves_with_path(tree, is_posterior):
-        if isinstance(leaf, (Gaussian, FullCovariance)):
+        if isinstance(leaf, (Gaussian, Eigenbasis, FullCovariance)):
             nodes.append(leaf)
         elif is_posterior(leaf):
             raise ValueError(
-                f"natural_gradient: params{path} is a {type(leaf).__name__}, and the rule is that of Gaussian and "
-                "FullCovariance nodes. Train it by optax.adam, with optax.multi_transform."
+                f"natural_gradient: params{path} is a {type(leaf).__name__}, and the rule is that of Gaussian, "
+                "Eigenbasis and FullCovariance nodes. Train it by optax.adam, with optax.multi_transform."
             )
         elif not has_inner and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
