@@ -39,7 +39,8 @@ class Use:
         is_small: whether the weight is no larger than the data that it meets, so that each example may have its own.
         joint: the numbers of the directions in the weight.
         rounds: how often it is met in a loop, as far as that is known.
-        separable: those of them of which the operation takes one factor after the other: see `_linear`.
+        separable: those of them of which the operation takes one factor after the other, the first or the second of
+            them first: see `_linear`.
     """
 
     primitive: str
@@ -53,7 +54,7 @@ class Use:
     is_linear: bool = False
     is_small: bool = False
     joint: frozenset[int] = frozenset()
-    separable: frozenset[int] = frozenset()
+    separable: Mapping[int, int] = field(default_factory=dict)
     rounds: int = 1
 
     @property

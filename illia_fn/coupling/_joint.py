@@ -59,8 +59,15 @@ def probe_together(node: Posterior, number: int) -> list[Any]:
     return [_view(leaf, (leaf[None],), jnp.zeros(1), number, None) for leaf in jax.tree.leaves(node.like)]
 
 
-def drawn_together(node: Posterior, number: int, noise: Noise) -> list[Any]:
-    """The mean, and the change A z along directions with signs of this example, for each array of the node."""
+def drawn_together(node: Posterior, number: int, noise: Noise, axes: Sequence[int]) -> list[Any]:
+    """The mean, and the change A z along directions with signs of this example, for each array of the node.
+
+    Of a matrix whose outputs are drawn, its columns or its rows by the axis, all that it takes to draw them.
+    """
+    if isinstance(node, Kernel) and axes:
+        coefficients = noise.examples[number]
+        view = _view(node.loc, node.directions(), coefficients, number, "local_reparam")
+        return [_drawing_outputs(view, number, node.scales(), axes[0])]
     z, signs = noise.leaves[number], noise.signs[number][0]
     if isinstance(node, Kernel) and len(signs) > 1:
         return [_view(node.loc, node.products(z), signs, number, "flipout")]
@@ -76,6 +83,16 @@ def _view(leaf: jax.Array, factors: Sequence[jax.Array], coefficients: jax.Array
     directions = Directions(tuple(_laid_like(at_least_float32(factor), leaf) for factor in factors), coefficients)
     mean = at_least_float32(leaf)
     return View(number, strategy, leaf.shape, leaf.dtype, mean, None, {}, directions={number: directions})
+
+
+def _drawing_outputs(view: Any, number: int, scales: jax.Array, axis: int) -> Any:
+    """The view whose directions have scales, the factor that meets data before that of the outputs."""
+    if not isinstance(view, View):
+        return view
+    moves = view.directions[number]
+    order = slice(None) if axis == 1 else slice(None, None, -1)
+    moves = Directions(moves.factors[order], moves.coefficients, scales if axis == 1 else scales.T)
+    return replace(view, directions={number: moves})
 
 
 def _laid_like(factor: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ import numpy as np
 
 from illia_fn._base.numerics import at_least_float32
 from illia_fn.coupling._layout import UNKNOWN
-from illia_fn.coupling._moments import Variance, in_units, magnitude
+from illia_fn.coupling._moments import Variance, in_units, magnitude, root
 from illia_fn.coupling._values import Directions, View, along, weighted_sum
 
 Array = jax.Array
@@ -193,8 +193,10 @@ def _along(linear: LinearMap, view: View, moves: Directions, *, one_by_one: bool
         return weighted_sum(moves.coefficients, jax.vmap(partial(linear.apply, linear.data))(dense))
     a, b = sorted(moves.factors, key=lambda factor: _spans(factor) <= linear.free)
     free, count = sorted(linear.free), len(moves.coefficients)
-    a = jnp.broadcast_to(a, (count, *[1 if axis in free else size for axis, size in enumerate(view.shape)]))
+    a = jnp.broadcast_to(a, (len(a), *[1 if axis in free else size for axis, size in enumerate(view.shape)]))
     each = jax.vmap(partial(linear.apply, linear.data))(a.astype(view.dtype))
+    if moves.scale is not None:
+        each = _root_mean(each, moves.scale)
     each = each * along(moves.coefficients.astype(each.dtype), 0, each.ndim)
     places = tuple(linear.to_output[axis] for axis in free)
     b = jnp.broadcast_to(b, (count, *[size if axis in free else 1 for axis, size in enumerate(view.shape)]))
@@ -203,14 +205,22 @@ def _along(linear: LinearMap, view: View, moves: Directions, *, one_by_one: bool
     return jnp.moveaxis(output, range(output.ndim - len(places), output.ndim), places)
 
 
-def separable(linear: LinearMap, view: View) -> frozenset[int]:
-    """The directions D = a b in which the operation takes a, b being of the outputs alone."""
+def _root_mean(each: Array, scale: Array) -> Array:
+    """sqrt(sum_j scale_jk^2 each_j^2), (K, ...)."""
+    unit = jax.lax.stop_gradient(jnp.maximum(jnp.max(scale), jnp.finfo(scale.dtype).tiny))
+    variance = jnp.tensordot(jnp.square(scale / unit), jnp.square(each.astype(scale.dtype)), (0, 0))
+    return (unit * root(variance)).astype(each.dtype)
 
-    def is_separable(moves: Directions) -> bool:
-        spans = sorted(map(_spans, moves.factors), key=lambda axes: axes <= linear.free)
-        return len(spans) == 2 and spans[1] <= linear.free and not spans[0] & linear.free
 
-    return frozenset(number for number, moves in view.directions.items() if is_separable(moves))
+def separable(linear: LinearMap, view: View) -> dict[int, int]:
+    """The directions D = a b in which the operation takes a, b being of the outputs alone; which of them is a."""
+    found = {}
+    for number, moves in view.directions.items():
+        spans = list(map(_spans, moves.factors))
+        first = min(range(len(spans)), key=lambda index: spans[index] <= linear.free)
+        if len(spans) == 2 and spans[1 - first] <= linear.free and not spans[first] & linear.free:
+            found[number] = first
+    return found
 
 
 def _spans(factor: Array) -> frozenset[int]:

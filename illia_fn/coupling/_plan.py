@@ -31,8 +31,9 @@ class LeafPlan(NamedTuple):
         shape: its shape, or theirs.
         strategy: how its noise is drawn.
         why: the reason.
-        axes: under flipout, the axes of the leaf that carry signs.
-        signs: under flipout without such axes, how many signs an example has for all that the posterior stands for.
+        axes: under flipout, the axes of the leaf that carry signs; of a matrix whose outputs are drawn, that of them.
+        signs: how many signs, or normal numbers, an example has for all that the posterior stands for; 0 with signs
+            along axes.
         is_factor: whether it is met in a product with other weights only, of which it moves to the data or the output.
     """
 
@@ -96,7 +97,7 @@ def make_plan(model: Model, coupling: Coupling) -> Plan:
 def weights(nodes: Sequence[Posterior], factors: Sequence[Factor], plan: Plan, noise: Noise) -> list[Any]:
     """The value of each array of weights in the model of one example."""
     values = [
-        drawn_together(node, index, noise) if leaf.signs else _weight(node, index, leaf, noise)
+        drawn_together(node, index, noise, leaf.axes) if leaf.signs else _weight(node, index, leaf, noise)
         for index, (node, leaf) in enumerate(zip(nodes, plan.leaves, strict=True))
     ]
     for factor in factors:
@@ -187,7 +188,9 @@ def _decisions(
             return strategy_of(of(index), node.loc.size, coupling, of_wholes)
         if not is_linear_in_noise(node):
             return of_any(of(index), sizes[index], type(node).__name__)
-        return of_matrix(of_joint(index), index, node) if isinstance(node, Kernel) else together(of_joint(index))
+        if isinstance(node, Kernel):
+            return of_matrix(of_joint(index), index, node, coupling)
+        return together(of_joint(index))
 
     of_wholes: dict[int, Decision] = {}
     for index, shape in sorted({(whole.index, whole.shape) for whole in wholes.values()}):  # a whole before its parts
@@ -242,6 +245,8 @@ def _noise(model: Model, found: _Decisions) -> Noise:
         like = jax.ShapeDtypeStruct(node.noise_shape, dtype)
         if decision.strategy == "per_example":
             noise.examples[index] = like
+        elif decision.strategy == "local_reparam" and decision.signs:
+            noise.examples[index] = jax.ShapeDtypeStruct((decision.signs,), dtype)
         elif decision.strategy != "local_reparam":
             noise.leaves[index] = like
         if decision.strategy == "flipout":

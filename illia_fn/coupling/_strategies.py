@@ -61,11 +61,18 @@ def together(uses: Sequence[Use]) -> Decision:
     return Decision("shared", bad) if bad else Decision("flipout", "linear in every use; one sign for all of it", (), 1)
 
 
-def of_matrix(uses: Sequence[Use], number: int, node: Kernel) -> Decision:
-    """Signs along the shorter axis of the noise of a matrix, where it is used as one; else one sign."""
+def of_matrix(uses: Sequence[Use], number: int, node: Kernel, coupling: Coupling) -> Decision:
+    """Where a matrix is used as one, outputs drawn, or signs along the shorter axis of its noise; else one sign."""
     decision, count = together(uses), min(node.matrix_shape)
     is_matrix = all(number in use.separable for use in uses if use.is_linear)
-    if not decision.signs or not is_matrix or count == 1:
+    if not decision.signs or not is_matrix:
+        return decision
+    first = {use.separable.get(number) for use in uses}
+    if coupling != "flipout" and len(uses) == len(first) == 1 and _most_reads(uses) <= 1 and first <= {0, 1}:
+        (axis,) = first
+        count = node.matrix_shape[1 - axis]
+        return Decision("local_reparam", "an element reaches one output of an example", (1 - axis,), count)
+    if count == 1:
         return decision
     name = ("rows", "columns")[node.signed_axis]
     return Decision("flipout", f"linear in every use; signs along the {name} of its noise", (), count)

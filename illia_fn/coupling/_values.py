@@ -27,10 +27,14 @@ class Directions(NamedTuple):
     Attributes:
         factors: arrays (K, ...) whose product is D; thin, as those of a `View`, after their first axis.
         coefficients: c, (K,), of this example; the same for all that a posterior stands for.
+        scale: (J, K), where the factors are (J, ...) and (K, ...) and what is added is sum_jk scale_jk Z_jk a_j b_k, Z
+            standard normal and of this example. A rule draws sqrt(sum_j scale_jk^2 f(x, a_j)^2) c_k b_k in its place;
+            the first factor is then the one that meets data.
     """
 
     factors: tuple[jax.Array, ...]
     coefficients: jax.Array
+    scale: jax.Array | None = None
 
     def mapped(self, f: Callable[[jax.Array], jax.Array]) -> "Directions":
         """With f of every factor of every D_k."""

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.numerics import matmul
+from illia_fn._base.numerics import matmul, widest_dtype
 from illia_fn.posteriors._factors import Marginals
 from illia_fn.posteriors._flat import laid_like, wide
 from illia_fn.posteriors.posterior import Posterior
@@ -73,6 +74,17 @@ class Kernel(Posterior):
         """
         (rows, columns), noise = self.roots(), self.reparameterise_noise()(noise)
         a, b = (matmul(rows, noise), columns) if self.signed_axis == 1 else (rows, matmul(columns, noise.T))
+        return self._laid_out(a, b)
+
+    def directions(self) -> tuple[jax.Array, jax.Array]:
+        """The columns of A and of B, likewise."""
+        return self._laid_out(*self.roots())
+
+    def scales(self) -> jax.Array:
+        """f of ones, (p, q)."""
+        return self.reparameterise_noise()(jnp.ones(self.matrix_shape, widest_dtype(self.loc)))
+
+    def _laid_out(self, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         shape = np.shape(self.loc)
         at = split_at(shape, *self.matrix_shape) or 0
         ones = (1,) * len(shape)

@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 from functools import cache
 
+import chex
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from coupling_networks import (
 )
 
 import illia_fn
-from illia_fn import decorrelate, explain_coupling, full_covariance, low_rank, matrix_normal, mean_field
+from illia_fn import decorrelate, eigenbasis, explain_coupling, full_covariance, low_rank, matrix_normal, mean_field
 from illia_fn.coupling import _transform
 from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._transform import Coupled
@@ -34,11 +36,15 @@ def varied(node):
     return structure.unflatten([leaf + 0.2 * array(*leaf.shape, seed=9) for leaf in leaves])
 
 
-def matrices(tree):
+def matrices(tree, family=matrix_normal):
     def node(leaf):
-        return matrix_normal(leaf, scale=0.3) if leaf.ndim > 1 else mean_field(leaf, scale=0.3)
+        return family(leaf, scale=0.3) if leaf.ndim > 1 else mean_field(leaf, scale=0.3)
 
     return jax.tree.map(node, tree)
+
+
+def turned(tree):
+    return families.with_bases(varied(tree), lambda basis: basis)
 
 
 FAMILIES = {
@@ -46,6 +52,7 @@ FAMILIES = {
     "of many directions": jax.jit(lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY))),
     "FullCovariance": jax.jit(lambda tree: varied(full_covariance(tree, scale=0.3))),
     "MatrixNormal": jax.jit(lambda tree: varied(matrices(tree))),
+    "Eigenbasis": jax.jit(lambda tree: turned(matrices(tree, eigenbasis))),
 }
 
 
@@ -272,6 +279,33 @@ def test_the_test_above_sees_a_leaf_with_noise_of_its_own(family, monkeypatch):
     assert deviation > 1.5 * bound
 
 
+@pytest.mark.parametrize("family", ["MatrixNormal", "Eigenbasis"])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_outputs_of_a_matrix_are_drawn(family, is_transposed):
+    """x W with W = M + A f(Z) B^T is N(x M, B diag(sum_j (x A)_j^2 f_jk^2) B^T), whichever side meets data."""
+    q = FAMILIES[family](params(a=(4, 3)))["a"]
+    apply_fn = (lambda w, x: (w @ x.T).T) if is_transposed else (lambda w, x: x @ w)
+    x = jnp.concatenate([array(2, 3 if is_transposed else 4), jnp.zeros((1, 3 if is_transposed else 4))])
+
+    @jax.jit
+    def outputs(q):
+        it = Coupled.of("test", apply_fn, q, x, None, "decorrelated")
+        noise = it.noise(KEY, Strata(jnp.arange(1), count=1))
+        slopes = jax.grad(lambda q: jnp.sum(jnp.square(decorrelate(apply_fn)(q, x, KEY))))(q)
+        return it.outputs(noise, 1, x)[0], noise.examples[0][0], slopes
+
+    found, noise, slopes = outputs(q)
+    (rows, columns), scales = q.roots(), q.reparameterise_noise()(jnp.ones((4, 3)))
+    mean = q.loc
+    if is_transposed:
+        rows, columns, scales, mean = columns, rows, scales.T, mean.T
+    stddev = np.sqrt(np.square(x @ rows) @ np.square(scales))
+    np.testing.assert_allclose(found, x @ mean + (stddev * noise) @ columns.T, rtol=2e-5, atol=2e-5)
+    chex.assert_tree_all_finite(slopes)  # an input of zeros has no spread
+    (leaf,) = explain_coupling(apply_fn, q, x).leaves
+    assert (leaf.strategy, leaf.why) == ("local_reparam", "an element reaches one output of an example")
+
+
 @pytest.mark.parametrize("family", ["LowRank", "MatrixNormal"])
 def test_examples_are_uncorrelated(family):
     """Of outputs that are odd in the noise: two examples with one input."""
@@ -317,7 +351,7 @@ def test_where_one_leaf_is_not_used_linearly_all_share_a_draw_and_say_so(family)
     it, outputs, reference = outputs_and_reference(normed, q, VECTOR, "flipout")
     np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
     why = {leaf.path: leaf.why for leaf in it.plan.leaves}
-    if family == "MatrixNormal":  # of which each leaf is a node of its own
+    if family in ("MatrixNormal", "Eigenbasis"):  # of which each leaf is a node of its own
         assert why["['a']"] == "linear in every use; signs along the rows of its noise"
     elif family == "FullCovariance":
         assert why == {"['a'], ['c']": "mul: not linear in it, or no rule for it"}
