@@ -8,7 +8,7 @@ python -m illia_fn --csv FILE --target COLUMN       your own table: classificati
 import argparse
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import get_args
 
@@ -81,8 +81,10 @@ def train(dataset, objective, seed, epochs, num_samples, coupling=None, recipes=
     # most objectives need one network for the whole batch, and take no coupling
     coupling = coupling or ("decorrelated" if x.ndim == 2 and objective == "elbo" else "shared")
     noise = {"num_samples": num_samples} | ({} if coupling == "shared" else {"coupling": coupling})
-    starts = [params, *(model_of(dataset, 1000 * (seed + 1) + member)[1] for member in range(1, members))]
-    trained = [run("deterministic", map_loss, start, x, y, seed=seed + at) for at, start in enumerate(starts)]
+    recipes = recipes or recipes_of(dataset, members)
+    most = max(members, *[recipe.members for recipe in recipes.values()])
+    starts = [params, *(model_of(dataset, 1000 * (seed + 1) + member)[1] for member in range(1, most))]
+    trained = [run("deterministic", map_loss, starts[at], x, y, seed=seed + at) for at in range(members)]
     others = {"deterministic": trained[0]} | ({f"ensemble of {members}": Ensemble(trained)} if members > 1 else {})
     if objective == "pac_bayes":
         # a prior from one half of the data, and a posterior and its certificate from the other
@@ -93,11 +95,20 @@ def train(dataset, objective, seed, epochs, num_samples, coupling=None, recipes=
         certify = jax.jit(partial(illia_fn.pac_bayes_certificate, apply_fn, num_samples=500))
         certificate = certify(q, x[half:], y[half:], jax.random.key(seed), prior=prior)
         return apply_fn, {"Bayesian": q, **others}, certificate
-    networks = {}
-    for name, recipe in (recipes or recipes_of(dataset)).items():
+
+    names = {recipe._replace(members=1): name for name, recipe in recipes.items()}
+
+    @cache
+    def member(recipe, at):
         bound = with_prior_on_all(OBJECTIVES[objective], kl_weight=recipe.kl_weight, **noise)
-        q = illia_fn.mean_field(params, mask=recipe.mask)
-        networks[name] = run(name, bound, q, x, y, optax.chain(optimizer, illia_fn.slow_scales(recipe.scale_rate)))
+        q = illia_fn.mean_field(starts[at], mask=recipe.mask)
+        rule = optax.chain(optimizer, illia_fn.slow_scales(recipe.scale_rate))
+        return run(names[recipe], bound, q, x, y, rule, seed=seed + at)
+
+    networks = {}
+    for name, recipe in recipes.items():
+        found = [member(recipe._replace(members=1), at) for at in range(recipe.members)]
+        networks[name] = illia_fn.Mixture.of(found) if len(found) > 1 else found[0]
     return apply_fn, {**networks, **others}, None
 
 

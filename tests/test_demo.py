@@ -34,6 +34,7 @@ def test_digits(tmp_path):
     words = " ".join(result.stdout.replace("│", " ").split())
     for word in (
         "Bayesian",
+        "mixture",
         "last layer",
         "determini",
         "ensemble",
@@ -65,6 +66,9 @@ def test_a_seed_repeats_it(tmp_path):
     one, another = first["ensemble of 2"].members
     assert not np.array_equal(one.hidden.kernel[...], another.hidden.kernel[...])
     jax.tree.map(np.testing.assert_array_equal, one, first["deterministic"])
+    mixture = first["mixture of 2"]
+    jax.tree.map(np.testing.assert_array_equal, mixture.component(0), first["Bayesian"])
+    assert not np.array_equal(*mixture.components.hidden.kernel.loc[...])
 
 
 @pytest.mark.promotes

@@ -8,10 +8,14 @@ from matplotlib.figure import Figure
 
 from illia_fn import metrics, plots
 
-COLORS = {"Bayesian": "#1f6fb4", "Bayesian last layer": "#1f6fb4", "deterministic": "#d1602a"}
+OURS, TWINS = "#1f6fb4", "#d1602a"
 INPUT_COLORS = ("#2b8a3e", "#e8890c", "#8a8f98")
 
 Predictions = Mapping[str, Mapping[str, np.ndarray]]  # network -> inputs -> probabilities (examples, classes)
+
+
+def _color_of(name: str) -> str:
+    return TWINS if name == "deterministic" else OURS
 
 
 def classification_figure(
@@ -44,7 +48,7 @@ def classification_figure(
         for kind, probs in inputs.items():
             if kind != "noise":
                 text = f"{name}, {kind}"
-                plots.reliability(probs, labels, num_bins=10, ax=left, label=text, color=COLORS.get(name))
+                plots.reliability(probs, labels, num_bins=10, ax=left, label=text, color=_color_of(name))
     left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     left.set_title("Does it know when it is right?", fontsize=11)
     for ax, (name, inputs) in zip(rest, predictions.items(), strict=True):
@@ -74,10 +78,10 @@ def regression_figure(draws: Mapping[str, np.ndarray], targets: np.ndarray, targ
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     name, first = next(iter(draws.items()))
     rank = np.argsort(np.argsort(first.mean(axis=0)))
-    plots.predictive_intervals(rank, first, targets, ax=left, color=COLORS.get(name))
+    plots.predictive_intervals(rank, first, targets, ax=left, color=_color_of(name))
     left.set(xlabel="held-out rows, by predicted value", ylabel=target_name, title=f"What the {name} network expects")
     for name, samples in draws.items():
-        plots.coverage(samples, targets, ax=right, label=name, color=COLORS.get(name))
+        plots.coverage(samples, targets, ax=right, label=name, color=_color_of(name))
     right.set_title("Do its intervals keep their promise?")
     return figure
 

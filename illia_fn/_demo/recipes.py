@@ -22,20 +22,25 @@ class Ensemble(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How a network becomes Bayesian: its mask, the weight of its KL, and the rate of scales to that of means."""
+    """How a network becomes Bayesian: its mask, the weight of its KL, and the rate of scales to that of means.
+
+    With several members it is the mixture of as many, from other starts.
+    """
 
     mask: Callable[[Any], Any] | None = None
     kl_weight: float = 1.0
     scale_rate: float = 0.2
+    members: int = 1
 
 
 last_layer = illia_fn.by_path("linear/.*")  # all models here end with it
 
 
-def recipes_of(dataset: Dataset) -> dict[str, Recipe]:
-    """The defaults; and for images the last layer alone, which `benchmarks.digits` chose on a validation split."""
-    recipes = {"Bayesian": Recipe()}
-    return recipes if dataset.x_train.ndim == 2 else {"Bayesian last layer": Recipe(last_layer), **recipes}
+def recipes_of(dataset: Dataset, members: int) -> dict[str, Recipe]:
+    """The defaults, one and several of them; and for images the last layer alone, for its price."""
+    recipes = {f"mixture of {members}": Recipe(members=members)} if members > 1 else {}
+    recipes["Bayesian"] = Recipe()
+    return recipes if dataset.x_train.ndim == 2 else {**recipes, "Bayesian last layer": Recipe(last_layer)}
 
 
 def model_of(dataset: Dataset, seed: int) -> tuple[Callable[..., Any], Any]:
