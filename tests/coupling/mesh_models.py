@@ -118,25 +118,25 @@ def families():
 
 def outputs():
     """Outside of a jit, and with a closure that varies along an axis of its own."""
-    f = illia_fn.decorrelate(layers)
-    expected = f(Q, X, KEY)
+    f, of_one = illia_fn.decorrelate(layers), illia_fn.decorrelate(lambda w, x: x @ w["a"])
+    expected, one = jax.jit(lambda *arguments: (f(*arguments), of_one(*arguments)))(Q, X, KEY)
     same("eager", f(place(Q), place(X, "data"), KEY), expected)
 
     mesh = jax.make_mesh(SHAPE, AXES, axis_types=(AxisType.Auto,) * 2)
 
+    @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("model", "data"))
     def scaled(q, x):
         factor = 1.0 + jax.lax.axis_index("model").astype(jnp.float32)
         return illia_fn.decorrelate(lambda w, x: x @ (factor * w["a"]))(q, x, KEY)[None]
 
-    found = scaled(Q, jnp.concatenate([X, X]))
-    one = illia_fn.decorrelate(lambda w, x: x @ w["a"])(Q, X, KEY)
+    both = np.concatenate([one, one])
+    same("closure", scaled(Q, jnp.concatenate([X, X])), np.stack([both, 2 * both]))
     auto = NamedSharding(mesh, P(None, "model"))
     constrained = illia_fn.decorrelate(
         lambda w, x: layers(w | {"a": jax.lax.with_sharding_constraint(w["a"], auto)}, x)
     )
     same("constraint", jax.jit(constrained)(*jax.device_put((Q, X, KEY), NamedSharding(mesh, P()))), expected)
-    same("closure", found, jnp.stack([jnp.concatenate([one, one]), 2 * jnp.concatenate([one, one])]))
 
 
 if __name__ == "__main__":
