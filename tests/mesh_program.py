@@ -1,6 +1,6 @@
 """Every objective, value and gradient, on several (virtual) devices against one: run by test_mesh.py.
 
-python mesh_program.py kinds | shared_out | families | processes <address> <number>
+python mesh_program.py (kinds | shared_out | families | collectives)... | processes <address> <number>
 """
 
 import sys
@@ -13,8 +13,8 @@ import numpyro.distributions as dist
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-MODE, *ARGUMENTS = sys.argv[1:]
-if MODE == "processes":  # before there is an array
+MODES, ARGUMENTS = (["processes"], sys.argv[2:]) if sys.argv[1] == "processes" else (sys.argv[1:], [])
+if ARGUMENTS:  # before there is an array
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(ARGUMENTS[0], num_processes=2, process_id=int(ARGUMENTS[1]))
 
@@ -68,7 +68,7 @@ LOSSES = {
     "decorrelated": elbo(2, coupling="decorrelated"),
     "flipout": elbo(2, coupling="flipout"),
     "doubly_reparameterised": elbo(2, estimator="doubly_reparameterised"),
-    "score_function": elbo(2, estimator="score_function"),
+    "score_function": elbo(2, estimator="score_function", chunk_size=None),
     "predictive": loss(illia_fn.predictive_loss, 2),
     "iwae": loss(illia_fn.iwae_loss, 2),
     # all at once: of the same passes over the draws, those of "iwae" and of "antithetic chunks" are in loops
@@ -224,6 +224,12 @@ def families():
         check(("families", kind), found, expected)
 
 
+def collectives():
+    from tests import collectives_program  # it has arrays of its own
+
+    collectives_program.run()
+
+
 def vars_of(node):
     return list(vars(node).values())
 
@@ -243,5 +249,6 @@ def processes():
 
 
 if __name__ == "__main__":
-    modes = {"kinds": kinds, "shared_out": shared_out, "families": families, "processes": processes}
-    call_in_a_large_frame(modes[MODE])
+    modes = {f.__name__: f for f in (kinds, shared_out, families, collectives, processes)}
+    for mode in MODES:
+        call_in_a_large_frame(modes[mode])
