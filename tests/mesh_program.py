@@ -184,8 +184,8 @@ def shared_out():
             assert "f32[4,8,133]" in compiled[1].as_text()
 
 
-def student(loc):
-    return dist.StudentT(5.0, loc, 0.1)
+def logistic(loc):
+    return dist.Logistic(loc, 0.1)
 
 
 def families():
@@ -196,7 +196,7 @@ def families():
         "v": illia_fn.k_tied(normal(8, 3), scale=0.1),
         "c": illia_fn.full_covariance(normal(3), scale=0.1),
         "mixture": illia_fn.mixture({"m": normal(8, 8), "k": normal(8)}, 3, key=KEY),
-        "foreign": illia_fn.from_distribution(student, normal(3), normal(3)),
+        "foreign": illia_fn.from_distribution(logistic, normal(3), normal(3)),
     }
 
     def apply_fn(w, x):
