@@ -1,4 +1,4 @@
-"""What a compiled step sends between eight (virtual) devices: run by test_mesh.py."""
+"""What a compiled step sends between eight (virtual) devices: run by mesh_program.py."""
 
 import math
 import re
@@ -60,15 +60,17 @@ def place(mesh, tree, *axes):
 
 
 def data_parallel(kind, coupling, num_samples=1):
+    """The posterior is on every device."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     run = jax.jit(partial(step, network, coupling=coupling, num_samples=num_samples))
-    examples = place(mesh, X, "data"), place(mesh, Y, "data")
-    compiled = run.lower(place(mesh, Q), place(mesh, OPTIMIZER.init(Q)), *examples).compile()
+    arguments = place(mesh, Q), place(mesh, OPTIMIZER.init(Q)), place(mesh, X, "data"), place(mesh, Y, "data")
+    compiled = run.lower(*arguments).compile()
     name = "all-reduce" if num_samples == 1 else "all-reduce in a loop"
     assert sent(compiled) == {name: (1, NUMBERS[coupling])}, (kind, coupling, sent(compiled))
+    return jax.device_get(compiled(*arguments))
 
 
-def fully_sharded(kind, coupling):
+def fully_sharded(kind, coupling, expected):
     """Posterior and optimizer's state are sharded like the examples: every device gathers what it computes with."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     whole = NamedSharding(mesh, P())
@@ -83,11 +85,11 @@ def fully_sharded(kind, coupling):
     arguments = q, state, place(mesh, X, "data"), place(mesh, Y, "data")
     compiled, numbers = run.lower(*arguments).compile(), NUMBERS[coupling]
     # XLA's CPU backend has no reduce-scatter
-    expected = {"all-gather": (len(SIZES) * numbers, numbers), "all-reduce": (1, numbers)}
-    assert sent(compiled) == expected, (kind, coupling, sent(compiled))
-    found = jax.device_get(compiled(*arguments))
-    one = jax.device_get(jax.jit(partial(step, network, coupling=coupling))(Q, OPTIMIZER.init(Q), X, Y))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, one)
+    counts = {"all-gather": (len(SIZES) * numbers, numbers), "all-reduce": (1, numbers)}
+    assert sent(compiled) == counts, (kind, coupling, sent(compiled))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), jax.device_get(compiled(*arguments)), expected
+    )
 
 
 def in_shard_map(coupling):
@@ -99,10 +101,8 @@ def in_shard_map(coupling):
     assert sent(compiled) == {"all-reduce": (1, 2)}, (coupling, sent(compiled))
 
 
-if __name__ == "__main__":
-    data_parallel(AxisType.Auto, "shared")
+def run():
+    for kind, coupling in ((AxisType.Auto, "shared"), (AxisType.Explicit, "decorrelated")):
+        fully_sharded(kind, coupling, expected=data_parallel(kind, coupling))
     data_parallel(AxisType.Auto, "shared", num_samples=4)
-    data_parallel(AxisType.Explicit, "decorrelated")
-    fully_sharded(AxisType.Auto, "shared")
-    fully_sharded(AxisType.Explicit, "decorrelated")
     in_shard_map("shared")

@@ -1,5 +1,7 @@
 """Fourteen models as their frameworks' users write them; the lines that make each of them Bayesian are marked."""
 
+from functools import partial
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -89,7 +91,7 @@ def linen_resnet_block():
             return nn.Dense(3)(nn.relu(y + nn.Conv(4, (1, 1))(x)).mean((1, 2)))
 
     network = Block()
-    variables = network.init(KEY, IMAGES, train=False)
+    variables = jax.jit(partial(network.init, train=False))(KEY, IMAGES)
     model = from_linen(network, variables, train={"train": True}, evaluate={"train": False})  # added
     q = mean_field(model.params, scale=0.05)  # added
     loss = model.loss(elbo_loss, num_samples=2, num_data=8)  # added
@@ -103,7 +105,7 @@ def linen_lstm():
             return nn.Dense(3)(nn.RNN(nn.OptimizedLSTMCell(6))(x)[:, -1])
 
     network = LSTM()
-    variables = network.init(KEY, SEQUENCES)
+    variables = jax.jit(network.init)(KEY, SEQUENCES)
     model = from_linen(network, variables)  # added
     q = mean_field(model.params, scale=0.05)  # added
     loss = model.loss(elbo_loss, num_samples=2, num_data=8)  # added
@@ -120,7 +122,7 @@ def linen_transformer_block():
             return nn.Dense(3)(x.mean(1))
 
     network = Block()
-    variables = network.init(KEY, SEQUENCES, deterministic=True)
+    variables = jax.jit(partial(network.init, deterministic=True))(KEY, SEQUENCES)
     model = from_linen(network, variables, train={"deterministic": False}, evaluate={"deterministic": True})  # added
     q = mean_field(model.params, scale=0.05)  # added
     loss = model.loss(elbo_loss, num_samples=2, num_data=8)  # added
@@ -195,7 +197,7 @@ def haiku_convnet():
         return hk.Linear(3)(jax.nn.relu(x).mean((1, 2)))
 
     network = hk.transform_with_state(convnet)
-    params, state = network.init(KEY, IMAGES, is_training=True)
+    params, state = jax.jit(partial(network.init, is_training=True))(KEY, IMAGES)
     modes = {"train": {"is_training": True}, "evaluate": {"is_training": False}}
     model = from_haiku(network, params, state, **modes)  # added
     q = mean_field(model.params, scale=0.05)  # added
@@ -208,7 +210,7 @@ def haiku_mlp():
         return hk.nets.MLP([6, 3])(x, dropout_rate=rate, rng=hk.next_rng_key() if rate else None)
 
     network = hk.transform(mlp)
-    params = network.init(KEY, ROWS, None)
+    params = jax.jit(network.init)(KEY, ROWS, None)
     model = from_haiku(network, params, train={"rate": 0.2}, evaluate={"rate": None})  # added
     q = mean_field(model.params, scale=0.05)  # added
     loss = model.loss(elbo_loss, num_samples=2, num_data=8)  # added

@@ -7,30 +7,36 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 
-H = mpmath.mpf("1e-30")
+H = mpmath.mpf("1e-20")
 
 
-def gradient(f, x):
-    """By central differences, whose steps a hundred digits can tell apart."""
-    slopes = []
-    for i, value in enumerate(x):
-        step = abs(value) * H or H
-        above, below = (f(*x[:i], value + sign * step, *x[i + 1 :]) for sign in (1, -1))
-        slopes.append((above - below) / (2 * step))
-    return slopes
+def derivatives(f, x):
+    """The value, the slopes and the second derivatives, by differences whose steps a hundred digits can tell apart."""
+    steps = [abs(value) * H or H for value in x]
+    places = range(len(x))
+
+    def at(*moved):
+        return f(*(value + steps[i] * sum(sign for j, sign in moved if i == j) for i, value in enumerate(x)))
+
+    value, above, below = at(), [at((i, 1)) for i in places], [at((i, -1)) for i in places]
+    slopes = [(above[i] - below[i]) / (2 * steps[i]) for i in places]
+    second = [[(above[i] - 2 * value + below[i]) / steps[i] ** 2 if i == j else None for j in places] for i in places]
+    for i in places:
+        for j in places[i + 1 :]:
+            mixed = (at((i, 1), (j, 1)) - above[i] - above[j] + value) / (steps[i] * steps[j])
+            second[i][j] = second[j][i] = mixed
+    return value, slopes, second
 
 
 @cache
 def exact(f, x):
     """[(value, slack), (slope by the first input, slack), ...]: slack is |value| + sum_i |x_i d value / dx_i|."""
     x = [mpmath.mpf(float(value)) for value in x]
-    value, slopes = f(*x), gradient(f, x)
-    rows = [(value, abs(value) + sum(abs(a * b) for a, b in zip(x, slopes, strict=True)))]
-    step = mpmath.mpf("1e-8")
-    moved = [gradient(f, [value * (1 + step * (i == j)) for j, value in enumerate(x)]) for i in range(len(x))]
-    for k, slope in enumerate(slopes):
-        rows.append((slope, abs(slope) + sum(abs(other[k] - slope) / step for other in moved)))
-    return rows
+    value, slopes, second = derivatives(f, x)
+    return [
+        (number, abs(number) + sum(abs(a * b) for a, b in zip(x, gradient, strict=True)))
+        for number, gradient in zip((value, *slopes), (slopes, *second), strict=True)
+    ]
 
 
 def errors(f, oracle, points, dtype, natural=None):

@@ -1,6 +1,6 @@
 """Every objective, value and gradient, on several (virtual) devices against one: run by test_mesh.py.
 
-python mesh_program.py kinds | shared_out | families | processes <address> <number>
+python mesh_program.py (kinds | shared_out | families | collectives)... | processes <address> <number>
 """
 
 import sys
@@ -13,8 +13,8 @@ import numpyro.distributions as dist
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-MODE, *ARGUMENTS = sys.argv[1:]
-if MODE == "processes":  # before there is an array
+MODES, ARGUMENTS = (["processes"], sys.argv[2:]) if sys.argv[1] == "processes" else (sys.argv[1:], [])
+if ARGUMENTS:  # before there is an array
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(ARGUMENTS[0], num_processes=2, process_id=int(ARGUMENTS[1]))
 
@@ -40,8 +40,13 @@ def apply_fn(w, x):
     return jax.nn.relu(x @ w["w"] + w["b"][None]) @ w["v"] + w["deterministic"]
 
 
-def loss(f, *args, **options):
-    return lambda q, x, y: f(apply_fn, q, x, y, KEY, *args, num_data=100, **options)
+def squared(outputs, y):
+    """A loss of few operations, for all that is not about the default one."""
+    return 0.1 * jnp.square(jnp.sum(outputs, axis=1) - y)
+
+
+def loss(f, *args, loss_fn=squared, **options):
+    return lambda q, x, y: f(apply_fn, q, x, y, KEY, *args, num_data=100, loss_fn=loss_fn, **options)
 
 
 def expectation(q, x, y):
@@ -62,19 +67,20 @@ Q = illia_fn.mean_field({"w": normal(4, 8), "b": normal(8), "v": normal(8, 3)}, 
 Q |= {"deterministic": jnp.ones(())}
 X, Y = normal(8, 4), jnp.asarray(RNG.integers(0, 3, 8))
 LOSSES = {
-    "one sample": elbo(),
+    "one sample": elbo(loss_fn=None),
     "all at once": elbo(2, chunk_size=None),
     "antithetic chunks": elbo(6, chunk_size=2, antithetic=True),
     "decorrelated": elbo(2, coupling="decorrelated"),
-    "flipout": elbo(2, coupling="flipout"),
+    "flipout": elbo(2, coupling="flipout", loss_fn=None),
     "doubly_reparameterised": elbo(2, estimator="doubly_reparameterised"),
-    "score_function": elbo(2, estimator="score_function"),
+    "score_function": elbo(2, estimator="score_function", chunk_size=None),
     "predictive": loss(illia_fn.predictive_loss, 2),
     "iwae": loss(illia_fn.iwae_loss, 2),
-    "renyi": loss(illia_fn.renyi_loss, 2, alpha=0.5),
-    "cubo": loss(illia_fn.cubo_loss, 2),
-    "f_divergence": loss(illia_fn.f_divergence_loss, 2, generator=illia_fn.divergences.kl_forward),
-    "pac_bayes": loss(illia_fn.pac_bayes_loss, 2, prior=PRIOR | {"deterministic": None}),
+    # all at once: of the same passes over the draws, those of "iwae" and of "antithetic chunks" are in loops
+    "renyi": loss(illia_fn.renyi_loss, 2, alpha=0.5, chunk_size=None),
+    "cubo": loss(illia_fn.cubo_loss, 2, chunk_size=None),
+    "f_divergence": loss(illia_fn.f_divergence_loss, 2, generator=illia_fn.divergences.kl_forward, chunk_size=None),
+    "pac_bayes": loss(illia_fn.pac_bayes_loss, 2, loss_fn=None, prior=PRIOR | {"deterministic": None}, chunk_size=None),
     "kl": lambda q, x, y: illia_fn.kl_loss(q),
     "sampled kl": lambda q, x, y: illia_fn.kl_loss(q, Laplace(), key=KEY, num_samples=2),
     "expectation": expectation,
@@ -183,8 +189,8 @@ def shared_out():
             assert "f32[4,8,133]" in compiled[1].as_text()
 
 
-def student(loc):
-    return dist.StudentT(5.0, loc, 0.1)
+def logistic(loc):
+    return dist.Logistic(loc, 0.1)
 
 
 def families():
@@ -195,7 +201,7 @@ def families():
         "v": illia_fn.k_tied(normal(8, 3), scale=0.1),
         "c": illia_fn.full_covariance(normal(3), scale=0.1),
         "mixture": illia_fn.mixture({"m": normal(8, 8), "k": normal(8)}, 3, key=KEY),
-        "foreign": illia_fn.from_distribution(student, normal(3), normal(3)),
+        "foreign": illia_fn.from_distribution(logistic, normal(3), normal(3)),
     }
 
     def apply_fn(w, x):
@@ -223,26 +229,31 @@ def families():
         check(("families", kind), found, expected)
 
 
+def collectives():
+    from tests import collectives_program  # it has arrays of its own
+
+    collectives_program.run()
+
+
 def vars_of(node):
     return list(vars(node).values())
 
 
 def processes():
-    """Two processes of four devices each, which hold the examples between them."""
+    """Two processes of four devices each, which hold the examples between them: each kind of pass over the draws."""
     assert (jax.device_count(), jax.local_device_count()) == (8, 4)
     host = jax.device_put((Q, X, Y), jax.local_devices()[0])
-    steps = {
-        name: jax.value_and_grad(LOSSES[name]) for name in ("antithetic chunks", "decorrelated", "predictive", "iwae")
-    }
-    expected = {name: jax.jit(step)(*host) for name, step in steps.items()}
-    for kind in (AxisType.Auto, AxisType.Explicit):
+    of_kind = {AxisType.Auto: ("antithetic chunks", "predictive"), AxisType.Explicit: ("decorrelated", "iwae")}
+    for kind, names in of_kind.items():
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         sharded = place(mesh, Q), place(mesh, X, "data"), place(mesh, Y, "data")
-        for name, step in steps.items():
+        for name in names:
+            step = jax.value_and_grad(LOSSES[name])
             found = jax.jit(step, out_shardings=NamedSharding(mesh, P()))(*sharded)
-            check((name, kind), jax.tree.map(lambda leaf: leaf.addressable_data(0), found), expected[name])
+            check((name, kind), jax.tree.map(lambda leaf: leaf.addressable_data(0), found), jax.jit(step)(*host))
 
 
 if __name__ == "__main__":
-    modes = {"kinds": kinds, "shared_out": shared_out, "families": families, "processes": processes}
-    call_in_a_large_frame(modes[MODE])
+    modes = {f.__name__: f for f in (kinds, shared_out, families, collectives, processes)}
+    for mode in MODES:
+        call_in_a_large_frame(modes[mode])

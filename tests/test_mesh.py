@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 PROGRAM = Path(__file__).with_name("mesh_program.py")
-COLLECTIVES = Path(__file__).with_name("collectives_program.py")
 
 
-def start(devices, *arguments, program=PROGRAM):
+def start(devices, *arguments):
     fast_to_compile = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
@@ -18,7 +17,7 @@ def start(devices, *arguments, program=PROGRAM):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(PROGRAM.parents[1]),
     }
-    command = [sys.executable, str(program), *map(str, arguments)]
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -31,16 +30,9 @@ def test_every_objective_on_every_kind_of_mesh():
     wait_for(start(4, "kinds"))
 
 
-def test_the_work_is_shared_out():
-    wait_for(start(8, "shared_out"))
-
-
-def test_a_step_sends_what_theory_says():
-    wait_for(start(8, program=COLLECTIVES))
-
-
-def test_families():
-    wait_for(start(8, "families"))
+def test_the_work_of_eight_devices_what_they_send_and_families():
+    """In one process, which takes a while to start: the traceback of what fails tells which."""
+    wait_for(start(8, "shared_out", "collectives", "families"))
 
 
 def test_two_processes():

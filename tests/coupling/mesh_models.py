@@ -78,6 +78,11 @@ MODELS = {  # with how its weights are sharded, a number of samples, and couplin
 }
 
 
+def squared(outputs, y):
+    """A loss of few operations, as a coupling ends with the outputs."""
+    return jnp.square(jnp.sum(outputs, axis=1) - y)
+
+
 def same(name, found, expected):
     for pair in zip(*map(jax.tree.leaves, jax.device_get((found, expected))), strict=True):
         np.testing.assert_allclose(*pair, rtol=1e-3, atol=1e-5, err_msg=str(name))
@@ -88,6 +93,7 @@ def objectives():
     cases = [(model, *rest, coupling) for model, (*rest, couplings) in MODELS.items() for coupling in couplings]
     for model, specs, num_samples, coupling in cases:
         options = {"num_samples": num_samples, "coupling": coupling, "num_data": 8, "needs_key": model is with_dropout}
+        options["loss_fn"] = None if model is layers else squared
         step = jax.jit(jax.value_and_grad(partial(illia_fn.elbo_loss, model, **options)))
         q = {name: place(leaf, *specs.get(name, ())) for name, leaf in Q.items()}
         arguments = q, place(X, "data"), place(Y, "data"), KEY
@@ -107,7 +113,7 @@ def families():
     def model(w, x):
         return layers({"a": w["a"], **w["rest"]}, x) * w["full"]
 
-    options = {"num_samples": 2, "coupling": "decorrelated", "num_data": 8}
+    options = {"num_samples": 2, "coupling": "decorrelated", "num_data": 8, "loss_fn": squared}
     step = jax.jit(jax.value_and_grad(partial(illia_fn.elbo_loss, model, **options)))
     sharded = place(q)
     sharded["a"] = dataclasses.replace(sharded["a"], loc=place(q["a"].loc, None, "model"))
@@ -118,25 +124,25 @@ def families():
 
 def outputs():
     """Outside of a jit, and with a closure that varies along an axis of its own."""
-    f = illia_fn.decorrelate(layers)
-    expected = f(Q, X, KEY)
+    f, of_one = illia_fn.decorrelate(layers), illia_fn.decorrelate(lambda w, x: x @ w["a"])
+    expected, one = jax.jit(lambda *arguments: (f(*arguments), of_one(*arguments)))(Q, X, KEY)
     same("eager", f(place(Q), place(X, "data"), KEY), expected)
 
     mesh = jax.make_mesh(SHAPE, AXES, axis_types=(AxisType.Auto,) * 2)
 
+    @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("model", "data"))
     def scaled(q, x):
         factor = 1.0 + jax.lax.axis_index("model").astype(jnp.float32)
         return illia_fn.decorrelate(lambda w, x: x @ (factor * w["a"]))(q, x, KEY)[None]
 
-    found = scaled(Q, jnp.concatenate([X, X]))
-    one = illia_fn.decorrelate(lambda w, x: x @ w["a"])(Q, X, KEY)
+    both = np.concatenate([one, one])
+    same("closure", scaled(Q, jnp.concatenate([X, X])), np.stack([both, 2 * both]))
     auto = NamedSharding(mesh, P(None, "model"))
     constrained = illia_fn.decorrelate(
         lambda w, x: layers(w | {"a": jax.lax.with_sharding_constraint(w["a"], auto)}, x)
     )
     same("constraint", jax.jit(constrained)(*jax.device_put((Q, X, KEY), NamedSharding(mesh, P()))), expected)
-    same("closure", found, jnp.stack([jnp.concatenate([one, one]), 2 * jnp.concatenate([one, one])]))
 
 
 if __name__ == "__main__":
