@@ -31,8 +31,8 @@ class Mixture(Posterior):
 
         KL(q || p) <= mean_k KL(q_k || p) - I,  I = -mean_k log mean_j exp(-C(q_k, q_j)) from 0 to log K,
 
-    C being the Bhattacharyya distance. It is 0 in the place of C for a family that does not tell it, such as
-    `MatrixNormal`. The bound is exact where components coincide or are far apart. Kolchinsky & Tracey 2017, Estimating
+    C being the Bhattacharyya distance. It is 0 in the place of C for a family that does not tell it: `MatrixNormal` and
+    `Eigenbasis`. The bound is exact where components coincide or are far apart. Kolchinsky & Tracey 2017, Estimating
     mixture entropy with pairwise distances, https://arxiv.org/abs/1706.02419. Objectives of importance weights, such as
     `iwae_loss`, and the gradient of estimator="doubly_reparameterised" take `log_prob`, and so the exact q.
 
