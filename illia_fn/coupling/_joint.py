@@ -54,8 +54,8 @@ def is_linear_in_noise(node: Posterior) -> bool:
 def probe_together(node: Posterior, number: int) -> list[Any]:
     """A view without a strategy for each array that the node stands for."""
     if isinstance(node, Kernel):
-        factors = node.products(jnp.zeros(node.noise_shape, widest_dtype(node.loc)))
-        return [_view(node.loc, factors, jnp.zeros(len(factors[0])), number, None)]
+        factors = node.products(jnp.zeros(node.noise_shape, widest_dtype(node.mean)))
+        return [_view(node.mean, factors, jnp.zeros(len(factors[0])), number, None)]
     return [_view(leaf, (leaf[None],), jnp.zeros(1), number, None) for leaf in jax.tree.leaves(node.like)]
 
 
@@ -66,11 +66,11 @@ def drawn_together(node: Posterior, number: int, noise: Noise, axes: Sequence[in
     """
     if isinstance(node, Kernel) and axes:
         coefficients = noise.examples[number]
-        view = _view(node.loc, node.directions(), coefficients, number, "local_reparam")
+        view = _view(node.mean, node.directions(), coefficients, number, "local_reparam")
         return [_drawing_outputs(view, number, node.scales(), axes[0])]
     z, signs = noise.leaves[number], noise.signs[number][0]
     if isinstance(node, Kernel) and len(signs) > 1:
-        return [_view(node.loc, node.products(z), signs, number, "flipout")]
+        return [_view(node.mean, node.products(z), signs, number, "flipout")]
     origin = vary_along(jnp.zeros_like(z), varying_axes(z))
     means, changes = map(jax.tree.leaves, jax.jvp(node.reparameterise(), (origin,), (z,)))
     pairs = zip(means, changes, strict=True)

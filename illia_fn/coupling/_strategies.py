@@ -12,6 +12,7 @@ from illia_fn.coupling._layout import UNKNOWN
 from illia_fn.coupling._values import Strategy
 from illia_fn.posteriors._kernels import Kernel
 
+REACHES_ONE = "an element reaches one output of an example"
 SMALL = "a draw is no larger than the activations it meets, element-wise"
 
 Coupling = Literal["shared", "decorrelated", "flipout", "local_reparam"]
@@ -41,7 +42,7 @@ def strategy_of(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: M
     reads = _most_reads(uses)
     if coupling != "flipout" and all(use.draws_output for use in uses):
         if reads <= 1:
-            return Decision("local_reparam", "an element reaches one output of an example")
+            return Decision("local_reparam", REACHES_ONE)
         if coupling == "local_reparam" and reads < math.inf:
             return Decision("local_reparam", f"APPROXIMATE: an element reaches {reads:g} outputs of an example")
     if all(size <= max(1, use.meets) for use in uses):
@@ -67,11 +68,10 @@ def of_matrix(uses: Sequence[Use], number: int, node: Kernel, coupling: Coupling
     is_matrix = all(number in use.separable for use in uses if use.is_linear)
     if not decision.signs or not is_matrix:
         return decision
-    first = {use.separable.get(number) for use in uses}
-    if coupling != "flipout" and len(uses) == len(first) == 1 and _most_reads(uses) <= 1 and first <= {0, 1}:
-        (axis,) = first
-        count = node.matrix_shape[1 - axis]
-        return Decision("local_reparam", "an element reaches one output of an example", (1 - axis,), count)
+    outputs = [1 - use.separable[number] for use in uses if number in use.separable]
+    if coupling != "flipout" and len(uses) == len(outputs) == 1 and _most_reads(uses) <= 1:
+        (axis,) = outputs
+        return Decision("local_reparam", REACHES_ONE, (axis,), node.matrix_shape[axis])
     if count == 1:
         return decision
     name = ("rows", "columns")[node.signed_axis]

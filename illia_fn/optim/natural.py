@@ -107,25 +107,16 @@ def natural_gradient(
     >>> print(f"{q.loc:.1f} +- {q.stddev:.1f}")
     2.5 +- 0.7
     """
-    caller = "natural_gradient"
-    check_required_num_data(caller, num_data)
-    for name, decay in (("momentum", momentum), ("basis_decay", basis_decay)):
-        check_factor(caller, name, decay)
-        value = concrete(decay)
-        if value is not None and value >= 1:
-            raise ValueError(f"{caller}: {name} must be below 1, got {describe(decay)}.")
-    value = concrete(basis_every)
-    if value is not None and (value < 1 or value % 1):
-        raise ValueError(f"{caller}: basis_every must be an int of at least 1, got {describe(basis_every)}.")
-    for name, rate in (("learning_rate", learning_rate), ("precision_rate", precision_rate)):
-        if not callable(rate):
-            check_factor(caller, name, rate)
+    check_required_num_data("natural_gradient", num_data)
+    _check_rates(learning_rate=learning_rate, precision_rate=precision_rate)
+    _check_decays(momentum=momentum, basis_decay=basis_decay)
+    _check_every(basis_every)
+    _check_limits(max_step=max_step, max_kl=max_kl, max_change=max_change)
     prior = in_known_form(prior)
     if prior is not None and not (isinstance(prior, Normal) and np.shape(prior.loc) == np.shape(prior.scale) == ()):
-        raise ValueError(f"{caller}: prior must be one Normal(loc, scale) of two numbers, got {describe(prior)}.")
-    for name, limit in (("max_step", max_step), ("max_kl", max_kl), ("max_change", max_change)):
-        if limit is not None:
-            check_scale(caller, limit, name)
+        raise ValueError(
+            f"natural_gradient: prior must be one Normal(loc, scale) of two numbers, got {describe(prior)}."
+        )
     rest = optax.identity() if inner is None else inner
 
     def init(params: PyTree) -> NaturalGradientState:
@@ -135,7 +126,7 @@ def natural_gradient(
 
     def update(updates: PyTree, state: NaturalGradientState, params: PyTree | None = None) -> tuple[PyTree, Any]:
         if params is None:
-            raise ValueError(f"{caller}: a step depends on q. Call update(grads, opt_state, q).")
+            raise ValueError("natural_gradient: a step depends on q. Call update(grads, opt_state, q).")
         rates = [rate(state.count) if callable(rate) else rate for rate in (learning_rate, precision_rate)]
         of_bases = basis_decay, basis_every
         rule = Rule(*rates, num_data, momentum, state.count + 1, prior, max_step, max_change, retraction, *of_bases)
@@ -148,6 +139,32 @@ def natural_gradient(
         return _with_nodes(updates, steps, others), NaturalGradientState(state.count + 1, memory, inner_state)
 
     return optax.GradientTransformation(init, update)  # ty: ignore[invalid-argument-type]
+
+
+def _check_rates(**rates: optax.ScalarOrSchedule) -> None:
+    for name, rate in rates.items():
+        if not callable(rate):
+            check_factor("natural_gradient", name, rate)
+
+
+def _check_decays(**decays: ArrayLike) -> None:
+    for name, decay in decays.items():
+        check_factor("natural_gradient", name, decay)
+        value = concrete(decay)
+        if value is not None and value >= 1:
+            raise ValueError(f"natural_gradient: {name} must be below 1, got {describe(decay)}.")
+
+
+def _check_every(count: ArrayLike) -> None:
+    value = concrete(count)
+    if value is not None and (value < 1 or value % 1):
+        raise ValueError(f"natural_gradient: basis_every must be an int of at least 1, got {describe(count)}.")
+
+
+def _check_limits(**limits: float | None) -> None:
+    for name, limit in limits.items():
+        if limit is not None:
+            check_scale("natural_gradient", limit, name)
 
 
 def _nodes(tree: PyTree, *, has_inner: bool) -> list[Gaussian | Eigenbasis | FullCovariance]:

@@ -18,10 +18,8 @@ from illia_fn.posteriors.posterior import Posterior
 class Kernel(Posterior):
     """A Gaussian over a matrix, W = loc + A f(Z) B^T, whose f acts on each number of the noise by itself.
 
-    loc, of any shape, is a matrix (p, q) in the order of its numbers.
+    Its mean, of any shape, is a matrix (p, q) in the order of its numbers.
     """
-
-    loc: jax.Array
 
     @property
     @abc.abstractmethod
@@ -38,26 +36,22 @@ class Kernel(Posterior):
 
     @abc.abstractmethod
     def marginals(self) -> Marginals:
-        """Each number by itself, in the shape of loc."""
+        """Each number by itself, in the shape of the mean."""
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         return self.matrix_shape
 
     @property
-    def mean(self) -> jax.Array:
-        return self.loc
-
-    @property
     def stddev(self) -> jax.Array:
-        return laid_like(self.marginals().scale, self.loc)
+        return laid_like(self.marginals().scale, self.mean)
 
     def reparameterise(self) -> Callable[[jax.Array], jax.Array]:
-        loc, (rows, columns), of_noise = wide(self.loc), self.roots(), self.reparameterise_noise()
+        mean, (rows, columns), of_noise = wide(self.mean), self.roots(), self.reparameterise_noise()
 
         def draw(noise: jax.Array) -> jax.Array:
             change = matmul(matmul(rows, of_noise(noise)), columns.T)
-            return laid_like(loc + change.reshape(loc.shape), self.loc)
+            return laid_like(mean + change.reshape(mean.shape), self.mean)
 
         return draw
 
@@ -70,7 +64,7 @@ class Kernel(Posterior):
     def products(self, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """a and b with A f(Z) B^T = sum_k a_k b_k, one k for each place along `signed_axis`.
 
-        Of shapes (K, ...), a with axes of size 1 for the columns of loc, and b for its rows.
+        Of shapes (K, ...), a with axes of size 1 for the columns of the mean, and b for its rows.
         """
         (rows, columns), noise = self.roots(), self.reparameterise_noise()(noise)
         a, b = (matmul(rows, noise), columns) if self.signed_axis == 1 else (rows, matmul(columns, noise.T))
@@ -82,10 +76,10 @@ class Kernel(Posterior):
 
     def scales(self) -> jax.Array:
         """f of ones, (p, q)."""
-        return self.reparameterise_noise()(jnp.ones(self.matrix_shape, widest_dtype(self.loc)))
+        return self.reparameterise_noise()(jnp.ones(self.matrix_shape, widest_dtype(self.mean)))
 
     def _laid_out(self, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        shape = np.shape(self.loc)
+        shape = np.shape(self.mean)
         at = split_at(shape, *self.matrix_shape) or 0
         ones = (1,) * len(shape)
         return a.T.reshape(-1, *shape[:at], *ones[at:]), b.T.reshape(-1, *ones[:at], *shape[at:])

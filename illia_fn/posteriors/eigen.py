@@ -64,6 +64,10 @@ class Eigenbasis(Kernel):
         return jax.lax.stop_gradient((wide(self.row_basis), wide(self.column_basis)))
 
     @property
+    def mean(self) -> jax.Array:
+        return self.loc
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         return len(self.row_basis), len(self.column_basis)
 

@@ -62,6 +62,10 @@ class MatrixNormal(Kernel):
         return Triangle.of(self.row_tril), Triangle.of(self.column_tril)
 
     @property
+    def mean(self) -> jax.Array:
+        return self.loc
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         return len(self.row_tril), len(self.column_tril)
 
