@@ -38,9 +38,12 @@ def sent(compiled):
     return found
 
 
+loss_of = partial(illia_fn.elbo_loss, num_data=1000)
+
+
 def step(apply_fn, q, state, x, y, *, num_samples=1, coupling="shared", mean=lambda value: value):
     def loss(q):
-        return mean(illia_fn.elbo_loss(apply_fn, q, x, y, KEY, num_samples, num_data=1000, coupling=coupling))
+        return mean(loss_of(apply_fn, q, x, y, KEY, num_samples, coupling=coupling))
 
     value, grads = jax.value_and_grad(loss)(q)
     updates, state = OPTIMIZER.update(grads, state, q)
@@ -70,18 +73,23 @@ def data_parallel(kind, coupling, num_samples=1):
     return jax.device_get(compiled(*arguments))
 
 
-def fully_sharded(kind, coupling, expected):
-    """Posterior and optimizer's state are sharded like the examples: every device gathers what it computes with."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+def sharded(mesh, kind, axis, step, coupling):
+    """A step, with q and the optimizer's state sharded along an axis of the mesh before and after."""
     whole = NamedSharding(mesh, P())
 
     def gathering(w, x):
         gather = jax.sharding.reshard if kind == AxisType.Explicit else jax.lax.with_sharding_constraint
         return network(jax.tree.map(lambda leaf: gather(leaf, whole), w), x)
 
-    q, state = place(mesh, Q, "data"), place(mesh, OPTIMIZER.init(Q), "data")
+    q, state = place(mesh, Q, axis), place(mesh, OPTIMIZER.init(Q), axis)
     shardings = *jax.tree.map(lambda leaf: leaf.sharding, (q, state)), whole
-    run = jax.jit(partial(step, gathering, coupling=coupling), out_shardings=shardings)
+    return jax.jit(partial(step, gathering, coupling=coupling), out_shardings=shardings), q, state
+
+
+def fully_sharded(kind, coupling, expected):
+    """Posterior and optimizer's state are sharded like the examples: every device gathers what it computes with."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    run, q, state = sharded(mesh, kind, "data", step, coupling)
     arguments = q, state, place(mesh, X, "data"), place(mesh, Y, "data")
     compiled, numbers = run.lower(*arguments).compile(), NUMBERS[coupling]
     # XLA's CPU backend has no reduce-scatter
@@ -90,6 +98,24 @@ def fully_sharded(kind, coupling, expected):
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), jax.device_get(compiled(*arguments)), expected
     )
+
+
+def step_of_samples(apply_fn, q, state, x, y, keys, *, coupling):
+    mean = lambda of: jnp.mean(jax.vmap(of)(keys))  # noqa: E731
+    value, grads = jax.value_and_grad(lambda q: mean(lambda key: loss_of(apply_fn, q, x, y, key, coupling=coupling)))(q)
+    updates, state = OPTIMIZER.update(grads, state, q)
+    return optax.apply_updates(q, updates), state, value
+
+
+def on_three_axes(kind, coupling):
+    """Examples, samples and parameters, each sharded along an axis of its own."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "samples", "model"), axis_types=(kind,) * 3)
+    run, q, state = sharded(mesh, kind, "model", step_of_samples, coupling)
+    keys = jax.random.split(KEY, 2)
+    found = run(q, state, place(mesh, X, "data"), place(mesh, Y, "data"), place(mesh, keys, "samples"))
+    assert found[0]["w"].loc.sharding.spec == P("model")
+    one = jax.jit(partial(step_of_samples, network, coupling=coupling))(Q, OPTIMIZER.init(Q), X, Y, keys)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *jax.device_get((found, one)))
 
 
 def in_shard_map(coupling):
@@ -106,3 +132,5 @@ def run():
         fully_sharded(kind, coupling, expected=data_parallel(kind, coupling))
     data_parallel(AxisType.Auto, "shared", num_samples=4)
     in_shard_map("shared")
+    on_three_axes(AxisType.Auto, "decorrelated")
+    on_three_axes(AxisType.Explicit, "shared")
