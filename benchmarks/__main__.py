@@ -30,7 +30,7 @@ NAMES = (
     "natural_gradient",
     "moments",
 )
-EVIDENCE = ("calibration", "inference", "choosing", "classification_shift")  # of the folder evidence
+EVIDENCE = ("uci_regression", "calibration", "inference", "choosing", "classification_shift")  # of the folder evidence
 PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
 
 

@@ -53,12 +53,13 @@ CHOICES: dict[str, tuple[float, ...]] = {
     "last layer": (0.05, 0.2, 1.0),  # the share of the steps: what is deterministic overfits a noise that it predicts
     "natural gradient": (0.03, 0.1),  # the learning rate
     "MAP": (0.05, 0.2, 1.0),  # the share of the steps
-    "ensemble of 5": (0.05, 0.2, 1.0),  # the share of the steps
+    "ensemble of 5": (0.05, 0.2, 1.0),  # the same, and that of one
     "MC dropout": (0.005, 0.05),  # the rate of dropout
 }
 
 
 METHODS = tuple(CHOICES)
+SEVERAL = {"5 mean fields": "mean field", "ensemble of 5": "MAP"}  # of what, whose choice they take
 OUTLIER = ("wine", "mean field")  # one row of one split, of which all networks are too sure
 
 
@@ -66,7 +67,7 @@ def train(method: str, choice: float, data: Splits, steps: int, batch_size: int)
     """outputs_of and params of all splits, as `score` takes them."""
     if method in ("last layer", "MAP", "ensemble of 5"):
         steps = int(choice * steps)
-    members = ENSEMBLE if method in ("ensemble of 5", "5 mean fields") else 1
+    members = ENSEMBLE if method in SEVERAL else 1
     keys = jax.random.split(jax.random.key(0), len(data.x))
     params = jax.vmap(partial(init, num_features=data.x.shape[2]))(keys)
     fan_in = illia_fn.priors.fan_in(jax.tree.map(lambda leaf: leaf[0], params), 2.0)
@@ -152,7 +153,6 @@ def chosen(method: str, data: Splits, steps: int, batch_size: int) -> float:
     """The choice that is best on a fifth of the training rows of the first splits."""
     if len(CHOICES[method]) == 1:
         return CHOICES[method][0]
-    method = "mean field" if method == "5 mean fields" else method
     some = Splits(*(array[:5] for array in data)).validation()
     scores = [
         score(*train(method, choice, some, steps, batch_size), some, jax.random.key(2))[0].mean()
@@ -178,7 +178,11 @@ def results(name: str, folder: Path, num_splits: int, *, quick: bool) -> dict[st
     found = {} if quick else kept(name, num_splits)
     for method in METHODS:
         if method not in found:
-            choice = CHOICES[method][0] if quick else chosen(method, data, steps, setting.batch_size)
+            choice = CHOICES[method][0]
+            if not quick and method in SEVERAL:
+                choice = found[SEVERAL[method]].choice
+            elif not quick:
+                choice = chosen(method, data, steps, setting.batch_size)
             trained = train(method, choice, data, steps, setting.batch_size)
             found[method] = Result(choice, *score(*trained, data, jax.random.key(2)))
             if not quick:
