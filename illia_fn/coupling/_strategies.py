@@ -67,9 +67,9 @@ def of_matrix(uses: Sequence[Use], number: int, node: Kernel, coupling: Coupling
     is_matrix = all(number in use.separable for use in uses if use.is_linear)
     if not decision.signs or not is_matrix:
         return decision
-    first = {use.separable.get(number) for use in uses}
-    if coupling != "flipout" and len(uses) == len(first) == 1 and _most_reads(uses) <= 1 and first <= {0, 1}:
-        (axis,) = first
+    only, axis = uses[0], uses[0].separable.get(number)
+    # outputs beside its own axes, as in a batch or another round of a loop, would be drawn apart from each other
+    if coupling != "flipout" and len(uses) == only.rounds == 1 and axis is not None and only.is_row and only.reads <= 1:
         count = node.matrix_shape[1 - axis]
         return Decision("local_reparam", "an element reaches one output of an example", (1 - axis,), count)
     if count == 1:
