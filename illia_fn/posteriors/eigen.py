@@ -26,7 +26,9 @@ class Eigenbasis(Kernel):
     eigenvalue-corrected matrix normal of Bae, Zhang & Grosse 2018, https://arxiv.org/abs/1811.12565, and the posterior
     of EVON, https://arxiv.org/abs/2606.23357. Of a kernel with one output it is any Gaussian.
 
-    The bases are no parameters of the loss, by which they have no gradient: `natural_gradient` turns them.
+    The bases are no parameters of the loss, which has no gradient by them: `natural_gradient` turns them. They must stay
+    orthogonal: an optimizer with weight decay, a factor on the updates of `natural_gradient`, or a mean of the nodes of
+    several steps, makes of them what is no longer a node of this family.
 
     Args:
         loc: means, an array of p q numbers, laid out as in `MatrixNormal`.
@@ -134,8 +136,14 @@ class Eigenbasis(Kernel):
 
     def seen_from(self, other: "Eigenbasis") -> "Eigenbasis":
         """The distribution of U_p^T W V_p, U_p and V_p being the bases of another node."""
-        turned = [matmul(theirs.T, ours) for theirs, ours in zip(other.bases, self.bases, strict=True)]
-        return Eigenbasis(other.along(wide(self.loc)), wide(self.rho), *turned)
+
+        def turned(theirs: jax.Array, ours: jax.Array) -> jax.Array:
+            # of the same basis I, as the rounding of the product would let large scales into small ones
+            axes = jnp.eye(len(ours), dtype=jnp.result_type(theirs, ours))
+            return jnp.where(jnp.all(theirs == ours), axes, matmul(theirs.T, ours))
+
+        bases = map(turned, other.bases, self.bases)
+        return Eigenbasis(other.along(wide(self.loc)), wide(self.rho), *bases)
 
 
 def eigenbasis(params: PyTree, *, scale: ArrayLike | PyTree = 0.05, out_axis: int = -1, mask: Mask = None) -> PyTree:
