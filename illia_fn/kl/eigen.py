@@ -46,5 +46,5 @@ def _of_matrix_normal(q: MatrixNormal, p: Eigenbasis) -> jax.Array:
 def _along(q: Gaussian | KTied | MatrixNormal | Eigenbasis, p: Eigenbasis, *scales: jax.Array) -> jax.Array:
     """sum_ij KL(q'_ij || p'_ij) of these scales and their logarithms, (p, q)."""
     apart = p.along(wide(q.loc) - wide(p.loc))
-    scales = [scale.reshape(apart.shape) for scale in scales]
-    return kl_normal_normal(Marginals(apart, *scales), Marginals(jnp.zeros_like(apart), p.scale, p.log_scale))
+    ours = [scale.reshape(apart.shape) for scale in scales]
+    return kl_normal_normal(Marginals(apart, *ours), Marginals(jnp.zeros_like(apart), p.scale, p.log_scale))

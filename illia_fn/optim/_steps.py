@@ -169,7 +169,7 @@ class Rule(NamedTuple):
 
 def _turned(
     log_scale: jax.Array, rows: jax.Array, columns: jax.Array, factors: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """A step of the power method for the eigenvectors, and the diagonal of the precision in the new bases."""
     bases = [_stepped(factor, basis) for factor, basis in zip(factors, (rows, columns), strict=True)]
     left, right = (jnp.square(matmul(old.T, new)) for old, new in zip((rows, columns), bases, strict=True))

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,10 @@ class Kernel(Posterior):
     loc, of any shape, is a matrix (p, q) in the order of its numbers.
     """
 
-    loc: jax.Array
+    if TYPE_CHECKING:  # a field of each family, which is frozen
+
+        @property
+        def loc(self) -> jax.Array: ...
 
     @property
     @abc.abstractmethod
@@ -105,7 +108,7 @@ def check_out_axis(caller: str, out_axis: Any) -> None:
 
 def kernel_sizes(caller: str, path: str, loc: jax.Array, scale: Any, out_axis: int) -> tuple[int, int]:
     """(p, q) of a leaf that is a matrix but for its shape, and whose scale is one number."""
-    if loc.ndim < 2:
+    if loc.ndim < 2 or not loc.size:
         raise ValueError(
             f"{caller}: params{path} has shape {loc.shape} and is no kernel of rows and columns. Mask it out, or give "
             "it a family of its own, such as mean_field, in posterior_tree."

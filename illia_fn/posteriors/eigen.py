@@ -26,9 +26,8 @@ class Eigenbasis(Kernel):
     eigenvalue-corrected matrix normal of Bae, Zhang & Grosse 2018, https://arxiv.org/abs/1811.12565, and the posterior
     of EVON, https://arxiv.org/abs/2606.23357. Of a kernel with one output it is any Gaussian.
 
-    The bases are no parameters of the loss, which has no gradient by them: `natural_gradient` turns them. They must stay
-    orthogonal: an optimizer with weight decay, a factor on the updates of `natural_gradient`, or a mean of the nodes of
-    several steps, makes of them what is no longer a node of this family.
+    The loss has no gradient by the bases: `natural_gradient` turns them. They must stay orthogonal, which they do not
+    under weight decay, with a factor on the updates of `natural_gradient`, or in a mean of the nodes of several steps.
 
     Args:
         loc: means, an array of p q numbers, laid out as in `MatrixNormal`.
@@ -150,7 +149,7 @@ def eigenbasis(params: PyTree, *, scale: ArrayLike | PyTree = 0.05, out_axis: in
     """The params tree with every kernel replaced by an `Eigenbasis` around it, of standard deviations `scale`.
 
     It starts as a mean field, with the axes themselves as bases. `natural_gradient` turns these as it learns; another
-    optimizer leaves them where they are.
+    optimizer, without weight decay, leaves them where they are.
 
     Args:
         params: kernels, floating-point arrays of two axes or more, as p x q matrices; a node takes the memory of
