@@ -109,17 +109,7 @@ def natural_gradient(
     """
     caller = "natural_gradient"
     check_required_num_data(caller, num_data)
-    for name, decay in (("momentum", momentum), ("basis_decay", basis_decay)):
-        check_factor(caller, name, decay)
-        value = concrete(decay)
-        if value is not None and value >= 1:
-            raise ValueError(f"{caller}: {name} must be below 1, got {describe(decay)}.")
-    value = concrete(basis_every)
-    if value is not None and (value < 1 or value % 1):
-        raise ValueError(f"{caller}: basis_every must be an int of at least 1, got {describe(basis_every)}.")
-    for name, rate in (("learning_rate", learning_rate), ("precision_rate", precision_rate)):
-        if not callable(rate):
-            check_factor(caller, name, rate)
+    _check_rates(learning_rate, precision_rate, momentum, basis_decay, basis_every)
     prior = in_known_form(prior)
     if prior is not None and not (isinstance(prior, Normal) and np.shape(prior.loc) == np.shape(prior.scale) == ()):
         raise ValueError(f"{caller}: prior must be one Normal(loc, scale) of two numbers, got {describe(prior)}.")
@@ -148,6 +138,27 @@ def natural_gradient(
         return _with_nodes(updates, steps, others), NaturalGradientState(state.count + 1, memory, inner_state)
 
     return optax.GradientTransformation(init, update)  # ty: ignore[invalid-argument-type]
+
+
+def _check_rates(
+    learning_rate: optax.ScalarOrSchedule,
+    precision_rate: optax.ScalarOrSchedule,
+    momentum: ArrayLike,
+    basis_decay: ArrayLike,
+    basis_every: ArrayLike,
+) -> None:
+    caller = "natural_gradient"
+    for name, decay in (("momentum", momentum), ("basis_decay", basis_decay)):
+        check_factor(caller, name, decay)
+        value = concrete(decay)
+        if value is not None and value >= 1:
+            raise ValueError(f"{caller}: {name} must be below 1, got {describe(decay)}.")
+    value = concrete(basis_every)
+    if value is not None and (value < 1 or value % 1):
+        raise ValueError(f"{caller}: basis_every must be an int of at least 1, got {describe(basis_every)}.")
+    for name, rate in (("learning_rate", learning_rate), ("precision_rate", precision_rate)):
+        if not callable(rate):
+            check_factor(caller, name, rate)
 
 
 def _nodes(tree: PyTree, *, has_inner: bool) -> list[Gaussian | Eigenbasis | FullCovariance]:
