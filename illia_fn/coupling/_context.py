@@ -41,6 +41,8 @@ class Use:
         rounds: how often it is met in a loop, as far as that is known.
         separable: those of them of which the operation takes one factor after the other, the first or the second of
             them first: see `_linear`.
+        is_row: whether all axes of the output are axes of the weight that only go to it, as of one row of data that
+            meets a matrix.
     """
 
     primitive: str
@@ -55,6 +57,7 @@ class Use:
     is_small: bool = False
     joint: frozenset[int] = frozenset()
     separable: Mapping[int, int] = field(default_factory=dict)
+    is_row: bool = False
     rounds: int = 1
 
     @property

@@ -145,6 +145,7 @@ def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[
     linear = linear._replace(data=_fenced(linear.data)) if ctx.fenced else linear
     if ctx.uses is not None:
         use: dict[str, Any] = {"reads": view.copies * linear.reads, "movable": frozenset(movable(linear, view))}
+        use["is_row"] = eqn.outvars[0].aval.size == math.prod(view.shape[axis] for axis in linear.free)
         ctx.note(position, view, name, draws_output=True, is_linear=True, separable=separable(linear, view), **use)
         return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]
     if view.dev is None or view.strategy == "flipout":

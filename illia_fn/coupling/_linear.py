@@ -207,9 +207,10 @@ def _along(linear: LinearMap, view: View, moves: Directions, *, one_by_one: bool
 
 def _root_mean(each: Array, scale: Array) -> Array:
     """sqrt(sum_j scale_jk^2 each_j^2), (K, ...)."""
-    unit = jax.lax.stop_gradient(jnp.maximum(jnp.max(scale), jnp.finfo(scale.dtype).tiny))
-    variance = jnp.tensordot(jnp.square(scale / unit), jnp.square(each.astype(scale.dtype)), (0, 0))
-    return (unit * root(variance)).astype(each.dtype)
+    wide = each.astype(scale.dtype)
+    unit, of_scale = magnitude(wide), magnitude(scale, along=[1])
+    variance = jnp.tensordot(jnp.square(scale * (1.0 / of_scale)), jnp.square(wide * (1.0 / unit)), (0, 0))
+    return (root(variance) * along(of_scale, 0, each.ndim) * unit).astype(each.dtype)
 
 
 def separable(linear: LinearMap, view: View) -> dict[int, int]:

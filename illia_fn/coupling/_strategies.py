@@ -68,10 +68,11 @@ def of_matrix(uses: Sequence[Use], number: int, node: Kernel, coupling: Coupling
     is_matrix = all(number in use.separable for use in uses if use.is_linear)
     if not decision.signs or not is_matrix:
         return decision
-    outputs = [1 - use.separable[number] for use in uses if number in use.separable]
-    if coupling != "flipout" and len(uses) == len(outputs) == 1 and _most_reads(uses) <= 1:
-        (axis,) = outputs
-        return Decision("local_reparam", REACHES_ONE, (axis,), node.matrix_shape[axis])
+    only, axis = uses[0], uses[0].separable.get(number)
+    # outputs beside its own axes, as in a batch or another round of a loop, would be drawn apart from each other
+    if coupling != "flipout" and len(uses) == only.rounds == 1 and axis is not None and only.is_row and only.reads <= 1:
+        count = node.matrix_shape[1 - axis]
+        return Decision("local_reparam", REACHES_ONE, (1 - axis,), count)
     if count == 1:
         return decision
     name = ("rows", "columns")[node.signed_axis]

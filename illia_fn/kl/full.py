@@ -61,7 +61,9 @@ def _dense_of(p: PyTree, arrays: list[jax.Array], dtype: np.dtype) -> tuple[jax.
         logs = rows.log_diagonal[:, None] + columns.log_diagonal[None, :]
         return ravel(p.loc), Triangle(jnp.kron(rows.matrix, columns.matrix), logs.reshape(-1))
     if isinstance(p, Eigenbasis):
-        return ravel(p.loc), _root_of(jnp.kron(*p.bases).T * p.scale.reshape(-1, 1))
+        scale = p.scale.reshape(-1, 1)
+        falling = jnp.argsort(-scale[:, 0])  # in this order rows of a QR decomposition keep the digits of small ones
+        return ravel(p.loc), _root_of((jnp.kron(*p.bases).T * scale)[falling])
     if isinstance(p, LowRank):
         form = p.form()
         stacked = jnp.concatenate([jnp.diag(form.scale), (form.factor * form.scale[:, None]).T])

@@ -181,9 +181,11 @@ def _turned(
 def _stepped(factor: jax.Array, basis: jax.Array) -> jax.Array:
     """Q of the product, which keeps a direction that no gradient had; without any gradient the basis itself."""
     size = jnp.trace(factor)
-    kept = 1e-6 * size / len(factor)
-    product = (matmul(factor, basis) + kept * basis) / jnp.where(size > 0, size, 1.0)
-    return positive_qr(jnp.where(size > 0, product, basis))[0]
+    is_known = (size > 0.0) & (size < jnp.inf)
+    # of the product, what is below this share of all is rounding, which would turn those directions at random
+    kept = 64.0 * jnp.finfo(factor.dtype).eps
+    product = matmul(factor / jnp.where(is_known, size, 1.0), basis) + kept * basis
+    return positive_qr(jnp.where(is_known, product, basis))[0]
 
 
 def _by_log(rho: jax.Array) -> jax.Array:

@@ -12,14 +12,16 @@ from illia_fn.posteriors.foreign import ForeignPosterior
 from illia_fn.posteriors.posterior import is_posterior
 
 _MEANS = ("loc", "deterministic")
+_BASES = ("row_basis", "column_basis")  # orthogonal, and so no longer if a turn of them is made shorter
 
 
 def labels(q: PyTree) -> PyTree:
     """What each array of a posterior tree is: "loc", "rho" or "deterministic", for `optax.multi_transform`.
 
     "loc" are means, and all that a distribution of another library is given by, of which means are not told apart.
-    "rho" is everything else that families of this library have. In a family of your own every array has the name of its
-    field, and a scale is whatever is not called "loc".
+    "rho" is everything else that families of this library have, but for the bases of `Eigenbasis`, which no loss has a
+    gradient by: they are "deterministic". In a family of your own every array has the name of its field, and a scale is
+    whatever is not called "loc".
 
     Args:
         q: a posterior tree.
@@ -53,6 +55,8 @@ def labels(q: PyTree) -> PyTree:
 
 def _label(key: Any, *, is_ours: bool) -> str:
     name = key.name if isinstance(key, jax.tree_util.GetAttrKey) else str(key)
+    if is_ours and name in _BASES:
+        return "deterministic"
     return "rho" if is_ours and name != "loc" else name
 
 

@@ -99,7 +99,7 @@ def check_out_axis(caller: str, out_axis: Any) -> None:
 
 def kernel_sizes(caller: str, path: str, loc: jax.Array, scale: Any, out_axis: int) -> tuple[int, int]:
     """(p, q) of a leaf that is a matrix but for its shape, and whose scale is one number."""
-    if loc.ndim < 2:
+    if loc.ndim < 2 or not loc.size:
         raise ValueError(
             f"{caller}: params{path} has shape {loc.shape} and is no kernel of rows and columns. Mask it out, or give "
             "it a family of its own, such as mean_field, in posterior_tree."

@@ -286,13 +286,14 @@ def test_outputs_of_a_matrix_are_drawn(family, is_transposed):
     q = FAMILIES[family](params(a=(4, 3)))["a"]
     apply_fn = (lambda w, x: (w @ x.T).T) if is_transposed else (lambda w, x: x @ w)
     x = jnp.concatenate([array(2, 3 if is_transposed else 4), jnp.zeros((1, 3 if is_transposed else 4))])
+    x, size = jnp.concatenate([x, x, x]), jnp.repeat(jnp.array([1.0, 1e-25, 1e25]), 3)[:, None]
 
     @jax.jit
     def outputs(q):
-        it = Coupled.of("test", apply_fn, q, x, None, "decorrelated")
+        it = Coupled.of("test", apply_fn, q, size * x, None, "decorrelated")
         noise = it.noise(KEY, Strata(jnp.arange(1), count=1))
-        slopes = jax.grad(lambda q: jnp.sum(jnp.square(decorrelate(apply_fn)(q, x, KEY))))(q)
-        return it.outputs(noise, 1, x)[0], noise.examples[0][0], slopes
+        slopes = jax.grad(lambda q: jnp.sum(jnp.square(decorrelate(apply_fn)(q, size * x, KEY) / size)))(q)
+        return it.outputs(noise, 1, size * x)[0] / size, noise.examples[0][0], slopes
 
     found, noise, slopes = outputs(q)
     (rows, columns), scales = q.roots(), q.reparameterise_noise()(jnp.ones((4, 3)))
@@ -304,6 +305,23 @@ def test_outputs_of_a_matrix_are_drawn(family, is_transposed):
     chex.assert_tree_all_finite(slopes)  # an input of zeros has no spread
     (leaf,) = explain_coupling(apply_fn, q, x).leaves
     assert (leaf.strategy, leaf.why) == ("local_reparam", "an element reaches one output of an example")
+
+
+BESIDE = {  # where an element reaches one output, and an example has others beside those along its columns
+    "heads": (lambda w, x: jnp.einsum("bhi,hio->bho", x[:, :2], w), (2, 4, 2)),
+    "halves of its rows": (lambda w, x: jnp.einsum("bhi,hio->bho", x[:, :2], w.reshape(2, 4, 2)), (8, 2)),
+    "rounds": (lambda w, x: jax.lax.scan(lambda h, w: (h, x[:, 0] @ w), 0.0, w)[1].swapaxes(0, 1), (2, 4, 2)),
+    "channels": (lambda w, x: conv(x[:, None, :1], w, feature_group_count=4), (1, 1, 1, 4)),
+    "a look-up": (lambda w, x: w[(x[:, 0, 0] > 0).astype(int)], (1, 4)),
+}
+
+
+def test_outputs_that_would_share_a_draw_have_signs():
+    """With a draw for each column alone they would move together."""
+    cases = {name: (f, FAMILIES["Eigenbasis"](params(a=shape))["a"], SEQUENCE) for name, (f, shape) in BESIDE.items()}
+    for name, (it, outputs, reference) in outputs_and_references(cases, "decorrelated").items():
+        assert [leaf.strategy for leaf in it.plan.leaves] == ["flipout"], name
+        np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("family", ["LowRank", "MatrixNormal"])

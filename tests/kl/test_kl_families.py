@@ -1,5 +1,7 @@
 """The closed forms between families: against dense linear algebra, near q = p, at large condition numbers, by draws."""
 
+from dataclasses import replace
+
 import chex
 import families
 import jax
@@ -65,6 +67,17 @@ def test_a_node_does_not_diverge_from_itself():
     slopes = jax.jit(jax.grad(lambda q, p: sum(kl_divergence(q[name], p[name]) for name in q)))(q, q)
     size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slopes))
     assert size < 1e-5, size
+
+
+def test_scales_of_many_sizes_in_bases():
+    """From 1e-9 to 1, of which products of bases would let the rounding of the large ones into the small ones."""
+    base, zeros = nodes()["Eigenbasis"], jnp.zeros(families.SHAPE)
+    rho = jax.random.permutation(KEY, jnp.linspace(-20.0, 0.0, 12)).reshape(families.SHAPE)
+    q = replace(base, rho=rho)
+    others = {"itself": q, "full": illia_fn.full_covariance(zeros, scale=1.0), "diagonal": mean_field(zeros, scale=1.0)}
+    found = jax.jit(lambda q, others: {name: kl_divergence(q, other) for name, other in others.items()})(q, others)
+    assert abs(found["itself"]) < 1e-5
+    np.testing.assert_allclose(found["full"], found["diagonal"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("by", [1e-2, 1e-4])

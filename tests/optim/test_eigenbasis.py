@@ -66,6 +66,27 @@ def test_without_a_gradient_bases_stay():
     np.testing.assert_allclose(found.rho, q.rho, atol=1e-5)
 
 
+def test_directions_without_a_gradient_stay():
+    """With a gradient along one direction of two hundred, they are left where they are once that one is found."""
+    start = illia_fn.eigenbasis(jnp.zeros((200, 1)))
+    grads = Eigenbasis(normal(4, 200, 1), jnp.zeros_like(start.rho), *map(jnp.zeros_like, start.bases))
+    optimizer = natural_gradient(0.0, 0.0, num_data=50, basis_every=1)
+
+    def step(state, _):
+        q, state = state
+        updates, state = optimizer.update(grads, state, q)
+        return (optax.apply_updates(q, updates), state), q.row_basis
+
+    bases = jax.jit(lambda q: jax.lax.scan(step, (q, optimizer.init(q)), None, 13)[1])(start)
+    assert np.min(np.abs(np.sum(bases[2] * bases[12], axis=0))) > 0.99
+
+
+def test_a_gradient_whose_square_overflows_leaves_bases_orthogonal():
+    q = families.nodes()["Eigenbasis"]
+    found, _ = update(q, jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e25), q), basis_every=1)
+    np.testing.assert_allclose(found.row_basis, q.row_basis, atol=1e-6)
+
+
 X = normal(1, 60, 4) @ jnp.diag(jnp.array([1.0, 1.0, 0.3, 0.3])) @ families.basis(2, 4)
 Y = X @ jnp.array([1.0, -2.0, 0.5, 1.0]) + 0.3 * normal(3, 60)
 

@@ -38,6 +38,12 @@ def test_labels_of_a_family_of_your_own():
     assert (found.loc, found.factor, found.rank) == ({"a": "loc", "b": "loc"}, "factor", 1)
 
 
+def test_bases_are_no_scales():
+    """A factor on a turn of them would leave them no longer orthogonal."""
+    found = labels(illia_fn.eigenbasis(jnp.ones((3, 2))))
+    assert vars(found) == {"loc": "loc", "rho": "rho", "row_basis": "deterministic", "column_basis": "deterministic"}
+
+
 @pytest.mark.promotes
 @pytest.mark.parametrize("factor", [0.2, 1.0, 3.0])
 def test_the_rate_of_scales_under_adam(factor):

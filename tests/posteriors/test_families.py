@@ -399,6 +399,10 @@ ERRORS = {
         lambda: MatrixNormal(jnp.ones((2, 6)), jnp.ones((3, 3)), jnp.ones((4, 4))),
         r"MatrixNormal: row_tril must be \(p, p\)",
     ),
+    "a kernel without numbers": (
+        lambda: illia_fn.eigenbasis({"k": jnp.ones((0, 3))}),
+        r"eigenbasis: params\['k'\] has shape \(0, 3\) and is no kernel",
+    ),
     "shapes of a KTied": (
         lambda: KTied(jnp.ones((2, 3)), jnp.ones((2, 2)), jnp.ones((3, 1))),
         "KTied: row_rho must be",
