@@ -61,6 +61,7 @@ FAMILIES = {
     "mean field": illia_fn.mean_field,
     "k-tied, k = 2": of_kernels(illia_fn.k_tied),
     "matrix normal": of_kernels(illia_fn.matrix_normal),
+    "eigenbasis": of_kernels(illia_fn.eigenbasis),
     "low rank, rank 1": partial(illia_fn.low_rank, rank=1, key=KEY),
     "low rank, rank 10": partial(illia_fn.low_rank, rank=10, key=KEY),
     "full covariance": illia_fn.full_covariance,
