@@ -214,14 +214,13 @@ def keep(name: str, found: dict[str, Result]) -> None:
 
 def draw(found: dict[str, dict[str, Result]], ax: Axes) -> None:
     """Each method's distance from the best published result, in nats per example."""
-    for place, (name, of_set) in enumerate(found.items()):
-        for number, (method, result) in enumerate(of_set.items()):
-            gain = result.log_prob.mean() - SETS[name].published
-            at = place + 0.1 * (number - len(of_set) / 2)
-            label = method if not place else None
-            ax.errorbar(
-                at, gain, result.standard_error, marker="os*pD^vx"[number], color="k", fillstyle="none", label=label
-            )
+    for number, (method, marker) in enumerate(zip(METHODS, "os*pD^vx", strict=True)):
+        places = [place for place, of_set in enumerate(found.values()) if method in of_set]
+        results = [of_set[method] for of_set in found.values() if method in of_set]
+        published = [SETS[name].published for name, of_set in found.items() if method in of_set]
+        gains = [result.log_prob.mean() - best for result, best in zip(results, published, strict=True)]
+        errors, at = [result.standard_error for result in results], np.array(places) + 0.1 * (number - 3.5)
+        ax.errorbar(at, gains, errors, marker=marker, color="k", fillstyle="none", linestyle="", label=method)
     ax.axhline(0.0, color="0.7", linewidth=1)
     ax.set_yscale("symlog", linthresh=0.5)
     ax.set_xticks(range(len(found)), found)
