@@ -35,7 +35,7 @@ def test_digits(tmp_path):
     for word in (
         "Bayesian",
         "mixture",
-        "last layer",
+        "last",
         "determini",
         "ensemble",
         "accuracy",

@@ -65,12 +65,13 @@ def _report_classes(
     data: Dataset, classes: list[str], apply_fn: Callable, networks: Networks, seed: int
 ) -> tuple[Table, Figure]:
     predictions = predict_classes(data, apply_fn, networks, seed)
-    table = Table("inputs", "", *networks)
+    table = Table("", *networks)
     for kind in next(iter(predictions.values())):
         labels = None if kind == "noise" else data.y_test
         columns = [class_metrics(predictions[name][kind], labels) for name in networks]
+        table.add_row(f"[bold]{kind}")
         for metric in columns[0]:
-            table.add_row(kind, metric, *[f"{column[metric]:.3f}" for column in columns])
+            table.add_row(metric, *[f"{column[metric]:.3f}" for column in columns])
         table.add_section()
     images = data.x_test if data.x_test.ndim == 3 else None
     return table, classification_figure(shown(predictions), data.y_test, classes, images)
