@@ -136,7 +136,9 @@ def parse(argv):
     couplings = get_args(illia_fn.coupling.Coupling)
     help_text = "of the noise across the examples of a batch [shared for images, decorrelated for a table]"
     parser.add_argument("--coupling", choices=couplings, help=help_text)
-    parser.add_argument("--members", type=at_least(1), default=4, help="networks of the ensemble, 1 for none [4]")
+    parser.add_argument(
+        "--members", type=at_least(1), default=4, help="networks of the ensemble and of the mixture, 1 for neither [4]"
+    )
     parser.add_argument("--output", metavar="PNG", type=Path, help="where the picture goes [illia_fn_DATA.png]")
     args = parser.parse_args(argv)
     if (args.csv is None) != (args.target is None) or (args.task and not args.csv):

@@ -107,7 +107,10 @@ class Rule(NamedTuple):
         stride = self._stride(node.along(gradient) * new_scale)
         matrix, decay = by_loc.reshape(node.matrix_shape), jnp.asarray(self.basis_decay, by_loc.dtype)
         squares = matmul(matrix, matrix.T), matmul(matrix.T, matrix)
-        factors = tuple(decay * old + (1.0 - decay) * new for old, new in zip(memory.factors, squares, strict=True))
+        factors = tuple(
+            jnp.where(jnp.isfinite(jnp.trace(new)), decay * old + (1.0 - decay) * new, old)  # for steps to come
+            for old, new in zip(memory.factors, squares, strict=True)
+        )
         log_scale = log_softplus(rho) - 0.5 * jnp.log(factor)
         is_time = self.count % self.basis_every == 0
         log_scale, *bases = jax.lax.cond(is_time, _turned, lambda *state: state[:-1], log_scale, *node.bases, factors)
