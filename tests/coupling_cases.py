@@ -24,12 +24,12 @@ class Case(NamedTuple):
     shared: tuple[str, ...] = ()
 
 
-def array(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def array(*shape: int, seed: int = 0, scale: float = 1.0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(0.0, scale, shape), jnp.float32)
 
 
 def params(**shapes: tuple[int, ...]) -> dict[str, jax.Array]:
-    return {name: array(*shape, seed=seed) * 0.5 for seed, (name, shape) in enumerate(shapes.items())}
+    return {name: array(*shape, seed=seed, scale=0.5) for seed, (name, shape) in enumerate(shapes.items())}
 
 
 def plain(apply_fn: Callable[..., Any], x: Any, shared: tuple[str, ...] = (), **shapes: tuple[int, ...]) -> Callable:

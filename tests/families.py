@@ -12,8 +12,8 @@ from illia_fn import Eigenbasis, FullCovariance, Gaussian, KTied, LowRank, Matri
 SHAPE = (4, 3)
 
 
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+def normal(seed, *shape, scale=1.0):  # of NumPy, as JAX would compile a program for each shape
+    return jnp.asarray(np.random.default_rng(seed).normal(0.0, scale, shape), jnp.float32)
 
 
 def nodes(seed=0):
@@ -25,12 +25,16 @@ def nodes(seed=0):
         "MatrixNormal": MatrixNormal(loc, normal(seed + 4, 4, 4), normal(seed + 5, 3, 3)),
         "Eigenbasis": Eigenbasis(loc, normal(seed + 9, *SHAPE), basis(seed + 10, 4), basis(seed + 11, 3)),
         "LowRank": LowRank(loc, normal(seed + 6, 12), normal(seed + 7, 12, 2)),
-        "FullCovariance": FullCovariance(loc, 0.5 * normal(seed + 8, 12, 12)),
+        "FullCovariance": FullCovariance(loc, normal(seed + 8, 12, 12, scale=0.5)),
     }
 
 
 def basis(seed, size):
-    return jnp.linalg.qr(normal(seed, size, size))[0]
+    return orthogonal(normal(seed, size, size))
+
+
+def orthogonal(basis):
+    return jnp.asarray(np.linalg.qr(np.asarray(basis))[0])
 
 
 BASES = ("row_basis", "column_basis")
@@ -42,7 +46,7 @@ def with_bases(tree, of):
     def turned(node):
         if not isinstance(node, Eigenbasis):
             return node
-        return replace(node, **{name: jnp.linalg.qr(of(getattr(node, name)))[0] for name in BASES})
+        return replace(node, **{name: orthogonal(of(getattr(node, name))) for name in BASES})
 
     return jax.tree.map(turned, tree, is_leaf=lambda node: isinstance(node, Eigenbasis))
 

@@ -115,27 +115,28 @@ class Eigenbasis(Kernel):
         return matmul(flat, flat.T)
 
     def marginals(self) -> Marginals:
-        unit, above = self._log_marginals()
-        log_scale = (unit + above).reshape(np.shape(self.loc))
+        log_scale = self._log_marginals()[0].reshape(np.shape(self.loc))
         return Marginals(wide(self.loc), jnp.exp(log_scale), log_scale)
 
     def total_correlation(self) -> jax.Array:
         """KL(q || product of its marginals), in nats."""
-        unit, above = self._log_marginals()
-        return jnp.sum(above) + jnp.sum(unit - self.log_scale)
+        return jnp.sum(self._log_marginals()[1])
 
     def _log_marginals(self) -> tuple[jax.Array, jax.Array]:
-        """log of sqrt(sum_kl U_ik^2 scale_kl^2 V_jl^2), (p, q): that of the largest scale, and what is above it."""
-        unit = jax.lax.stop_gradient(jnp.max(self.log_scale))
-        # the squares of a row of a basis sum to 1, but for rounding
-        rows, columns = (squares / jnp.sum(squares, axis=1, keepdims=True) for squares in map(jnp.square, self.bases))
-        variance, apart = (
-            matmul(matmul(rows, of(2.0 * (self.log_scale - unit))), columns.T) for of in (jnp.exp, jnp.expm1)
-        )
-        is_near = variance > 0.5
-        near = jnp.log1p(jnp.where(is_near, apart, 0.0))
-        far = jnp.log(jnp.where(is_near, 1.0, jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)))
-        return unit, 0.5 * jnp.where(is_near, near, far)
+        """log of sqrt(E scale^2), (p, q), and how much it is above E log scale, which is at least 0.
+
+        E is a mean over k and l, of weights U_ik^2 V_jl^2. Where i and j have nearly all of the weight, what matters is
+        how far others are from them: with E x = x + D x, it is log1p(D scale^2 / scale^2) / 2 - D log scale.
+        """
+        weights = [squares / jnp.sum(squares, axis=1, keepdims=True) for squares in map(jnp.square, self.bases)]
+        log_scale = self.log_scale - jax.lax.stop_gradient(jnp.max(self.log_scale))
+        own, change = jnp.exp(2.0 * log_scale), _change_of_mean(weights, jnp.expm1(2.0 * log_scale))
+        mean = matmul(matmul(weights[0], own), weights[1].T)
+        is_near = jnp.abs(change) < 0.5 * own
+        near = jnp.log1p(jnp.where(is_near, change / jnp.where(is_near, own, 1.0), 0.0))
+        far = jnp.log(jnp.where(is_near, 1.0, jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))) - 2.0 * log_scale
+        above = 0.5 * jnp.where(is_near, near, far)
+        return self.log_scale + above, above - _change_of_mean(weights, log_scale)
 
     def seen_from(self, other: "Eigenbasis") -> "Eigenbasis":
         """The distribution of U_p^T W V_p, U_p and V_p being the bases of another node."""
@@ -147,6 +148,17 @@ class Eigenbasis(Kernel):
 
         bases = map(turned, other.bases, self.bases)
         return Eigenbasis(other.along(wide(self.loc)), wide(self.rho), *bases)
+
+
+def _change_of_mean(weights: list[jax.Array], x: jax.Array) -> jax.Array:
+    """What the mean over k and l of x, with weights R_ik C_jl, has above x_ij, without their difference."""
+
+    def change(weights: jax.Array, x: jax.Array) -> jax.Array:
+        others = weights - jnp.diag(jnp.diagonal(weights))
+        return matmul(others, x) - jnp.sum(others, axis=1, keepdims=True) * x
+
+    of_rows = change(weights[0], x)
+    return of_rows + change(weights[1], (x + of_rows).T).T
 
 
 def eigenbasis(params: PyTree, *, scale: ArrayLike | PyTree = 0.05, out_axis: int = -1, mask: Mask = None) -> PyTree:

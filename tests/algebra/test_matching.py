@@ -73,7 +73,7 @@ def test_to_fewer_directions_the_variances_are_exact(x64, by):
 
 
 FLAT = {
-    "FullCovariance to 1 direction": (lambda: nodes()["FullCovariance"], of_rank(1)),
+    "FullCovariance to 1 direction": (lambda: milder(nodes(20)["FullCovariance"]), of_rank(1)),
     "MatrixNormal to 1 direction": (lambda: milder(nodes()["MatrixNormal"]), of_rank(1)),
     "FullCovariance to MatrixNormal": (lambda: nodes()["FullCovariance"], matrix_normal),
     "LowRank to MatrixNormal": (lambda: nodes()["LowRank"], matrix_normal),
@@ -84,6 +84,9 @@ FLAT = {
 
 
 def milder(q):
+    """Without a variance that is nearly all of the direction, where the last rounds are slow."""
+    if isinstance(q, FullCovariance):
+        return FullCovariance(q.loc, 0.3 * q.tril)
     return MatrixNormal(q.loc, 0.3 * q.row_tril, 0.3 * q.column_tril)
 
 

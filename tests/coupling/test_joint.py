@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import chex
 import families
@@ -43,16 +43,14 @@ def matrices(tree, family=matrix_normal):
     return jax.tree.map(node, tree)
 
 
-def turned(tree):
-    return families.with_bases(varied(tree), lambda basis: basis)
-
+turned = jax.jit(lambda tree: varied(matrices(tree, eigenbasis)))
 
 FAMILIES = {
     "LowRank": jax.jit(lambda tree: varied(low_rank(tree, 2, scale=0.3, key=KEY))),
     "of many directions": jax.jit(lambda tree: varied(low_rank(tree, 12, scale=0.3, key=KEY))),
     "FullCovariance": jax.jit(lambda tree: varied(full_covariance(tree, scale=0.3))),
     "MatrixNormal": jax.jit(lambda tree: varied(matrices(tree))),
-    "Eigenbasis": jax.jit(lambda tree: turned(matrices(tree, eigenbasis))),
+    "Eigenbasis": lambda tree: families.with_bases(turned(tree), lambda basis: basis),
 }
 
 
@@ -118,10 +116,10 @@ def test_outputs_are_those_of_the_networks(name, family):
 
 
 MEMBERS = {
-    "mixture": illia_fn.mixture(
+    "mixture": lambda: illia_fn.mixture(
         params(r=(4, 1), s=(1, 5), b=(5,)), 3, lambda tree: mean_field(tree, scale=0.2), spread=0.5, key=KEY
     ),
-    "foreign": illia_fn.from_distribution(
+    "foreign": lambda: illia_fn.from_distribution(
         lambda loc: dist.StudentT(5.0, loc, 0.2).to_event(1),
         jnp.ones(9),
         {"r": jnp.ones((4, 1)), "s": jnp.ones((1, 5))},
@@ -132,7 +130,7 @@ MEMBERS = {
 @pytest.mark.parametrize("name", MEMBERS)
 def test_factors_of_any_family_have_a_draw_for_each_example(name):
     """All that the node stands for, of one draw: of one component, of a mixture."""
-    kernel = array(4, 5)
+    kernel, node = array(4, 5), MEMBERS[name]()
 
     def factors(w, x):
         w = w["node"]
@@ -142,7 +140,7 @@ def test_factors_of_any_family_have_a_draw_for_each_example(name):
         return factors(w, x) + x @ jnp.exp(w["node"]["r"])
 
     for apply_fn, strategy in ((factors, "per_example"), (exponential, "shared")):
-        it, outputs, reference = outputs_and_reference(apply_fn, {"node": MEMBERS[name]}, SEQUENCE, "decorrelated")
+        it, outputs, reference = outputs_and_reference(apply_fn, {"node": node}, SEQUENCE, "decorrelated")
         assert [leaf.strategy for leaf in it.plan.leaves] == [strategy]
         np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
 
@@ -156,19 +154,19 @@ def node_of(**shapes):
 
 
 SHARED = {  # a draw of all numbers for each example would not be right, or not be small
-    "stacked scalars": (lambda w, x: x[:, :2] @ jnp.stack([w["a"], w["b"]]), node_of(a=(), b=())),
-    "a slice": (lambda w, x: x + w["p"][0, :4], node_of(p=(50, 4))),
+    "stacked scalars": (lambda w, x: x[:, :2] @ jnp.stack([w["a"], w["b"]]), partial(node_of, a=(), b=())),
+    "a slice": (lambda w, x: x + w["p"][0, :4], partial(node_of, p=(50, 4))),
     "a slice, as a factor": (
         lambda w, x: x @ (jnp.ones((4, 4)) * (w["p"][0, :, None] * w["s"])),
-        node_of(p=(50, 4), s=(4,)),
+        partial(node_of, p=(50, 4), s=(4,)),
     ),
-    "a scalar on a kernel": (lambda w, x: x @ (jnp.ones((4, 5)) * jnp.exp(w["g"])), node_of(g=())),
+    "a scalar on a kernel": (lambda w, x: x @ (jnp.ones((4, 5)) * jnp.exp(w["g"])), partial(node_of, g=())),
 }
 
 
 @pytest.mark.parametrize(("apply_fn", "node"), SHARED.values(), ids=SHARED)
 def test_other_uses_of_any_family_share_a_draw(apply_fn, node):
-    it, outputs, reference = outputs_and_reference(apply_fn, node, VECTOR, "decorrelated")
+    it, outputs, reference = outputs_and_reference(apply_fn, node(), VECTOR, "decorrelated")
     assert [leaf.strategy for leaf in it.plan.leaves] == ["shared"]
     np.testing.assert_allclose(outputs, reference, rtol=2e-5, atol=2e-5)
 
@@ -235,17 +233,23 @@ def whole(w, x):
     return jnp.concatenate([h, jnp.tanh(h @ w["c"])], axis=-1)
 
 
-Q = {name: FAMILIES[name](params(a=(3, 2), b=(2,), c=(2, 2))) for name in FAMILIES}
 X = array(2, 3)
+
+
+@cache
+def small(family):
+    return FAMILIES[family](params(a=(3, 2), b=(2,), c=(2, 2)))
 
 
 @cache
 def laws(family):
     """First and second moments of all outputs of both layers, of networks drawn from q and of couplings."""
 
+    q = small(family)
+
     def outputs(direct, coupled):
-        of = {"direct": whole(illia_fn.sample(direct, Q[family]), X)}
-        return of | {name: decorrelate(whole, coupling=name)(Q[family], X, coupled) for name in COUPLINGS[family]}
+        of = {"direct": whole(illia_fn.sample(direct, q), X)}
+        return of | {name: decorrelate(whole, coupling=name)(q, X, coupled) for name in COUPLINGS[family]}
 
     return {name: moments(of) for name, of in draws(lambda keys: outputs(*keys), 1, 2).items()}
 
@@ -274,7 +278,8 @@ def test_the_test_above_sees_a_leaf_with_noise_of_its_own(family, monkeypatch):
     weights = _transform.weights
     expected = laws(family)["direct"]
     monkeypatch.setattr(_transform, "weights", wrong)
-    outputs = draws(lambda key: decorrelate(whole, coupling="flipout")(Q[family], X, key), 2)
+    q = small(family)
+    outputs = draws(lambda key: decorrelate(whole, coupling="flipout")(q, X, key), 2)
     deviation, bound = largest_deviation(moments(outputs), expected)
     assert deviation > 1.5 * bound
 
@@ -328,7 +333,7 @@ def test_outputs_that_would_share_a_draw_have_signs():
 def test_examples_are_uncorrelated(family):
     """Of outputs that are odd in the noise: two examples with one input."""
     f = decorrelate(lambda w, x: (x @ w["a"]).sum(axis=1, keepdims=True))
-    outputs = draws(lambda key: f(Q[family], X[:1].repeat(2, axis=0), key), 3)[..., 0]
+    outputs = draws(lambda key: f(small(family), X[:1].repeat(2, axis=0), key), 3)[..., 0]
     assert abs(np.corrcoef(np.asarray(outputs).T)[0, 1]) < 5 / np.sqrt(len(outputs))
 
 
