@@ -93,7 +93,8 @@ class Rule(NamedTuple):
     def _of_diagonal(self, node: Gaussian, grad: Gaussian, memory: Memory) -> Move:
         rho = at_least_float32(node.rho)
         factor, new_scale = self._scale(rho, at_least_float32(grad.rho))
-        mean, gradient = self._gradient(at_least_float32(node.loc), at_least_float32(grad.loc), memory.momentum)
+        by_loc = _limited(at_least_float32(grad.loc), self._most(new_scale))
+        mean, gradient = self._gradient(at_least_float32(node.loc), by_loc, memory.momentum)
         stride = self._stride(gradient * new_scale)
         # far below 0 rho is the logarithm of a scale that may underflow
         by_rho = jnp.where(rho < -15.0, -0.5 * jnp.log(factor), softplus_inverse(new_scale) - rho)
@@ -103,6 +104,8 @@ class Rule(NamedTuple):
         """That of a diagonal one in its bases, which then turn towards the eigenvectors of E[G G^T] and E[G^T G]."""
         rho, by_loc = wide(node.rho), wide(grad.loc)
         factor, new_scale = self._scale(rho, wide(grad.rho))
+        if (most := self._most(new_scale)) is not None:
+            by_loc = node.across(_limited(node.along(by_loc), most))
         mean, gradient = self._gradient(wide(node.loc), by_loc, memory.momentum)
         stride = self._stride(node.along(gradient) * new_scale)
         matrix, decay = by_loc.reshape(node.matrix_shape), jnp.asarray(self.basis_decay, by_loc.dtype)
@@ -136,7 +139,10 @@ class Rule(NamedTuple):
         # T = U U^T, U upper triangular: that of its reverse order; then the new L is L U^-T
         upper = jnp.linalg.cholesky(change[::-1, ::-1])[::-1, ::-1]
         new = solve_triangular(upper, scale_tril.T, lower=False).T
-        mean, gradient = self._gradient(ravel(node.loc), ravel(grad.loc), memory.momentum)
+        by_loc = ravel(grad.loc)
+        if (most := self._most(jnp.ones_like(by_loc))) is not None:
+            by_loc = solve_triangular(new.T, _limited(matmul(new.T, by_loc), most), lower=False)
+        mean, gradient = self._gradient(ravel(node.loc), by_loc, memory.momentum)
         stride = self._stride(matmul(new.T, gradient))
         new_raw = jnp.tril(new, -1) + jnp.diag(softplus_inverse(jnp.diagonal(new)))
         by_tril = jnp.tril(new_raw - raw)
@@ -158,9 +164,20 @@ class Rule(NamedTuple):
         return mean, mean / (1.0 - decay ** self.count.astype(loc.dtype)) + kept_out
 
     def _stride(self, in_units_of_scale: jax.Array) -> jax.Array:
-        dtype = in_units_of_scale.dtype
-        rate = jnp.asarray(self.learning_rate, dtype) * jnp.asarray(self.num_data, dtype)
-        return _limited(rate * in_units_of_scale, self.max_step)
+        return _limited(self._rate(in_units_of_scale) * in_units_of_scale, self.max_step)
+
+    def _rate(self, like: jax.Array) -> jax.Array:
+        return jnp.asarray(self.learning_rate, like.dtype) * jnp.asarray(self.num_data, like.dtype)
+
+    def _most(self, scale: jax.Array) -> jax.Array | None:
+        """How large a gradient may enter the momentum: one that by itself moves no mean by more than max_step.
+
+        Of a rare one that is 1e30 times as large as others the momentum would hold nothing else for hundreds of steps.
+        """
+        if self.max_step is None:
+            return None
+        alone = (1.0 - jnp.asarray(self.momentum, scale.dtype)) * self._rate(scale) * scale
+        return self.max_step / jnp.maximum(alone, self.max_step * jnp.finfo(scale.dtype).tiny)
 
     def _prior_gradient(self, loc: jax.Array) -> jax.Array:
         """That of KL / N by the mean, (m - m_0) / (N s^2)."""
@@ -196,7 +213,7 @@ def _by_log(rho: jax.Array) -> jax.Array:
     return jnp.exp(log_softplus(rho) - jax.nn.log_sigmoid(rho))
 
 
-def _limited(x: jax.Array, most: float | None) -> jax.Array:
+def _limited(x: jax.Array, most: jax.Array | float | None) -> jax.Array:
     return x if most is None else jnp.clip(x, -most, most)
 
 

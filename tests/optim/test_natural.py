@@ -1,8 +1,10 @@
 """Natural-gradient steps, against the formulas of the papers and posteriors in closed form."""
 
+from dataclasses import replace
 from functools import partial
 
 import chex
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,6 +229,26 @@ def test_a_step_is_shortened_to_its_kl():
     optimizer = natural_gradient(0.1, 0.0, num_data=40, max_step=0.2)
     updates, _ = optimizer.update(grads, optimizer.init(Q), Q)
     np.testing.assert_allclose(updates["w"].loc, -0.2 * 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Gaussian", "Eigenbasis", "FullCovariance"])
+def test_one_gradient_is_forgotten_however_large(name):
+    """Alone it moves no mean by more than max_step, of which the momentum of 20 steps later has .8^20."""
+    q = families.nodes()[name]
+    optimizer = natural_gradient(0.2, 0.0, num_data=50, max_kl=None, basis_every=1)
+    nothing = jax.tree.map(jnp.zeros_like, q)
+
+    def step(state, by_loc):
+        updates, state = optimizer.update(replace(nothing, loc=by_loc * jnp.ones((4, 3))), state, q)
+        return state, updates.loc
+
+    grads = jnp.zeros(23).at[2].set(1e30)
+    state, moves = jax.jit(lambda q: jax.lax.scan(step, optimizer.init(q), grads))(q)
+    root = np.linalg.cholesky(families.covariance(q))
+    in_units = np.linalg.norm(np.linalg.solve(root, np.reshape(moves, (23, 12)).T), axis=0)
+    np.testing.assert_allclose(in_units[2], np.sqrt(12.0), rtol=1e-3)
+    np.testing.assert_allclose(in_units[22], np.sqrt(12.0) * 0.8**20 / (1 - 0.8**23), rtol=1e-3)
+    chex.assert_tree_all_finite(state)
 
 
 def test_half_precision_and_one_trace():
