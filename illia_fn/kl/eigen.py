@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from illia_fn._base.numerics import matmul, raw_of_scale
+from illia_fn._base.numerics import matmul, one_program, raw_of_scale
 from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import register_kl
 from illia_fn.posteriors._factors import Marginals
@@ -15,6 +15,7 @@ from illia_fn.posteriors.tied import KTied
 
 
 @register_kl(Eigenbasis, Eigenbasis)
+@one_program
 def kl_eigenbasis(q: Eigenbasis, p: Eigenbasis) -> jax.Array:
     """KL(q || p) in the bases of p, where its numbers are independent, with w' = U_p^T w V_p:
 
@@ -29,6 +30,7 @@ def kl_eigenbasis(q: Eigenbasis, p: Eigenbasis) -> jax.Array:
 
 @register_kl(Gaussian, Eigenbasis)
 @register_kl(KTied, Eigenbasis)
+@one_program
 def _of_independent(q: Gaussian | KTied, p: Eigenbasis) -> jax.Array:
     rho = raw_of_scale(wide(q.scale), wide(q.log_scale)).reshape(p.matrix_shape)
     axes = [jnp.eye(size, dtype=rho.dtype) for size in p.matrix_shape]
@@ -36,6 +38,7 @@ def _of_independent(q: Gaussian | KTied, p: Eigenbasis) -> jax.Array:
 
 
 @register_kl(MatrixNormal, Eigenbasis)
+@one_program
 def _of_matrix_normal(q: MatrixNormal, p: Eigenbasis) -> jax.Array:
     turned = [matmul(basis.T, root) for basis, root in zip(p.bases, q.roots(), strict=True)]
     rows, columns = (0.5 * jnp.log(jnp.sum(jnp.square(root), axis=1)) for root in turned)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import block_diag
 
-from illia_fn._base.numerics import minus_log1p, widest_dtype
+from illia_fn._base.numerics import minus_log1p, one_program, widest_dtype
 from illia_fn._base.trees import PyTree
 from illia_fn.kl._priors import blocks_of
 from illia_fn.kl.independent import INDEPENDENT, are_independent, kl_to_independent, marginals_of
@@ -21,6 +21,7 @@ from illia_fn.posteriors.posterior import Posterior
 from illia_fn.posteriors.tied import KTied
 
 
+@one_program
 def kl_full(q: Posterior, p: PyTree) -> jax.Array:
     """KL = 1/2 [ |T|^2 + 2 sum_j (T_jj - log(1 + T_jj)) + |L_p^-1 (m_q - m_p)|^2 ], T = L_p^-1 (L_q - L_p).
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.numerics import at_least_float32
+from illia_fn._base.numerics import at_least_float32, one_program
 from illia_fn._base.trees import PyTree
 from illia_fn.kl._priors import blocks_of, is_prior
 from illia_fn.kl.gaussian import kl_normal_normal
@@ -23,6 +23,7 @@ from illia_fn.priors.normal import Normal
 INDEPENDENT = (Normal, Gaussian, KTied)
 
 
+@one_program
 def kl_to_independent(q: LowRank | FullCovariance | MatrixNormal | Eigenbasis, p: PyTree) -> jax.Array:
     """KL(q || p) = sum_i KL(q_i || p_i) + KL(q || prod_i q_i), q_i the law of one number: no term is negative.
 

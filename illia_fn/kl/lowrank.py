@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from illia_fn._base.numerics import log_softplus, matmul, minus_log1p, softplus, widest_dtype
+from illia_fn._base.numerics import log_softplus, matmul, minus_log1p, one_program, softplus, widest_dtype
 from illia_fn._base.trees import PyTree
 from illia_fn.kl._priors import blocks_of
 from illia_fn.kl.gaussian import kl_normal_normal
@@ -21,6 +21,7 @@ from illia_fn.posteriors.tied import KTied
 @register_kl(LowRank, LowRank)
 @register_kl(Gaussian, LowRank)
 @register_kl(KTied, LowRank)
+@one_program
 def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
     """KL(q || p) of q = N(m, D^2 + U U^T) and p = N(n, E^2 + W W^T), D and E diagonal, in units of E (as if E = I).
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from illia_fn._base.numerics import one_program
 from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import register_kl
 from illia_fn.posteriors._factors import Marginals, Triangle
@@ -11,6 +12,7 @@ from illia_fn.posteriors.matrix import MatrixNormal
 
 
 @register_kl(MatrixNormal, MatrixNormal)
+@one_program
 def kl_matrix_normal(q: MatrixNormal, p: MatrixNormal) -> jax.Array:
     """KL(q || p), with E = L_A,p^-1 L_A,q, F = L_B,p^-1 L_B,q, and |.|^2 of what lies below their diagonals e and f:
 

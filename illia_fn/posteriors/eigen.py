@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, matmul, softplus, widest_dtype
+from illia_fn._base.numerics import HALF_LOG_2PI, log_softplus, matmul, one_program, softplus, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals
 from illia_fn.posteriors._flat import check_like, wide
@@ -114,6 +114,7 @@ class Eigenbasis(Kernel):
         flat = directions.reshape(len(places), -1)
         return matmul(flat, flat.T)
 
+    @one_program
     def marginals(self) -> Marginals:
         log_scale = self._log_marginals()[0].reshape(np.shape(self.loc))
         return Marginals(wide(self.loc), jnp.exp(log_scale), log_scale)

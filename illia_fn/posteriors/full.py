@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import concrete, describe
-from illia_fn._base.numerics import HALF_LOG_2PI, matmul, softplus_inverse, widest_dtype
+from illia_fn._base.numerics import HALF_LOG_2PI, matmul, one_program, softplus_inverse, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._distances import Correlated, between_correlated
 from illia_fn.posteriors._factors import Marginals, Triangle
@@ -118,6 +118,7 @@ class FullCovariance(JointGaussian):
         rows = self.scale_tril[places]
         return matmul(rows, rows.T)
 
+    @one_program
     def marginals(self) -> Marginals:
         """Each of the P numbers by itself."""
         return Marginals(ravel(self.loc), *self.triangle().marginals)

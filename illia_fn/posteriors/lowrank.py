@@ -10,7 +10,15 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_count, check_key
-from illia_fn._base.numerics import HALF_LOG_2PI, at_least_float32, log_softplus, matmul, minus_log1p, softplus
+from illia_fn._base.numerics import (
+    HALF_LOG_2PI,
+    at_least_float32,
+    log_softplus,
+    matmul,
+    minus_log1p,
+    one_program,
+    softplus,
+)
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._distances import half_log_cosh
 from illia_fn.posteriors._factors import Marginals, positive_qr
@@ -96,6 +104,7 @@ class LowRank(JointGaussian):
         rows = wide(self.factor)[places]
         return matmul(rows, rows.T) + independent(jnp.square(softplus(wide(self.rho))), places)
 
+    @one_program
     def marginals(self) -> Marginals:
         """Each of the P numbers by itself."""
         scale, log_scale = softplus(wide(self.rho)), log_softplus(wide(self.rho))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from illia_fn._base.numerics import HALF_LOG_2PI, matmul, widest_dtype
+from illia_fn._base.numerics import HALF_LOG_2PI, matmul, one_program, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree
 from illia_fn.posteriors._factors import Marginals, Triangle
 from illia_fn.posteriors._flat import check_like, wide
@@ -101,6 +101,7 @@ class MatrixNormal(Kernel):
         )
         return matmul(rows, rows.T) * matmul(columns, columns.T)
 
+    @one_program
     def marginals(self) -> Marginals:
         scales, logs = zip(*[triangle.marginals for triangle in self.triangles], strict=True)
         log_scale = (logs[0][:, None] + logs[1][None, :]).reshape(np.shape(self.loc))

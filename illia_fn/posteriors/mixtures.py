@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_callable, check_count, check_key, check_scale, concrete, describe
-from illia_fn._base.numerics import at_least_float32, matmul, total, widest_dtype
+from illia_fn._base.numerics import at_least_float32, matmul, one_program, total, widest_dtype
 from illia_fn._base.trees import PyTree, frozen_pytree, leaves_with_path
 from illia_fn.posteriors._components import at, deviations, middle, root_mean_square
 from illia_fn.posteriors._flat import check_like, ravel, unravel
@@ -146,6 +146,7 @@ class Mixture(Posterior):
         each = jax.vmap(lambda component: total([node.entropy() for node in _nodes(component)]))(self.components)
         return jnp.mean(each) + self.component_information()
 
+    @one_program
     def component_information(self) -> jax.Array:
         """I, a lower bound of the mutual information of w and its component in nats, from 0 to log K."""
 
