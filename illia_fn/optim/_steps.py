@@ -105,7 +105,9 @@ class Rule(NamedTuple):
         rho, by_loc = wide(node.rho), wide(grad.loc)
         factor, new_scale = self._scale(rho, wide(grad.rho))
         if (most := self._most(new_scale)) is not None:
-            by_loc = node.across(_limited(node.along(by_loc), most))
+            along = node.along(by_loc)
+            limited = lambda: node.across(_limited(along, most))  # noqa: E731
+            by_loc = jax.lax.cond(jnp.any(jnp.abs(along) > most), limited, lambda: by_loc)
         mean, gradient = self._gradient(wide(node.loc), by_loc, memory.momentum)
         stride = self._stride(node.along(gradient) * new_scale)
         matrix, decay = by_loc.reshape(node.matrix_shape), jnp.asarray(self.basis_decay, by_loc.dtype)

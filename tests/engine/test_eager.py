@@ -2,7 +2,7 @@
 
 import gc
 import tracemalloc
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.monitoring
@@ -210,6 +210,7 @@ FIRST_CALLS = {  # of shapes that nothing else here has: how many programs there
         26,
     ),
     "kl_loss": (lambda q, x, y: illia_fn.kl_loss(q), 6),
+    "kl_loss of joint nodes": (lambda q, x, y: illia_fn.kl_loss(joint(len(x))), 10),
     "predict": (lambda q, x, y: illia_fn.predict(net, q, x, KEY, 2), 8),
     "summary": (lambda q, x, y: illia_fn.summary(q), 4 + 3 * 3),
     "check_setup": (lambda q, x, y: illia_fn.check_setup(net, q, x, y, KEY, num_data=99), 10 + 3 * 3),
@@ -220,6 +221,18 @@ FIRST_CALLS = {  # of shapes that nothing else here has: how many programs there
 
 def net(w, x):
     return jnp.tanh(x @ w["w"] + w["b"][None]) @ w["v"]
+
+
+def joint(width):
+    """A node of each family with a KL of many operations."""
+    loc, eye = np.ones((3, width), np.float32), partial(np.eye, dtype=np.float32)
+    rho, factor = np.ones(3 * width, np.float32), np.ones((3 * width, 2), np.float32)
+    return {
+        "matrix": illia_fn.MatrixNormal(loc, eye(3), eye(width)),
+        "eigen": illia_fn.Eigenbasis(loc, loc, eye(3), eye(width)),
+        "low": illia_fn.LowRank(loc, rho, factor),
+        "full": illia_fn.FullCovariance(loc[0], eye(width)),
+    }
 
 
 @pytest.mark.parametrize("name", FIRST_CALLS)
