@@ -21,7 +21,6 @@ from illia_fn.posteriors.posterior import Posterior
 from illia_fn.posteriors.tied import KTied
 
 
-@one_program
 def kl_full(q: Posterior, p: PyTree) -> jax.Array:
     """KL = 1/2 [ |T|^2 + 2 sum_j (T_jj - log(1 + T_jj)) + |L_p^-1 (m_q - m_p)|^2 ], T = L_p^-1 (L_q - L_p).
 
@@ -35,10 +34,11 @@ def kl_full(q: Posterior, p: PyTree) -> jax.Array:
     return 0.5 * (jnp.sum(jnp.square(apart)) + jnp.sum(jnp.square(z))) + jnp.sum(of_roots)
 
 
+_kl_to_node = one_program(kl_full)  # of a tree the places of one node would be nodes of their own
 for _family in (Gaussian, KTied, LowRank, MatrixNormal, Eigenbasis):
-    register_kl(_family, FullCovariance)(kl_full)
+    register_kl(_family, FullCovariance)(_kl_to_node)
 for _family in (LowRank, MatrixNormal, Eigenbasis, FullCovariance):
-    register_kl(FullCovariance, _family)(kl_full)
+    register_kl(FullCovariance, _family)(_kl_to_node)
 
 
 @register_kl_to_trees(FullCovariance, (*INDEPENDENT, LowRank, MatrixNormal, Eigenbasis, FullCovariance))

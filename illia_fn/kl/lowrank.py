@@ -18,10 +18,6 @@ from illia_fn.posteriors.lowrank import LowRank, LowRankForm, excess_of_root, st
 from illia_fn.posteriors.tied import KTied
 
 
-@register_kl(LowRank, LowRank)
-@register_kl(Gaussian, LowRank)
-@register_kl(KTied, LowRank)
-@one_program
 def kl_low_rank(q: LowRank | Gaussian | KTied, p: PyTree) -> jax.Array:
     """KL(q || p) of q = N(m, D^2 + U U^T) and p = N(n, E^2 + W W^T), D and E diagonal, in units of E (as if E = I).
 
@@ -74,6 +70,11 @@ def _turned(factor: jax.Array, prior: LowRankForm) -> jax.Array:
 
 def _squared_rows(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(x), axis=1)
+
+
+_kl_to_node = one_program(kl_low_rank)  # of a tree the places of one node would be nodes of their own
+for _family in (LowRank, Gaussian, KTied):
+    register_kl(_family, LowRank)(_kl_to_node)
 
 
 @register_kl_to_trees(LowRank, (*INDEPENDENT, LowRank))
