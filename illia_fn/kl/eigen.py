@@ -43,7 +43,21 @@ def _of_matrix_normal(q: MatrixNormal, p: Eigenbasis) -> jax.Array:
     turned = [matmul(basis.T, root) for basis, root in zip(p.bases, q.roots(), strict=True)]
     rows, columns = (0.5 * jnp.log(jnp.sum(jnp.square(root), axis=1)) for root in turned)
     log_scale = rows[:, None] + columns[None, :]
-    return _along(q, p, jnp.exp(log_scale), log_scale) + (jnp.sum(log_scale) - q.log_det)
+    of_rows, of_columns = (
+        _total_correlation(root * jnp.exp(-logs)[:, None], jnp.sum(logs) - jnp.sum(triangle.log_diagonal))
+        for root, logs, triangle in zip(turned, (rows, columns), q.triangles, strict=True)
+    )
+    return _along(q, p, jnp.exp(log_scale), log_scale) + len(columns) * of_rows + len(rows) * of_columns
+
+
+def _total_correlation(root: jax.Array, far: jax.Array) -> jax.Array:
+    """-log|C| / 2 of C = R R^T, R of rows of norm 1, which is `far` but for what cancels in it where C is near I."""
+    correlation = matmul(root, root.T)
+    others = correlation - jnp.diag(jnp.diagonal(correlation))
+    is_near = jnp.max(jnp.sum(jnp.abs(others), axis=1)) < 0.5  # then C has a Cholesky factor
+    triangle = jnp.linalg.cholesky(jnp.where(is_near, others, 0.0) + jnp.eye(len(root), dtype=root.dtype))
+    near = -0.5 * jnp.sum(jnp.log1p(-jnp.sum(jnp.square(jnp.tril(triangle, -1)), axis=1)))
+    return jnp.where(is_near, near, far)
 
 
 def _along(q: Gaussian | KTied | MatrixNormal | Eigenbasis, p: Eigenbasis, *scales: jax.Array) -> jax.Array:
