@@ -23,7 +23,7 @@ from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.priors.normal import Normal
 
-_FAR = 4.0  # times max_step: above what is mere noise in gradients, of which a limit would cut off one side
+_FAR = 4.0  # standard deviations: above what is mere noise in gradients, of which a limit would cut off one side
 
 
 class Memory(NamedTuple):
@@ -174,14 +174,14 @@ class Rule(NamedTuple):
         return jnp.asarray(self.learning_rate, like.dtype) * jnp.asarray(self.num_data, like.dtype)
 
     def _most(self, scale: jax.Array) -> jax.Array | None:
-        """How large a gradient may enter the momentum: one that alone would move no mean by more than a few max_step.
+        """How large a gradient may enter the momentum: one that alone would move no mean by more than a few steps.
 
         Of a rare one that is 1e30 times as large as others the momentum would hold nothing else for hundreds of steps.
         """
         if self.max_step is None:
             return None
         alone = (1.0 - jnp.asarray(self.momentum, scale.dtype)) * self._rate(scale) * scale
-        most = _FAR * self.max_step
+        most = _FAR * jnp.maximum(self.max_step, 1.0).astype(scale.dtype)  # a smaller step has no less noise
         return most / jnp.maximum(alone, most * jnp.finfo(scale.dtype).tiny)
 
     def _prior_gradient(self, loc: jax.Array) -> jax.Array:

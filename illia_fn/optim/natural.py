@@ -81,7 +81,8 @@ def natural_gradient(
         prior: that of the objective's KL, of kl_weight 1. Its gradient is then kept out of the momentum, as IVON does;
             without, all of the gradient is in it.
         max_step: how far one mean may go in one step, in standard deviations; None is no limit. A gradient that alone
-            would move it four times as far enters the momentum cut to that, so that a rare large one is soon forgotten.
+            would move it by 4 of them, or by 4 max_step if that is more, enters the momentum cut to that: a rare large
+            one is soon forgotten.
         max_kl: how far all means together may go in one step, sum (change of m)^2 P / 2 in nats; None is no limit.
         max_change: how large b e / P may be, for every number by itself; None is no limit. Noise in the curvature that
             often exceeds it makes scales too large: take more samples, a coupling, or a smaller precision_rate.
