@@ -52,9 +52,16 @@ class Directions(NamedTuple):
         return functools.reduce(jnp.multiply, self.factors)
 
 
+_UNROLLED = 8
+
+
 def weighted_sum(coefficients: jax.Array, arrays: jax.Array) -> jax.Array:
     """sum_k c_k arrays_k."""
-    return jnp.sum(along(coefficients.astype(arrays.dtype), 0, arrays.ndim) * arrays, axis=0)
+    coefficients = coefficients.astype(arrays.dtype)
+    # XLA on a CPU adds up along a leading axis one number at a time
+    if len(arrays) <= _UNROLLED:
+        return functools.reduce(jnp.add, [c * array for c, array in zip(coefficients, arrays, strict=True)])
+    return jnp.sum(along(coefficients, 0, arrays.ndim) * arrays, axis=0)
 
 
 @dataclass(frozen=True)
