@@ -124,14 +124,17 @@ class Eigenbasis(Kernel):
         return jnp.sum(self._log_marginals()[1])
 
     def _log_marginals(self) -> tuple[jax.Array, jax.Array]:
-        """log of sqrt(E scale^2), (p, q), and how much it is above E log scale, which is at least 0.
+        """log of sqrt(E scale^2), (p, q), and how much it is above E log scale, at least 0 but for rounding.
 
         E is a mean over k and l, of weights U_ik^2 V_jl^2. Where i and j have nearly all of the weight, what matters is
         how far others are from them: with E x = x + D x, it is log1p(D scale^2 / scale^2) / 2 - D log scale.
         """
         weights = [squares / jnp.sum(squares, axis=1, keepdims=True) for squares in map(jnp.square, self.bases)]
         log_scale = self.log_scale - jax.lax.stop_gradient(jnp.max(self.log_scale))
-        own, change = jnp.exp(2.0 * log_scale), _change_of_mean(weights, jnp.expm1(2.0 * log_scale))
+        own = jnp.exp(2.0 * log_scale)
+        # scale^2 - 1 is the more precise where scales are near the largest, and loses those that are small
+        less_one = _change_of_mean(weights, jnp.expm1(2.0 * log_scale))
+        change = jnp.where(own > 0.5, less_one, _change_of_mean(weights, own))
         mean = matmul(matmul(weights[0], own), weights[1].T)
         is_near = jnp.abs(change) < 0.5 * own
         near = jnp.log1p(jnp.where(is_near, change / jnp.where(is_near, own, 1.0), 0.0))

@@ -90,6 +90,19 @@ def test_scales_of_many_sizes_in_bases():
     np.testing.assert_allclose(found["full"], found["diagonal"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("small", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_small_scales_in_bases_that_are_turned_among_themselves(small):
+    """As of a kernel two inputs of which are dead, with scales of the prior: others must not read the rounding of 1."""
+    rng = np.random.default_rng(0)
+    scale = np.ones((6, 4))
+    scale[2:] = small * np.exp(0.1 * rng.normal(size=(4, 4)))
+    rows, turn, columns = np.eye(6), np.eye(6), np.eye(4)
+    turn[2:, 2:], rows[:] = (np.linalg.qr(rng.normal(size=(size, size)))[0] for size in (4, 6))
+    arrays = np.zeros((6, 4)), np.log(np.expm1(scale))
+    q, p = (Eigenbasis(*(jnp.asarray(x, jnp.float32) for x in (*arrays, u, columns))) for u in (rows, rows @ turn))
+    np.testing.assert_allclose(jax.jit(kl_divergence)(q, p), exact_kl(families.wide(q), families.wide(p)), rtol=1e-4)
+
+
 @pytest.mark.parametrize("by", [1e-2, 1e-4])
 def test_it_does_not_cancel_near_the_prior(by):
     """KLs of 1e-3 and 1e-7 nats, of determinants and traces of some tens."""
