@@ -20,6 +20,7 @@ from illia_fn.kl._priors import (
     log_prior_of_node,
     names_of,
 )
+from illia_fn.posteriors._kernels import Kernel
 from illia_fn.posteriors.posterior import is_posterior
 from illia_fn.priors._known import in_known_form
 
@@ -66,6 +67,8 @@ def register_kl_to_trees(q_type: type, p_types: Sequence[type]) -> Callable[[Clo
 def closed_form(q: Any, p: PyTree) -> ClosedForm | None:
     """The entry of the table for this pair."""
     f = _CLOSED_FORMS.get((type(q), type(p)))
+    if isinstance(q, Kernel) and isinstance(p, Kernel) and q.matrix_shape != p.matrix_shape:
+        return None  # of one array, split into rows and columns at different axes
     if f is not None or is_prior(p) or type(q) not in _TO_TREES:
         return f
     kinds, f = _TO_TREES[type(q)]

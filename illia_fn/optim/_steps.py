@@ -24,6 +24,8 @@ from illia_fn.posteriors.gaussian import Gaussian
 from illia_fn.priors.normal import Normal
 
 _FAR = 4.0  # standard deviations: above what is mere noise in gradients, of which a limit would cut off one side
+_LEAST_RATE = 0.01  # of a schedule that begins or ends at 0, at which no gradient would be large
+_LARGEST = 1e30  # of a gradient that is turned: what an infinite one counts as
 
 
 class Memory(NamedTuple):
@@ -95,8 +97,9 @@ class Rule(NamedTuple):
     def _of_diagonal(self, node: Gaussian, grad: Gaussian, memory: Memory) -> Move:
         rho = at_least_float32(node.rho)
         factor, new_scale = self._scale(rho, at_least_float32(grad.rho))
-        by_loc = _limited(at_least_float32(grad.loc), self._most(new_scale))
-        mean, gradient = self._gradient(at_least_float32(node.loc), by_loc, memory.momentum)
+        of_prior = self._prior_gradient(at_least_float32(node.loc))
+        of_data = _limited(at_least_float32(grad.loc) - of_prior, self._most(new_scale))
+        mean, gradient = self._gradient(of_data, of_prior, memory.momentum)
         stride = self._stride(gradient * new_scale)
         # far below 0 rho is the logarithm of a scale that may underflow
         by_rho = jnp.where(rho < -15.0, -0.5 * jnp.log(factor), softplus_inverse(new_scale) - rho)
@@ -104,15 +107,17 @@ class Rule(NamedTuple):
 
     def _of_eigenbasis(self, node: Eigenbasis, grad: Eigenbasis, memory: Memory) -> Move:
         """That of a diagonal one in its bases, which then turn towards the eigenvectors of E[G G^T] and E[G^T G]."""
-        rho, by_loc = wide(node.rho), wide(grad.loc)
+        rho, of_prior = wide(node.rho), self._prior_gradient(wide(node.loc))
         factor, new_scale = self._scale(rho, wide(grad.rho))
+        of_data = wide(grad.loc) - of_prior
         if (most := self._most(new_scale)) is not None:
-            along = node.along(by_loc)
+            of_data = _limited(of_data, _LARGEST)
+            along = node.along(of_data)
             limited = lambda: node.across(_limited(along, most))  # noqa: E731
-            by_loc = jax.lax.cond(jnp.any(jnp.abs(along) > most), limited, lambda: by_loc)
-        mean, gradient = self._gradient(wide(node.loc), by_loc, memory.momentum)
+            of_data = jax.lax.cond(jnp.any(jnp.abs(along) > most), limited, lambda: of_data)
+        mean, gradient = self._gradient(of_data, of_prior, memory.momentum)
         stride = self._stride(node.along(gradient) * new_scale)
-        matrix, decay = by_loc.reshape(node.matrix_shape), jnp.asarray(self.basis_decay, by_loc.dtype)
+        matrix, decay = (of_data + of_prior).reshape(node.matrix_shape), jnp.asarray(self.basis_decay, of_data.dtype)
         squares = matmul(matrix, matrix.T), matmul(matrix.T, matrix)
         factors = tuple(
             jnp.where(jnp.isfinite(jnp.trace(new)), decay * old + (1.0 - decay) * new, old)  # for steps to come
@@ -143,10 +148,12 @@ class Rule(NamedTuple):
         # T = U U^T, U upper triangular: that of its reverse order; then the new L is L U^-T
         upper = jnp.linalg.cholesky(change[::-1, ::-1])[::-1, ::-1]
         new = solve_triangular(upper, scale_tril.T, lower=False).T
-        by_loc = ravel(grad.loc)
-        if (most := self._most(jnp.ones_like(by_loc))) is not None:
-            by_loc = solve_triangular(new.T, _limited(matmul(new.T, by_loc), most), lower=False)
-        mean, gradient = self._gradient(ravel(node.loc), by_loc, memory.momentum)
+        of_prior = self._prior_gradient(ravel(node.loc))
+        of_data = ravel(grad.loc) - of_prior
+        if (most := self._most(jnp.ones_like(of_data))) is not None:
+            along = matmul(new.T, _limited(of_data, _LARGEST))
+            of_data = solve_triangular(new.T, _limited(along, most), lower=False)
+        mean, gradient = self._gradient(of_data, of_prior, memory.momentum)
         stride = self._stride(matmul(new.T, gradient))
         new_raw = jnp.tril(new, -1) + jnp.diag(softplus_inverse(jnp.diagonal(new)))
         by_tril = jnp.tril(new_raw - raw)
@@ -160,12 +167,11 @@ class Rule(NamedTuple):
         change = _limited(rate * by_log_scale, self.max_change)
         return 1.0 + change + 0.5 * jnp.square(change) if self.retraction else jnp.maximum(1.0 + change, 0.5)
 
-    def _gradient(self, loc: jax.Array, by_loc: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _gradient(self, of_data: jax.Array, of_prior: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The momentum, and the gradient that it makes."""
-        decay = jnp.asarray(self.momentum, loc.dtype)
-        kept_out = self._prior_gradient(loc)
-        mean = decay * mean + (1.0 - decay) * (by_loc - kept_out)
-        return mean, mean / (1.0 - decay ** self.count.astype(loc.dtype)) + kept_out
+        decay = jnp.asarray(self.momentum, mean.dtype)
+        mean = decay * mean + (1.0 - decay) * of_data
+        return mean, mean / (1.0 - decay ** self.count.astype(mean.dtype)) + of_prior
 
     def _stride(self, in_units_of_scale: jax.Array) -> jax.Array:
         return _limited(self._rate(in_units_of_scale) * in_units_of_scale, self.max_step)
@@ -174,15 +180,20 @@ class Rule(NamedTuple):
         return jnp.asarray(self.learning_rate, like.dtype) * jnp.asarray(self.num_data, like.dtype)
 
     def _most(self, scale: jax.Array) -> jax.Array | None:
-        """How large a gradient may enter the momentum: one that alone would move no mean by more than a few steps.
+        """How large a gradient may enter the momentum, which of a rare one would hold nothing else for long.
 
-        Of a rare one that is 1e30 times as large as others the momentum would hold nothing else for hundreds of steps.
+        It may be one that alone would move a mean by a few steps, 4 max_step = (1 - momentum) a N g sigma; and that of
+        any one example, 4 / (sqrt(N) sigma), which is more if a batch is a small part of the data.
         """
         if self.max_step is None:
             return None
-        alone = (1.0 - jnp.asarray(self.momentum, scale.dtype)) * self._rate(scale) * scale
-        most = _FAR * jnp.maximum(self.max_step, 1.0).astype(scale.dtype)  # a smaller step has no less noise
-        return most / jnp.maximum(alone, most * jnp.finfo(scale.dtype).tiny)
+        rate, decay, num_data = (
+            jnp.asarray(x, scale.dtype) for x in (self.learning_rate, self.momentum, self.num_data)
+        )
+        steps = jnp.maximum(self.max_step, 1.0).astype(scale.dtype)  # a smaller step has no less noise
+        alone = steps / ((1.0 - decay) * jnp.maximum(rate, _LEAST_RATE) * num_data)
+        most = _FAR * jnp.maximum(alone, 1.0 / jnp.sqrt(num_data))
+        return most / jnp.maximum(scale, jnp.finfo(scale.dtype).tiny)
 
     def _prior_gradient(self, loc: jax.Array) -> jax.Array:
         """That of KL / N by the mean, (m - m_0) / (N s^2)."""

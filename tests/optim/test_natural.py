@@ -231,24 +231,56 @@ def test_a_step_is_shortened_to_its_kl():
     np.testing.assert_allclose(updates["w"].loc, -0.2 * 0.1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["Gaussian", "Eigenbasis", "FullCovariance"])
-def test_one_gradient_is_forgotten_however_large(name):
-    """What alone would move a mean by 4 max_step is all that the momentum takes of it: 20 steps later it has .8^20."""
+KINDS = ["Gaussian", "Eigenbasis", "FullCovariance"]
+
+
+def moves_after(name, grads, learning_rate=0.2, num_data=50, max_step=1.0):
+    """How far each step moves the 12 means together, in standard deviations; and the last state."""
     q = families.nodes()[name]
-    optimizer = natural_gradient(0.2, 0.0, num_data=50, max_kl=None, basis_every=1)
+    optimizer = natural_gradient(learning_rate, 0.0, num_data=num_data, max_step=max_step, max_kl=None, basis_every=1)
     nothing = jax.tree.map(jnp.zeros_like, q)
 
     def step(state, by_loc):
         updates, state = optimizer.update(replace(nothing, loc=by_loc * jnp.ones((4, 3))), state, q)
         return state, updates.loc
 
-    grads = jnp.zeros(23).at[2].set(1e30)
     state, moves = jax.jit(lambda q: jax.lax.scan(step, optimizer.init(q), grads))(q)
     root = np.linalg.cholesky(families.covariance(q))
-    in_units = np.linalg.norm(np.linalg.solve(root, np.reshape(moves, (23, 12)).T), axis=0)
-    np.testing.assert_allclose(in_units[2], np.sqrt(12.0), rtol=1e-3)
-    np.testing.assert_allclose(in_units[22], 4 * np.sqrt(12.0) * 0.8**20 / (1 - 0.8**23), rtol=1e-3)
+    return np.linalg.norm(np.linalg.solve(root, np.reshape(moves, (-1, 12)).T), axis=0), state
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_gradient_is_forgotten_however_large(name):
+    """What alone would move a mean by 4 max_step is all that the momentum takes of it: 20 steps later it has .8^20."""
+    moves, state = moves_after(name, jnp.zeros(23).at[2].set(1e30))
+    np.testing.assert_allclose(moves[2], np.sqrt(12.0), rtol=1e-3)
+    np.testing.assert_allclose(moves[22], 4 * np.sqrt(12.0) * 0.8**20 / (1 - 0.8**23), rtol=1e-3)
     chex.assert_tree_all_finite(state)
+    infinite, state = moves_after(name, jnp.zeros(23).at[2].set(jnp.inf))
+    np.testing.assert_allclose(infinite, moves, rtol=1e-4, atol=1e-6)
+    assert not np.isfinite(moves_after(name, jnp.zeros(23).at[2].set(jnp.nan))[0][2:]).any()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_is_where_the_rate_has_not_yet_risen_and_where_a_batch_is_a_few_of_many(name):
+    rate = lambda count: jnp.where(count < 3, 0.0, 0.2)  # noqa: E731
+    moves, _ = moves_after(name, jnp.zeros(23).at[2].set(1e30), rate)
+    assert np.all(moves[:3] == 0.0)
+    np.testing.assert_allclose(moves[22], 4 * 0.2 / 0.01 * np.sqrt(12.0) * 0.8**20 / (1 - 0.8**23), rtol=1e-3)
+    # a batch of one of a million: the gradients of single examples move a mean by .2 sqrt(N) = 200 standard deviations
+    moves, _ = moves_after(name, jnp.zeros(43).at[2].set(1e30), num_data=10**6)
+    np.testing.assert_allclose(moves[42], 4 * 0.2 * 200 * np.sqrt(12.0) * 0.8**40 / (1 - 0.8**43), rtol=1e-3)
+    chex.assert_tree_all_finite(moves_after(name, jnp.ones(3), max_step=3e38)[1])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_prior_whose_gradient_is_large_stays_out_of_the_momentum(name):
+    """Nothing but that gradient comes, 1e4 times as large as what is cut."""
+    q, prior = families.nodes()[name], Normal(0.0, 1e-4)
+    optimizer = natural_gradient(0.2, 0.0, num_data=50, prior=prior)
+    grads = replace(jax.tree.map(jnp.zeros_like, q), loc=q.loc / (50 * 1e-8))
+    _, state = optimizer.update(grads, optimizer.init(q), q)
+    assert np.max(np.abs(state.memory[0].momentum)) < 1e-6 * np.max(np.abs(grads.loc))
 
 
 def test_half_precision_and_one_trace():
