@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.noise import cut, subkeys
+from illia_fn._base.noise import cut, once, subkeys, takes_one_pass, uniform
 
 _BLOCK = 2**16  # numbers; larger draws leave the cache between the rounds of threefry
 _ORDERS = (
@@ -70,32 +70,32 @@ def _normals(key: jax.Array, batch_size: int, size: int, dtype: np.dtype, strata
     keys = jax.random.split(key, 1 + max(2, -(-rows * columns // _BLOCK)))  # XLA makes no loop of a single round
     order_key, keys = keys[0], keys[1:]
     if strata.count == 1:  # which there is nothing to spread with
-        noise = _in_blocks(lambda *args: _quantile(_uniform(*args, dtype)), keys, rows, columns)
+        noise = _in_blocks(_quantile, keys, rows, columns, dtype)
         return noise.reshape(1, batch_size, -1)[..., :size]
     # The remainder of 32 bits is even to 5e-7. They are a key: `randint` calls the generator four times.
     first = jax.random.key_data(order_key)[0] % np.uint32(_ORDERS - columns + 1)
     tables = [jnp.asarray(table, dtype)[strata.samples] for table in _points(strata.count, strata.mirrored)]
     shifts, signs = (jax.lax.dynamic_slice_in_dim(table, first, columns, axis=1) for table in tables)
 
-    def of_uniform(uniform: jax.Array, shift: jax.Array, sign: jax.Array) -> jax.Array:
-        shifted = uniform + shift[None]
+    def of_uniform(drawn: jax.Array, shift: jax.Array, sign: jax.Array) -> jax.Array:
+        shifted = drawn + shift[None]
         wrapped = shifted - 2.0 * jnp.round(shifted / 2.0)
         return sign[None] * _quantile(wrapped)
 
     # What comes out of a loop is in memory. XLA may compute all else twice, with other rounding, and the gradient of
     # max, which looks for the maximum among its inputs, loses those that differ.
     if len(shifts) == 1:
-        noise = _in_blocks(lambda *args: of_uniform(_uniform(*args, dtype), shifts[0], signs[0]), keys, rows, columns)
+        noise = _in_blocks(lambda drawn: of_uniform(drawn, shifts[0], signs[0]), keys, rows, columns, dtype)
     else:
-        uniform = _in_blocks(lambda *args: _uniform(*args, dtype), keys, rows, columns)
-        noise = jax.lax.map(lambda point: of_uniform(uniform, *point), (shifts, signs))
+        drawn = _in_blocks(lambda drawn: drawn, keys, rows, columns, dtype)
+        noise = jax.lax.map(lambda point: of_uniform(drawn, *point), (shifts, signs))
     return noise.reshape(len(shifts), batch_size, -1)[..., :size]
 
 
-def _quantile(uniform: jax.Array) -> jax.Array:
+def _quantile(drawn: jax.Array) -> jax.Array:
     """sqrt(2) erfinv(u), finite at -1 and 1."""
-    largest = np.nextafter(np.ones((), uniform.dtype), np.zeros((), uniform.dtype))
-    return math.sqrt(2.0) * jax.lax.erf_inv(jnp.clip(uniform, -largest, largest))
+    largest = np.nextafter(np.ones((), drawn.dtype), np.zeros((), drawn.dtype))
+    return math.sqrt(2.0) * jax.lax.erf_inv(jnp.clip(drawn, -largest, largest))
 
 
 @functools.lru_cache(maxsize=8)  # 33 kB for each sample
@@ -111,15 +111,17 @@ def _points(count: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:  # noq
     return np.where(shifts > 1, shifts - 2, shifts), 1.0 - 2.0 * (points % 2)
 
 
-def _in_blocks(draw: Callable[..., jax.Array], keys: jax.Array, rows: int, columns: int) -> jax.Array:
-    """draw(key, shape) -> (rows, columns), in a loop over blocks of rows, one for each key."""
+def _in_blocks(
+    of_uniform: Callable[[jax.Array], jax.Array], keys: jax.Array, rows: int, columns: int, dtype: np.dtype
+) -> jax.Array:
+    """of_uniform(u), u ~ U(-1, 1), (rows, columns): in blocks of rows, each of a key, which stay in the cache."""
     block = -(-rows // len(keys))
-    blocks = jax.lax.map(lambda key: draw(key, (block, columns)), keys)
+    if takes_one_pass(keys, (block, columns), dtype):
+        data = jax.random.key_data(keys)
+        at = lambda first: jax.vmap(lambda key: of_uniform(uniform(key, (block, columns), first)))(data)  # noqa: E731
+        blocks = once(at, data)
+    else:
+        even = block + block * columns % 2  # XLA's CPU backend draws an odd number many times slower
+        draw = lambda key: jax.random.uniform(key, (even, columns), dtype, -1.0, 1.0)[:block]  # noqa: E731
+        blocks = jax.lax.map(lambda key: of_uniform(draw(key)), keys)
     return blocks.reshape(-1, columns)[:rows]
-
-
-def _uniform(key: jax.Array, shape: tuple[int, int], dtype: np.dtype) -> jax.Array:
-    """Uniform on (-1, 1)."""
-    rows, columns = shape
-    even = rows + rows * columns % 2  # XLA's CPU backend draws an odd number many times slower
-    return jax.random.uniform(key, (even, columns), dtype, -1.0, 1.0)[:rows]

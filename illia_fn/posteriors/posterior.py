@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_key
-from illia_fn._base.noise import cut
+from illia_fn._base.noise import cut, normal
 from illia_fn._base.numerics import at_least_float32, total, widest_dtype
 from illia_fn._base.trees import NODES, PyTree, child_names, leaves_with_path
 from illia_fn.posteriors._flat import independent
@@ -63,7 +63,7 @@ class Posterior(abc.ABC):
 
     def sample(self, key: jax.Array) -> PyTree:
         """One reparameterised draw."""
-        return self.reparameterise()(jax.random.normal(key, self.noise_shape, widest_dtype(self.like)))
+        return self.reparameterise()(normal(key, self.noise_shape, widest_dtype(self.like)))
 
     @abc.abstractmethod
     def log_prob(self, w: PyTree) -> jax.Array:
@@ -178,10 +178,10 @@ def _noise(nodes: Sequence[Posterior], key: jax.Array) -> list[jax.Array]:
         least = max(_LARGE + 1, _SHARE * sum(sizes[index] for index in group))
         large = [index for index in group if sizes[index] >= least and sizes[index] % 2 == 0]
         for index in large:
-            noise[index] = jax.random.normal(jax.random.fold_in(key, next(keys)), shapes[index], dtype)
+            noise[index] = normal(jax.random.fold_in(key, next(keys)), shapes[index], dtype)
         if small := [index for index in group if index not in large]:
             size = sum(sizes[index] for index in small)
-            flat = jax.random.normal(jax.random.fold_in(key, number), (size + size % 2,), dtype)
+            flat = normal(jax.random.fold_in(key, number), (size + size % 2,), dtype)
             noise |= zip(small, cut(flat, [shapes[index] for index in small]), strict=True)
     return [noise[index] for index in range(len(nodes))]
 

@@ -1,0 +1,73 @@
+"""Large draws on a CPU take one pass, and are those of jax.random."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import illia_fn
+from illia_fn._base import noise
+
+SHAPE = (130, 127)
+
+
+def ours(key):
+    data = jax.random.key_data(key)
+    return noise.normal(key, SHAPE, jnp.float32), noise.once(lambda first: noise.uniform(data, SHAPE, first), data)
+
+
+def of_jax(key):
+    return jax.random.normal(key, SHAPE), jax.random.uniform(key, SHAPE, minval=-1.0)
+
+
+KEYS = {"a key": lambda: jax.random.key(3), "its data": lambda: jax.random.PRNGKey(2**31 + 5)}
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_they_are_the_same_numbers(key):
+    assert noise.takes_one_pass(key(), SHAPE, jnp.float32)
+    for found, expected in zip(jax.jit(ours)(key()), jax.jit(of_jax)(key()), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(ours(key())[0], jax.jit(ours)(key())[0], rtol=1e-6, atol=1e-7)
+
+
+def test_of_several_keys_and_in_a_shard_map():
+    keys = jax.random.split(jax.random.key(0), 2)
+    expected = jax.jit(jax.vmap(of_jax))(keys)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(jax.vmap(ours), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    for draw in (jax.jit(jax.vmap(ours)), jax.jit(mapped)):
+        for found, of in zip(draw(keys), expected, strict=True):
+            np.testing.assert_allclose(found, of, rtol=1e-6, atol=1e-7)
+
+
+OTHERS = {
+    "another generator": (lambda: jax.random.key(0, impl="rbg"), SHAPE, jnp.float32),
+    "another dtype": (lambda: jax.random.key(0), SHAPE, jnp.bfloat16),
+    "few": (lambda: jax.random.key(0), (130,), jnp.float32),
+}
+
+
+@pytest.mark.parametrize(("key", "shape", "dtype"), OTHERS.values(), ids=OTHERS)
+def test_all_others_are_left_to_jax(key, shape, dtype):
+    np.testing.assert_array_equal(noise.normal(key(), shape, dtype), jax.random.normal(key(), shape, dtype))
+    assert not noise.takes_one_pass(key(), shape, dtype)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("coupling", ["shared", "decorrelated"])
+def test_a_step_computes_them_once(coupling):
+    """And not for each of those who read them: the draw, and the gradient by the scale."""
+    q = illia_fn.mean_field(jnp.ones((200, 200)), scale=0.1)
+
+    def loss(q, x, y, key):
+        return illia_fn.elbo_loss(lambda w, x: (x @ w)[:, 0], q, x, y, key, num_data=200, coupling=coupling)
+
+    args = q, jnp.ones((200, 200)), jnp.ones(200), jax.random.key(0)
+    program = jax.jit(jax.value_and_grad(loss)).lower(*args).compile().as_text()
+    bodies = re.findall(r"^%?[\w.\-]+ \(.*?^}", program, re.M | re.S)
+    assert sum(body.count(" xor(") > 20 for body in bodies) == 1
