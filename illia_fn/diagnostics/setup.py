@@ -1,5 +1,6 @@
 """A check that one runs once, before the loop: what would go wrong in silence, each with its remedy."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ def check_setup(
     weights: ArrayLike | None = None,
     needs_key: bool = False,
     has_aux: bool = False,
+    **options: Any,
 ) -> SetupReport:
     """Look for what makes training fail in silence: call it once, before the loop, with the arguments of `elbo_loss`.
 
@@ -75,6 +77,7 @@ def check_setup(
     Args:
         apply_fn, params, x, y, key: as in `elbo_loss`, known now: not under jit. A batch of real data.
         loss_fn, prior, num_data, kl_weight, weights, needs_key, has_aux: as in `elbo_loss`.
+        **options: its others, such as `num_samples` and `coupling`, of the step that is tried.
 
     Returns:
         A `SetupReport`: print it. What the objectives refuse is a finding here.
@@ -87,6 +90,9 @@ def check_setup(
     nothing was found
     """
     call: dict[str, Any] = {"loss_fn": loss_fn, "weights": weights, "needs_key": needs_key, "has_aux": has_aux}
+    if unknown := set(options) - set(inspect.signature(elbo_loss).parameters):
+        raise TypeError(f"check_setup: elbo_loss has no {', '.join(sorted(unknown))}. Pass the arguments of elbo_loss.")
+    options.pop("return_terms", None)
     data = DataTerm("check_setup", apply_fn, x, y, **call)
     keys = [key] if needs_key else []
     if findings := _refused(lambda: check_nodes("check_setup", params)):
@@ -107,7 +113,7 @@ def check_setup(
     kl, cost_of_means = costs if costs is not None else (np.nan, np.nan)
     findings += _of_the_prior(data, nll, kl_weight * cost_of_means, num_data)
     if not any(isinstance(finding, _Refusal) for finding in findings):
-        call |= {"prior": prior, "num_data": num_data, "kl_weight": kl_weight}
+        call |= {"prior": prior, "num_data": num_data, "kl_weight": kl_weight, **options}
         findings += _of_a_step(lambda q: elbo_loss(apply_fn, q, x, y, key, **call), params, has_aux=has_aux)
     unique = list(dict.fromkeys(Finding(*finding) for finding in findings))
     return SetupReport(unique, np.nan if nll is None else float(nll), float(kl), float(cost_of_means))

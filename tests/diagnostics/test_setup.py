@@ -164,3 +164,15 @@ def test_what_is_found(name):
     assert any(re.search(pattern, text) for text in texts), texts
     assert len(texts) == len(set(texts)) <= 2
     assert str(report).count("\n    ") == len(texts)
+
+
+def test_all_arguments_of_the_loss_are_those_of_the_check():
+    options = {"coupling": "decorrelated", "num_samples": 2, "temperature": 0.5, "return_terms": True}
+    args = lambda w, x: x @ w["w"], illia_fn.mean_field({"w": jnp.ones((1, 2))}), jnp.ones((8, 1)), jnp.arange(8) % 2
+    report = illia_fn.check_setup(*args, jax.random.key(0), num_data=8, **options)
+    assert np.isfinite(report.nll)
+    assert not report.findings
+    refused = illia_fn.check_setup(*args, jax.random.key(0), num_data=8, coupling="decorrelate")
+    assert any("coupling must be one of" in str(finding) for finding in refused.findings), refused
+    with pytest.raises(TypeError, match="check_setup: elbo_loss has no sampels"):
+        illia_fn.check_setup(*args, jax.random.key(0), sampels=2)
