@@ -22,6 +22,8 @@ def normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """`jax.random.normal`, number for number."""
     if not takes_one_pass(key, shape, dtype):
         return jax.random.normal(key, shape, dtype)
+    if jax.config.jax_debug_key_reuse:  # ty: ignore
+        jax.random.bits(key, (0,))  # which uses the key up; to read its data does not
     return _normal(jax.random.key_data(key), shape)
 
 
@@ -40,7 +42,7 @@ def once(draw: Callable[[jax.Array], jax.Array], key: jax.Array) -> jax.Array:
     """draw(0), in a loop of one round: what comes out of a loop is in memory, and else XLA computes it for all readers.
 
     Args:
-        draw: takes a number, of which all that takes time depends; it returns float32.
+        draw: takes a number, of which all that takes time depends.
         key: the data of a key, (..., 2), by which XLA cannot tell how many rounds there are.
     """
     rounds = jnp.minimum(key.ravel()[0] | np.uint32(1), np.uint32(1))
@@ -48,8 +50,9 @@ def once(draw: Callable[[jax.Array], jax.Array], key: jax.Array) -> jax.Array:
     def body(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return state[0] + np.uint32(1), draw(state[0])
 
-    shape = jax.eval_shape(draw, jax.ShapeDtypeStruct((), jnp.uint32)).shape
-    start = vary_along((jnp.zeros((), jnp.uint32), jnp.zeros(shape)), varying_axes(key))
+    like = jax.eval_shape(draw, jax.ShapeDtypeStruct((), jnp.uint32))
+    start = jnp.zeros((), jnp.uint32), jnp.zeros(like.shape, like.dtype)
+    start = vary_along(start, varying_axes((key, like)))
     return jax.lax.while_loop(lambda state: state[0] < rounds, body, start)[1]
 
 

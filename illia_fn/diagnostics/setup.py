@@ -77,7 +77,8 @@ def check_setup(
     Args:
         apply_fn, params, x, y, key: as in `elbo_loss`, known now: not under jit. A batch of real data.
         loss_fn, prior, num_data, kl_weight, weights, needs_key, has_aux: as in `elbo_loss`.
-        **options: its others, such as `num_samples` and `coupling`, of the step that is tried.
+        **options: its others, such as `num_samples` and `coupling`, of the step that is tried. `return_terms` changes
+            nothing in it.
 
     Returns:
         A `SetupReport`: print it. What the objectives refuse is a finding here.

@@ -81,10 +81,10 @@ def natural_gradient(
         prior: that of the objective's KL, of kl_weight 1. Its gradient is then kept out of the momentum, as IVON does;
             without, all of the gradient is in it.
         max_step: how far one mean may go in one step, in standard deviations; None is no limit. With it a gradient
-            enters the momentum cut to what alone would move the mean by 4 of them, or by 4 max_step if that is more; or
-            to 4 / (sqrt(N) sigma), four times what q predicts of one example, if that is more. A rare one that is large
-            beyond that, infinite or not, so moves it for some ten steps. Of skewed noise a cut is a bias, which goes
-            away as the learning_rate decays.
+            enters the momentum cut to what alone would move the mean by 4 of them, or by 4 max_step if that is more, at
+            a rate of at least 0.01; or to 4 / (sqrt(N) sigma), four times what q predicts of one example, if that is
+            more. A rare one that is larger, infinite or not, so moves the mean for some ten steps. Of skewed noise a
+            cut is a bias, which goes away as the learning_rate decays.
         max_kl: how far all means together may go in one step, sum (change of m)^2 P / 2 in nats; None is no limit.
         max_change: how large b e / P may be, for every number by itself; None is no limit. Noise in the curvature that
             often exceeds it makes scales too large: take more samples, a coupling, or a smaller precision_rate.

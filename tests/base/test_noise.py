@@ -21,7 +21,7 @@ def ours(key):
 
 
 def of_jax(key):
-    return jax.random.normal(key, SHAPE), jax.random.uniform(key, SHAPE, minval=-1.0)
+    return jax.random.normal(key, SHAPE, jnp.float32), jax.random.uniform(key, SHAPE, jnp.float32, -1.0)
 
 
 KEYS = {"a key": lambda: jax.random.key(3), "its data": lambda: jax.random.PRNGKey(2**31 + 5)}
@@ -33,6 +33,45 @@ def test_they_are_the_same_numbers(key):
     for found, expected in zip(jax.jit(ours)(key()), jax.jit(of_jax)(key()), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(ours(key())[0], jax.jit(ours)(key())[0], rtol=1e-6, atol=1e-7)
+
+
+def test_of_float32_where_floats_are_float64(x64):
+    found, expected = jax.jit(ours)(jax.random.key(3)), jax.jit(of_jax)(jax.random.key(3))
+    for ours_of_it, of_it in zip(found, expected, strict=True):
+        assert ours_of_it.dtype == jnp.float32
+        np.testing.assert_allclose(ours_of_it, of_it, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_a_key_that_is_used_again_is_reported(is_traced):
+    q = illia_fn.mean_field(jnp.ones(SHAPE))
+
+    def twice(key):
+        return q.sample(key) + q.sample(key)
+
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        (jax.jit(twice) if is_traced else twice)(jax.random.key(0))
+
+
+@pytest.mark.parametrize("coupling", ["shared", "decorrelated", "flipout"])
+def test_losses_in_a_shard_map(coupling):
+    """With keys of each device's own, of which all draws are large."""
+    q, x, y = illia_fn.mean_field(jnp.ones((200, 200))), jnp.ones((200, 200)), jnp.ones(200)
+
+    def loss(q, x, y, keys):
+        nll = illia_fn.elbo_loss(lambda w, x: (x @ w)[:, 0], q, x, y, keys[0], 2, num_data=200, coupling=coupling)
+        return jax.lax.pmean(nll, "data")
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    specs = P(), P("data"), P("data"), P("data")
+    mapped = jax.shard_map(jax.value_and_grad(loss), mesh=mesh, in_specs=specs, out_specs=P())
+    keys = jax.random.split(jax.random.key(0), 1)
+    value, grads = jax.jit(mapped)(q, x, y, keys)
+    alone = jax.jit(
+        lambda q: illia_fn.elbo_loss(lambda w, x: (x @ w)[:, 0], q, x, y, keys[0], 2, num_data=200, coupling=coupling)
+    )
+    np.testing.assert_allclose(value, alone(q), rtol=1e-5)
+    assert jnp.all(jnp.isfinite(grads.rho))
 
 
 def test_of_several_keys_and_in_a_shard_map():
