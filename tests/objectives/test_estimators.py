@@ -26,6 +26,7 @@ from scalar_problem import (
 from scipy import special
 
 from illia_fn import Normal, elbo_loss, kl_loss, mean_field, predictive_loss, renyi_loss
+from illia_fn.objectives import DataTerm, Draws, Regulariser
 
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 KEY = jax.random.key(0)
@@ -406,3 +407,16 @@ def test_with_a_fixed_key_the_reparameterised_gradient_is_that_of_the_value(chun
     for name, (values, slopes) in jax.tree.map(np.asarray, found).items():
         differences = (values[1:7] - values[7:]) / 2e-5
         np.testing.assert_allclose(slopes[0], differences, rtol=1e-5, atol=1e-8, err_msg=name)
+
+
+def test_an_objective_of_ones_own_says_which_log_q_it_differentiates():
+    def ratio(estimator, **log_q):
+        data = DataTerm("own_loss", lambda w, x: x * w, jnp.ones(2), jnp.zeros(2))
+        draws = Draws(data, mean_field(jnp.ones(()), scale=0.5), KEY, 2, estimator=estimator)
+        regulariser = Regulariser(draws, num_data=2)
+        of_q = {"log_q": draws.log_q([jnp.ones(1)], **log_q)} if log_q else {}
+        return regulariser.log_ratio([jnp.ones(1)], **of_q)
+
+    with pytest.raises(ValueError, match=r"own_loss: estimator=.*of_draw_alone=True"):
+        ratio("doubly_reparameterised")
+    assert ratio("doubly_reparameterised", of_draw_alone=True) == ratio("reparameterised")
