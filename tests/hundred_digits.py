@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
+import pytest
 
 H = mpmath.mpf("1e-20")
+# Of float32 it matters what XLA contracts and reorders; in float64 it is the formula that is looked at.
+DTYPES = pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.optimised), np.float64])
 
 
 def derivatives(f, x):

@@ -126,8 +126,8 @@ def check(name, found, expected, rtol=1e-3, atol=1e-5):
         raise AssertionError(f"{name}: {error}") from error
 
 
-# Every objective is traced, which is where what is not right for explicit axes, or for what varies in a shard_map, is an
-# error; with automatic axes XLA is given the same program as without a mesh. Of each way through the draws one runs.
+# Every objective is traced: what is not right for explicit axes, or for what varies in a shard_map, is an error there.
+# With automatic axes XLA is given the same program as without a mesh. Of each way through the draws one runs.
 SAME_WAY = {"all at once", "renyi", "cubo", "f_divergence", "expectation of a vector"}  # as "predictive", "iwae", ...
 RUN = {
     AxisType.Auto: {"antithetic chunks", "decorrelated"},

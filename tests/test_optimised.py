@@ -9,7 +9,11 @@ from pathlib import Path
 
 def test_all_that_is_marked():
     root = Path(__file__).parents[1]
-    marked = [str(path) for path in Path(__file__).parent.rglob("test_*.py") if "mark.optimised" in path.read_text()]
+    marked = [
+        str(path)
+        for path in Path(__file__).parent.rglob("test_*.py")
+        if re.search("mark.optimised|DTYPES", path.read_text())
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "optimised", "--durations=0", *sorted(marked)]
     # In one piece: the functions of a program are optimised alike, whatever the threads that they are dealt out to.
     in_one_piece = "--xla_cpu_parallel_codegen_split_count=1"

@@ -2,14 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from hundred_digits import assert_exact
+from hundred_digits import DTYPES, assert_exact
 from mpmath import besseli, log, log1p, loggamma, pi, psi
 
 from illia_fn._base.special import digamma_error, log_gamma_half_step, log_i0e, minus_log, stirling_error
-
-pytestmark = pytest.mark.optimised
 
 # to both sides of each border, and where a series is asked for most
 POSITIVE = (1e-8, 0.03, 0.5, 1.0, 1.7, 2.99, 3.01, 4.0, 5.5, 7.99, 8.01, 9.0, 11.99, 12.01, 20.0, 1e3, 1e6)
@@ -52,7 +49,7 @@ FUNCTIONS = {  # function, oracle, points, size of the terms of its value and of
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@DTYPES
 @pytest.mark.parametrize(("f", "oracle", "points", "natural"), FUNCTIONS.values(), ids=FUNCTIONS)
 def test_against_a_hundred_digits(f, oracle, points, natural, dtype):
     assert_exact(f, oracle, [[x] for x in points], dtype, places=4, natural=natural)

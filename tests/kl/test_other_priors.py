@@ -7,7 +7,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from hundred_digits import assert_exact
+from hundred_digits import DTYPES, assert_exact
 
 import illia_fn
 from illia_fn import Gaussian, Normal, kl_divergence, kl_loss, kl_tree, mean_field
@@ -102,8 +102,7 @@ def magnitude(m, s):
     return s * mpmath.sqrt(2 / mpmath.pi) * mpmath.exp(-(z**2) / 2) + m * mpmath.erf(z / mpmath.sqrt(2))
 
 
-@pytest.mark.optimised
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@DTYPES
 def test_the_mean_magnitude_against_a_hundred_digits(dtype):
     points = [(m * s, s) for s in (1e-20, 0.3, 1e15) for m in (1e-6, 0.1, -1.0, 3.0, 8.0, -100.0)]
     assert_exact(mean_magnitude, magnitude, points, dtype, places=20, natural={2: lambda m, s: (m / s) ** 2 * 1e-3})
@@ -147,8 +146,7 @@ def exp_gamma_kl(loc, log_scale, a, log_rate, k):
     return -entropy - cross
 
 
-@pytest.mark.optimised
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@DTYPES
 def test_laws_of_the_logarithm_against_a_hundred_digits(dtype):
     """Down to a divergence of 1e-5 nats: a gamma of a large concentration, and the Gaussian that is nearest."""
 

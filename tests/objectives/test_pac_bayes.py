@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from hundred_digits import DTYPES
 from scalar_problem import q_of
 from scipy import stats
 
@@ -40,8 +41,7 @@ PROBABILITIES = (0.0, 2e-38, 1e-20, 1e-10, 1e-8, 1e-4, 0.02, 0.25, 0.5, 0.9, 1 -
 NATS = (0.0, 1e-8, 1e-5, 1e-3, 0.1, 1.0, 5.0, 40.0, 100.0)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.optimised
+@DTYPES
 def test_kl_inverse_and_its_slopes_against_a_hundred_digits(dtype):
     points = [(q, c) for q in PROBABILITIES for c in NATS]  # the same for each dtype, so that they are known
     q, c = np.array(points, np.float32).astype(dtype).T

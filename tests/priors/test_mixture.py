@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from hundred_digits import assert_exact
+from hundred_digits import DTYPES, assert_exact
 
 import illia_fn
 from illia_fn.priors import ScaleMixture
@@ -25,8 +25,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.optimised
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@DTYPES
 def test_against_a_hundred_digits(dtype):
     """The logarithms of the scales, of the size of the last term, are rounded before they are added."""
     natural = dict.fromkeys(range(5), lambda w, pi, s, t: 2.0) | {0: lambda w, pi, s, t: 40.0}
