@@ -4,13 +4,16 @@ import gc
 from functools import cache
 
 import jax
-from jax._src.interpreters import mlir  # private: without what is changed here, all is as it was, but slower
+import jaxlib._jax  # private, as mlir is: without what is changed here, all is as it was, but slower
+from jax._src.interpreters import mlir
 
 # Tracing makes many objects that live on: to look through them all as often as Python does takes a fifth of the time.
 gc.set_threshold(200_000, 50, 1000)
 
 # Of which call an operation is, which nobody reads in a program.
 jax.config.update("jax_traceback_in_locations_limit", 0)
+if hasattr(jaxlib._jax, "set_tracebacks_enabled"):
+    jaxlib._jax.set_tracebacks_enabled(False)  # noqa: FBT003
 
 # A new MLIR context loads every dialect, 7 ms for each program however small. Programs may share one.
 if hasattr(mlir, "make_ir_context"):

@@ -1,6 +1,7 @@
 """The node of another family that is nearest to a posterior: of the same mean, and what it holds of the covariance."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from illia_fn.algebra._nodes import (
     repeated,
     with_nodes,
 )
+from illia_fn.engine._eager import compiled_once
 from illia_fn.kl.full import dense
 from illia_fn.kl.independent import INDEPENDENT
 from illia_fn.kl.lowrank import form_of, rank_of
@@ -95,7 +97,7 @@ def moment_match(q: PyTree, families: Mapping[str, Constructor]) -> PyTree:
         for place in overlapping:
             _check_source(place, targets)
             made.pop(place.keys, None)
-        made[target.keys] = _nearest(Match.of(target, overlapping, arrays))
+        made[target.keys] = _matched(Match.of(target, overlapping, arrays))
     return with_nodes(mean(q), made)
 
 
@@ -160,10 +162,14 @@ class Match(NamedTuple):
         return loc, root
 
 
+def _matched(match: Match) -> Any:
+    if all(node is match.nodes[0] for node in match.nodes) and _is_of_form(match.nodes[0], match.template):
+        return match.nodes[0]
+    return compiled_once(partial(_nearest, match))
+
+
 def _nearest(match: Match) -> Any:
     template = match.template
-    if all(node is match.nodes[0] for node in match.nodes) and _is_of_form(match.nodes[0], template):
-        return match.nodes[0]
     if isinstance(template, Gaussian):
         return gaussian_of(template.loc, *match.marginals())
     for node in match.nodes:

@@ -9,7 +9,13 @@ import numpy as np
 from illia_fn._base.checks import concrete
 from illia_fn._base.numerics import widest_dtype
 from illia_fn._base.trees import PyTree
-from illia_fn.algebra._gaussians import Removed, product_of_diagonals, product_of_low_ranks, product_of_triangles
+from illia_fn.algebra._gaussians import (
+    Found,
+    Removed,
+    product_of_diagonals,
+    product_of_low_ranks,
+    product_of_triangles,
+)
 from illia_fn.algebra._nodes import (
     FAMILIES,
     Place,
@@ -21,6 +27,7 @@ from illia_fn.algebra._nodes import (
     repeated,
     with_nodes,
 )
+from illia_fn.engine._eager import compiled_once
 from illia_fn.kl._priors import check_fits, check_prior, is_joint, is_prior
 from illia_fn.kl.full import dense
 from illia_fn.kl.independent import INDEPENDENT
@@ -124,24 +131,41 @@ def _product(block: Block, prior: list[Any] | None) -> Any:
     nodes = [node for part in block.parts for node in part]
     kinds = [*nodes, *(prior or [])]
     if all(isinstance(node, INDEPENDENT) for node in kinds):
-        found = product_of_diagonals(*block.forms(_marginals, prior))
-        _check_left(block, found.left)
-        return gaussian_of(block.arrays[0], *found.law)
+        return _computed(
+            block,
+            lambda: product_of_diagonals(*block.forms(_marginals, prior)),
+            lambda *law: gaussian_of(block.arrays[0], *law),
+        )
     whole = [part[0] for part in block.parts if all(node is part[0] for node in part)]
     if any(isinstance(node, FullCovariance) for node in whole):
-        found = product_of_triangles(*block.forms(_triangles, prior))
-        _check_left(block, found.left)
-        return full_of(block.like, *found.law)
+        return _computed(
+            block,
+            lambda: product_of_triangles(*block.forms(_triangles, prior)),
+            lambda *law: full_of(block.like, *law),
+        )
     if all(isinstance(node, (*INDEPENDENT, LowRank)) for node in nodes) and not any(map(is_joint, prior or [])):
-        found = product_of_low_ranks(*block.forms(_low_ranks, prior, _marginals))
-        _check_left(block, found.left)
-        loc, rho, factor = found.law
-        return LowRank(unravel(loc, block.like), rho, factor)
+        return _computed(
+            block,
+            lambda: product_of_low_ranks(*block.forms(_low_ranks, prior, _marginals)),
+            lambda loc, rho, factor: LowRank(unravel(loc, block.like), rho, factor),
+        )
     names = ", ".join(dict.fromkeys(type(node).__name__ for node in kinds))
     raise ValueError(
         f"{block.name}: the product of {names} is of none of the families. Make one of them a FullCovariance over all "
         "of this part first, by moment_match(q, {'...': full_covariance}), which takes the square of its size."
     )
+
+
+def _computed(block: Block, product: Callable[[], Found], node_of: Callable[..., Any]) -> Any:
+    """The node of a product, in one program where it is called outside of a jit."""
+
+    def of_arrays() -> tuple[jax.Array, Any]:
+        found = product()
+        return found.left, node_of(*found.law)
+
+    left, node = compiled_once(of_arrays)
+    _check_left(block, left)
+    return node
 
 
 def _marginals(nodes: list[Any], arrays: list[Any]) -> Marginals:

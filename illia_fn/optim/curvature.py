@@ -14,6 +14,7 @@ from illia_fn._base.checks import check_callable, check_count, concrete
 from illia_fn._base.numerics import at_least_float32, matmul, softplus_inverse, widest_dtype
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import sum_over_chunks
+from illia_fn.engine._eager import compiled_once
 from illia_fn.kl._priors import check_support
 from illia_fn.kl.loss import Pair, kl_pairs, log_prior_of_node
 from illia_fn.likelihoods._example_losses import LossFn, example_losses
@@ -98,11 +99,13 @@ def laplace(
             )
     factors = partial(_factors, apply_fn, loss_fn, params)
     weight = 1.0 if num_data is None else num_data / count
-    made = [
-        _of_precision(pair, weight * curvature + _precision_of_prior(pair))
-        for pair, curvature in zip(pairs, _summed(factors, nodes, x, y, batch_size), strict=True)
-    ]
-    remaining = iter(made)
+
+    def precisions(x: PyTree, y: PyTree) -> list[jax.Array]:
+        curvatures = _summed(factors, nodes, x, y, batch_size)
+        return [weight * of_data + _precision_of_prior(pair) for pair, of_data in zip(pairs, curvatures, strict=True)]
+
+    found = zip(pairs, compiled_once(precisions, x, y), strict=True)
+    remaining = iter([_of_precision(pair, precision) for pair, precision in found])
     return jax.tree.map(lambda leaf: next(remaining) if is_posterior(leaf) else leaf, params, is_leaf=is_posterior)
 
 
@@ -196,14 +199,18 @@ def _of_precision(pair: Pair, precision: jax.Array) -> Gaussian | FullCovariance
                 f"{pair.name}: the precision must be positive, and its smallest eigenvalue is {smallest:.3g}. Train to "
                 "a mode first, and take a prior that bends there, such as a Normal."
             )
-    loc = pair.q.loc
-    if isinstance(pair.q, Gaussian):
+    return compiled_once(partial(_node_of_precision, pair.q), precision)
+
+
+def _node_of_precision(q: Gaussian | FullCovariance, precision: jax.Array) -> Gaussian | FullCovariance:
+    loc = q.loc
+    if isinstance(q, Gaussian):
         rho = softplus_inverse(precision**-0.5).reshape(jnp.shape(loc))
-        return Gaussian(loc, rho.astype(pair.q.rho.dtype))
+        return Gaussian(loc, rho.astype(q.rho.dtype))
     # the Cholesky factor of an inverse: that of the precision in reverse order, inverted
     reverse = jnp.linalg.cholesky(precision[::-1, ::-1])[
         ::-1, ::-1
     ]  # upper triangular, reverse @ reverse.T = precision
     root = solve_triangular(reverse.T, jnp.eye(len(reverse), dtype=reverse.dtype), lower=True)
     diagonal = softplus_inverse(jnp.diagonal(root))
-    return FullCovariance(loc, (jnp.tril(root, -1) + jnp.diag(diagonal)).astype(pair.q.tril.dtype))
+    return FullCovariance(loc, (jnp.tril(root, -1) + jnp.diag(diagonal)).astype(q.tril.dtype))
