@@ -84,7 +84,7 @@ def train(dataset, objective, seed, epochs, num_samples, coupling=None, recipes=
     recipes = recipes or recipes_of(dataset, members)
     most = max(members, *[recipe.members for recipe in recipes.values()])
     starts = [params, *(model_of(dataset, 1000 * (seed + 1) + member)[1] for member in range(1, most))]
-    trained = [run("deterministic", map_loss, starts[at], x, y, seed=seed + at) for at in range(members)]
+    trained = [run(numbered("deterministic", at), map_loss, starts[at], x, y, seed=seed + at) for at in range(members)]
     others = {"deterministic": trained[0]} | ({f"ensemble of {members}": Ensemble(trained)} if members > 1 else {})
     if objective == "pac_bayes":
         # a prior from one half of the data, and a posterior and its certificate from the other
@@ -103,13 +103,18 @@ def train(dataset, objective, seed, epochs, num_samples, coupling=None, recipes=
         bound = with_prior_on_all(OBJECTIVES[objective], kl_weight=recipe.kl_weight, **noise)
         q = illia_fn.mean_field(starts[at], mask=recipe.mask)
         rule = optax.chain(optimizer, illia_fn.slow_scales(recipe.scale_rate))
-        return run(names[recipe], bound, q, x, y, rule, seed=seed + at)
+        return run(numbered(names[recipe], at), bound, q, x, y, rule, seed=seed + at)
 
     networks = {}
     for name, recipe in recipes.items():
         found = [member(recipe._replace(members=1), at) for at in range(recipe.members)]
         networks[name] = illia_fn.Mixture.of(found) if len(found) > 1 else found[0]
     return apply_fn, {**networks, **others}, None
+
+
+def numbered(name, at):
+    """The name of a network, and of others that are like it but for their start."""
+    return name if at == 0 else f"{name}, start {at + 1}"
 
 
 def parse(argv):

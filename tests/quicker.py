@@ -13,7 +13,7 @@ gc.set_threshold(200_000, 50, 1000)
 # Of which call an operation is, which nobody reads in a program.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 if hasattr(jaxlib._jax, "set_tracebacks_enabled"):
-    jaxlib._jax.set_tracebacks_enabled(False)  # noqa: FBT003
+    jaxlib._jax.set_tracebacks_enabled(False)
 
 # A new MLIR context loads every dialect, 7 ms for each program however small. Programs may share one.
 if hasattr(mlir, "make_ir_context"):

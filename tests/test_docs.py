@@ -3,12 +3,18 @@
 import inspect
 import json
 import re
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from public_api import is_documentable, public_modules, public_names
 
 import benchmarks
+import illia_fn
 from benchmarks.__main__ import EVIDENCE, NAMES
 from benchmarks._report import RESULTS
 from tests.build_docs import build
@@ -37,6 +43,31 @@ def test_code_runs_in_order_and_prints_what_is_shown(page, capsys):
             printed = capsys.readouterr().out
         elif language == "text":
             assert printed == text, f"{page}, line {line}"
+
+
+@pytest.mark.promotes
+def test_the_objective_of_ones_own_ends_at_the_posterior():
+    """From the page of objectives: a linear regression by full covariances, from scales that are too small."""
+    (code,) = [text for _, text, _ in blocks("illia_fn/objectives/README.md") if "def log_cosh_loss" in text]
+    namespace = {"illia_fn": illia_fn, "jax": jax, "jnp": jnp}
+    exec(code.partition("\n\nown = ")[0], namespace)
+    x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    y = x @ np.float32([1.0, -2.0])
+    covariance = np.linalg.inv(x.T @ x + np.eye(2, dtype=np.float32))
+    posterior = illia_fn.FullCovariance.from_covariance(jnp.asarray(covariance @ (x.T @ y)), jnp.asarray(covariance))
+    options = {"num_data": 20, "loss_fn": illia_fn.gaussian_nll}
+    loss = partial(namespace["log_cosh_loss"], lambda w, x: x @ w, x=x, y=y, **options)
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-2, 600))
+
+    def step(state, key):
+        q, opt_state = state
+        updates, opt_state = optimizer.update(jax.grad(lambda q: loss(q, key=key))(q), opt_state)
+        return (optax.apply_updates(q, updates), opt_state), ()
+
+    q = illia_fn.full_covariance(jnp.zeros(2), scale=0.05)
+    keys = jax.random.split(jax.random.key(0), 600)
+    (q, _), _ = jax.jit(lambda q: jax.lax.scan(step, (q, optimizer.init(q)), keys))(q)
+    assert illia_fn.kl_divergence(q, posterior) < 1e-5  # draw by draw, so that nothing is left of the noise
 
 
 def test_the_loop_is_the_one_the_demo_runs():

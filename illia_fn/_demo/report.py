@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from rich.table import Table
+from rich.table import Column, Table
 
 import illia_fn
 from illia_fn import metrics
@@ -16,6 +16,11 @@ from illia_fn._demo.recipes import Ensemble
 
 NUM_NETWORKS = 32  # draws from the posterior
 NUM_DRAWS = 4096  # of a predicted value
+SHORT = {  # in a terminal of 80 columns
+    "negative log-likelihood (nats)": "NLL (nats)",
+    "expected calibration error": "ECE",
+    "predictive entropy (nats)": "entropy (nats)",
+}
 Networks = dict[str, Any]  # name -> parameters, variational or not
 
 
@@ -65,16 +70,22 @@ def _report_classes(
     data: Dataset, classes: list[str], apply_fn: Callable, networks: Networks, seed: int
 ) -> tuple[Table, Figure]:
     predictions = predict_classes(data, apply_fn, networks, seed)
-    table = Table("", *networks)
+    table = _table("", networks, "NLL: negative log-likelihood, ECE: expected calibration error")
     for kind in next(iter(predictions.values())):
         labels = None if kind == "noise" else data.y_test
         columns = [class_metrics(predictions[name][kind], labels) for name in networks]
         table.add_row(f"[bold]{kind}")
         for metric in columns[0]:
-            table.add_row(metric, *[f"{column[metric]:.3f}" for column in columns])
+            table.add_row(SHORT.get(metric, metric), *[f"{column[metric]:.3f}" for column in columns])
         table.add_section()
     images = data.x_test if data.x_test.ndim == 3 else None
     return table, classification_figure(shown(predictions), data.y_test, classes, images)
+
+
+def _table(head: str, networks: Networks, caption: str) -> Table:
+    """A column for each network, as wide as its longest word, for a terminal of 80 columns."""
+    columns = [Column(name, width=max(map(len, name.split()))) for name in networks]
+    return Table(head, *columns, caption=caption)
 
 
 def shown(networks: dict[str, Any]) -> dict[str, Any]:
@@ -94,13 +105,13 @@ def _report_values(data: Dataset, apply_fn: Callable, networks: Networks, seed: 
         log_prob = illia_fn.predictive_log_prob(law, outputs, data.y_test) - np.log(scale)  # a density per unit
         columns.append(
             {
-                "root mean squared error": f"{np.sqrt(np.mean(error**2)):.4g}",
-                "negative log-likelihood (nats)": f"{-np.mean(log_prob):.3f}",
+                "RMSE": f"{np.sqrt(np.mean(error**2)):.4g}",
+                "NLL (nats)": f"{-np.mean(log_prob):.3f}",
                 "coverage of 90 % intervals": f"{100 * metrics.coverage(draws[name], targets, 0.9):.0f} %",
                 "width of 90 % intervals": f"{_width(draws[name]):.4g}",
             }
         )
-    table = Table("held out", *networks)
+    table = _table("held out", networks, "RMSE: root mean squared error, NLL: negative log-likelihood")
     for metric in columns[0]:
         table.add_row(metric, *[column[metric] for column in columns])
     return table, regression_figure(shown(draws), targets, data.target)
