@@ -151,7 +151,7 @@ def _factors(apply_fn: Callable[..., Any], loss_fn: LossFn | None, params: PyTre
         return values[0]
 
     values, vectors = jnp.linalg.eigh(jax.hessian(loss)(flat))
-    roots = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))).T
+    roots = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None, :]).T
     jacobian = jax.jacrev(lambda means: ravel_pytree(jax.tree.map(at_least_float32, outputs(means)))[0])(means)
     return [matmul(roots, _rows(of_node)) for of_node in jacobian]
 

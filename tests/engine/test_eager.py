@@ -214,6 +214,9 @@ FIRST_CALLS = {  # of shapes that nothing else here has: how many programs there
     "predict": (lambda q, x, y: illia_fn.predict(net, q, x, KEY, 2), 8),
     "summary": (lambda q, x, y: illia_fn.summary(q), 4 + 3 * 3),
     "check_setup": (lambda q, x, y: illia_fn.check_setup(net, q, x, y, KEY, num_data=99), 10 + 3 * 3),
+    "laplace": (lambda q, x, y: illia_fn.laplace(net, q, x, y, batch_size=4), 4),
+    "product": (lambda q, x, y: illia_fn.product(gaussian(x), gaussian(x)), 2),
+    "moment_match": (lambda q, x, y: illia_fn.moment_match(q, {"w": illia_fn.full_covariance}), 8),
     "categorical_nll": (lambda q, x, y: illia_fn.categorical_nll(x, y), 2),
     "gaussian_nll": (lambda q, x, y: illia_fn.gaussian_nll((x, x), x), 4),
 }
@@ -233,6 +236,11 @@ def joint(width):
         "low": illia_fn.LowRank(loc, rho, factor),
         "full": illia_fn.FullCovariance(loc[0], eye(width)),
     }
+
+
+def gaussian(x):
+    """A joint node that products take."""
+    return {"low": joint(len(x))["low"], "full": joint(len(x))["full"]}
 
 
 @pytest.mark.parametrize("name", FIRST_CALLS)
