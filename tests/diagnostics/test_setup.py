@@ -95,6 +95,14 @@ def test_padding_and_locations_do_not_count():
     )
 
 
+def test_what_the_targets_have_to_tell():
+    """What the best constant prediction leaves: the entropy of the labels, half the variance of the values."""
+    shares = np.bincount(LABELS) / len(LABELS)
+    for apply_fn, y, worth in (classes, LABELS, -np.sum(shares * np.log(shares))), (values, VALUES, np.var(VALUES) / 2):
+        (problem,) = [finding.problem for finding in check(apply_fn, y=y, prior=Normal(0.0, 0.01)).findings]
+        assert f"the targets have about {worth:.3g} to tell" in problem
+
+
 def test_joint_priors_of_parts_of_a_node():
     """A tree of low-rank posteriors, over a subtree and over an array, and a Normal."""
     params = {"a": PARAMS, "c": jnp.full(2, 0.3), "d": jnp.full(2, 0.2)}
