@@ -22,4 +22,4 @@ def test_all_that_is_marked():
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     print(result.stdout)
     assert result.returncode == 0, result.stdout[-5000:]
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 100
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 80
