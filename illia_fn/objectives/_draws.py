@@ -111,8 +111,17 @@ class Draws:
         losses, aux = self.losses(w, *apply_key)
         return self.data.mean(losses), aux
 
-    def log_q(self, w: Draw, *, of_draw_alone: bool = False) -> jax.Array:
-        """log q(w) in nats, a scalar; with a gradient through the draw alone, it is that of a fixed q."""
+    def log_q(self, w: Draw, *, of_draw_alone: bool | None = None) -> jax.Array:
+        """log q(w) in nats, a scalar; with a gradient through the draw alone, it is that of a fixed q.
+
+        Which of the two must be told if the estimator is "doubly_reparameterised".
+        """
+        if of_draw_alone is None and self.estimator == "doubly_reparameterised":
+            raise ValueError(
+                f'{self.caller}: estimator="doubly_reparameterised" takes the gradient of log q through the draws '
+                "alone, and the objective tells what takes the place of the rest. Pass the log q to differentiate, "
+                'log_q(w, of_draw_alone=True), also to log_ratio(w, log_q), or take estimator="reparameterised".'
+            )
         nodes = self.joined.nodes
         return log_prob(jax.lax.stop_gradient(nodes) if of_draw_alone else nodes, w)
 

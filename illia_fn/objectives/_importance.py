@@ -111,7 +111,7 @@ def importance_loss(
         return kl_weight.astype(log_ratio.dtype) * log_ratio - jnp.asarray(num_data, nll.dtype) * nll, aux
 
     def values_at(w: Draw, *apply_key: jax.Array) -> tuple[tuple[()], jax.Array]:
-        return (), log_weight(w, draws.log_q(w), *apply_key)[0]
+        return (), log_weight(w, draws.log_q(w, of_draw_alone=False), *apply_key)[0]
 
     def slope_at(w: Draw, *inputs: jax.Array) -> tuple[jax.Array, PyTree]:
         *apply_key, of_model, of_draw, of_score = inputs
@@ -124,7 +124,7 @@ def importance_loss(
         through_draw, aux = log_weight(w, draws.log_q(w, of_draw_alone=not is_plain), *apply_key)
         if is_plain and of_q_alone:  # what is not q takes the coefficients of q
             return of_draw * through_draw, aux
-        through_model, _ = log_weight(fixed_w, jax.lax.stop_gradient(draws.log_q(w)), *apply_key)
+        through_model, _ = log_weight(fixed_w, jax.lax.stop_gradient(draws.log_q(w, of_draw_alone=False)), *apply_key)
         return of_model * through_model + of_draw * through_draw, aux
 
     _, log_weights = draws.sum(values_at, takes_key=True, constant=True)

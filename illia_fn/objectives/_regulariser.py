@@ -125,14 +125,7 @@ class Regulariser:
 
         `log_q` is `draws.log_q(w)`, unless it is given: a gradient that leaves out a part of its own says which.
         """
-        if log_q is None:
-            if self.draws.estimator == "doubly_reparameterised":
-                raise ValueError(
-                    f'{self.caller}: estimator="doubly_reparameterised" takes the gradient of log q through the draws '
-                    "alone, and the objective tells what takes the place of the rest. Pass the log q to differentiate, "
-                    'such as log_ratio(w, draws.log_q(w, of_draw_alone=True)), or take estimator="reparameterised".'
-                )
-            log_q = self.draws.log_q(w)
+        log_q = self.draws.log_q(w) if log_q is None else log_q
         if self._is_tempered:
             log_q = at_least_float32(self.temperature).astype(log_q.dtype) * log_q
         return log_prior(self.draws.joined, self.pairs, w) - log_q

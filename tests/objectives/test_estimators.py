@@ -410,13 +410,16 @@ def test_with_a_fixed_key_the_reparameterised_gradient_is_that_of_the_value(chun
 
 
 def test_an_objective_of_ones_own_says_which_log_q_it_differentiates():
-    def ratio(estimator, **of_q):
+    def ratio(estimator, *, directly=False, **of_q):
         data = DataTerm("own_loss", lambda w, x: x * w, jnp.ones(2), jnp.zeros(2))
         draws = Draws(data, mean_field(jnp.ones(()), scale=0.5), KEY, 2, estimator=estimator)
         regulariser = Regulariser(draws, num_data=2)
         w = [node.mean for node in draws.joined.nodes]
+        if directly:
+            return draws.log_q(w)
         return regulariser.log_ratio(w, draws.log_q(w, **of_q) if of_q else None)
 
-    with pytest.raises(ValueError, match=r"own_loss: estimator=.*of_draw_alone=True"):
-        ratio("doubly_reparameterised")
+    for directly in (False, True):
+        with pytest.raises(ValueError, match=r"own_loss: estimator=.*of_draw_alone=True"):
+            ratio("doubly_reparameterised", directly=directly)
     assert ratio("doubly_reparameterised", of_draw_alone=True) == ratio("reparameterised")
