@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 HALF_LOG_2PI = 0.9189385332046727
+LARGE = 2**19  # elements of an array, 2 MB in float32: smaller ones stay in a cache
 
 # Outside of a jit one program, where each operation would be one to compile; inside of one, the operations themselves.
 one_program = partial(jax.jit, inline=True)
@@ -144,16 +145,21 @@ def weighted_mean(values: jax.Array, weights: ArrayLike | None) -> jax.Array:
     return jnp.sum(weights * values) / jnp.sum(weights)
 
 
-@jax.custom_jvp
-def gradient_after_value(x: jax.Array) -> jax.Array:
-    """x, a scalar, without which nothing can be done with its gradient: where it is NaN, that is, too.
+def gradient_after_value(x: jax.Array, tree: Any) -> jax.Array:
+    """x, a scalar of the arrays in `tree`, without which nothing can be done with its gradient, where they are large.
 
     Else XLA copies parameters that are donated, as it does not know that they are read for x before they are updated.
+    The gradient alone then takes the time of x, too, so that small arrays may be copied.
     """
+    return _after(x) if any(np.size(leaf) >= LARGE for leaf in jax.tree.leaves(tree)) else x
+
+
+@jax.custom_jvp
+def _after(x: jax.Array) -> jax.Array:
     return x
 
 
-@gradient_after_value.defjvp
-def _gradient_after_value_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (x,), (tangent,) = primals, tangents
+@_after.defjvp
+def _after_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents  # where x is NaN so is the gradient, which therefore waits for it
     return x, tangent * jnp.where(jnp.isnan(x), jnp.nan, 1.0).astype(x.dtype)

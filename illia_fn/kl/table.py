@@ -131,7 +131,7 @@ def kl_divergence(q: Any, p: PyTree, *, key: jax.Array | None = None, num_sample
 
 def kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:
     """`kl_divergence`, with errors in the name of its caller."""
-    return gradient_after_value(_kl_of_node(caller, q, p, key, num_samples))
+    return gradient_after_value(_kl_of_node(caller, q, p, key, num_samples), q)
 
 
 def _kl_of_node(caller: str, q: Any, p: PyTree, key: jax.Array | None, num_samples: int) -> jax.Array:

@@ -73,7 +73,8 @@ class Regulariser:
         if draws.estimator != "doubly_reparameterised":
             return kl
         path, _ = draws.sum(lambda w: (-self.log_ratio(w, draws.log_q(w, of_draw_alone=True)), ()))
-        return gradient_after_value(with_gradient_of(kl, (path / draws.num_samples).astype(kl.dtype), draws.once))
+        kl = with_gradient_of(kl, (path / draws.num_samples).astype(kl.dtype), draws.once)
+        return gradient_after_value(kl, draws.params)
 
     def hyperprior(self) -> jax.Array | None:
         """-log of the hyperpriors of the priors that were fitted to q, in nats; None if none was."""
@@ -91,10 +92,10 @@ class Regulariser:
     def _entropy(self) -> jax.Array:
         joined, count = self.draws.joined, self.draws.num_samples
         terms = [
-            node.entropy() if node.has_entropy else self.pairs[group[0]].entropy(count)
+            gradient_after_value(node.entropy() if node.has_entropy else self.pairs[group[0]].entropy(count), node)
             for node, group in zip(joined.nodes, joined.groups, strict=True)
         ]
-        return total(list(map(gradient_after_value, terms)))
+        return total(terms)
 
     def _tempered(self, kl: jax.Array, entropy: Callable[[], jax.Array]) -> jax.Array:
         """KL + (1 - T) H."""
