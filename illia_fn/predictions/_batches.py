@@ -32,20 +32,31 @@ def check_batch_size(caller: str, batch_size: Any, x: PyTree, *others: PyTree) -
 
 
 def in_batches(
-    caller: str, f: Callable[..., PyTree], params: PyTree, x: PyTree, key: jax.Array, *, batch_size: int, axis: int
+    caller: str,
+    outputs: Callable[..., PyTree],
+    reduce: Callable[[PyTree], PyTree] | None,
+    params: PyTree,
+    x: PyTree,
+    key: jax.Array,
+    batch_size: int,
 ) -> PyTree:
-    """f(params, x, key), whose results have the examples along an axis, as NumPy arrays.
+    """outputs(params, x, key), with leaves (S, B, ...), or what `reduce` makes of it, (B, ...), as NumPy arrays.
 
-    It is compiled once: the last batch is filled up with copies of the last example.
+    Each is compiled once: the last batch is filled up with copies of the last example.
     """
     count = len(jax.tree.leaves(x)[0])
     batch_size = min(batch_size, count)
+    axis = 1 if reduce is None else 0
     whole: list[np.ndarray] = []
-    run = structure = None
+    structure = None
     for start in range(0, count, batch_size):
         batch = jax.tree.map(partial(_rows, start=start, size=batch_size), x)
-        run = run or compiled(f, params, batch, key)
-        leaves, structure = jax.tree.flatten(run(params, batch, key))
+        outputs = outputs if whole else compiled(outputs, params, batch, key)
+        made = outputs(params, batch, key)
+        if reduce is not None:
+            reduce = reduce if whole else _compiled_reduction(caller, reduce, made, batch_size)
+            made = reduce(made)
+        leaves, structure = jax.tree.flatten(made)
         if not whole:
             check_examples(caller, leaves, batch_size, axis)
             whole = [np.empty(_with_size(leaf.shape, axis, count), leaf.dtype) for leaf in leaves]
@@ -55,6 +66,16 @@ def in_batches(
             result[(*here, slice(start, stop))] = np.asarray(leaf)[(*here, slice(0, stop - start))]
     assert structure is not None
     return structure.unflatten(whole)
+
+
+def _compiled_reduction(
+    caller: str, reduce: Callable[[PyTree], PyTree], stacked: PyTree, batch_size: int
+) -> Callable[[PyTree], PyTree]:
+    """`reduce`, tried on the numbers of one example, which it may refuse, as it may not where it is traced."""
+    check_examples(caller, jax.tree.leaves(stacked), batch_size, axis=1)
+    one = jax.tree.map(lambda leaf: leaf[:, :1], stacked)
+    check_examples(caller, jax.tree.leaves(reduce(one)), 1, axis=0)
+    return compiled(reduce, stacked)
 
 
 def _rows(x: Any, *, start: int, size: int) -> jax.Array:

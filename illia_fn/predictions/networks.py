@@ -13,7 +13,7 @@ from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._randomness import check_fresh_noise
 from illia_fn.engine.monte_carlo import draws
 from illia_fn.posteriors.posterior import check_nodes, is_posterior, mean, num_params
-from illia_fn.predictions._batches import check_batch_size, check_examples, in_batches
+from illia_fn.predictions._batches import check_batch_size, in_batches
 
 Sampling = Literal["independent", "antithetic", "latin_hypercube"]
 
@@ -85,12 +85,9 @@ def predict(
         stacked = outputs(params, x, key)
         return stacked if reduce is None else reduce(stacked)
     check_batch_size("predict", batch_size, x, params, key)
-    f = outputs if reduce is None else lambda *args: reduce(outputs(*args))
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), x)
     check_fresh_noise("predict", apply_fn, params, first, key if needs_key else None)
-    if reduce is not None:  # once on numbers, which it may refuse, as it may not under jit
-        check_examples("predict", jax.tree.leaves(reduce(outputs(params, first, key))), 1, 0)
-    return in_batches("predict", f, params, x, key, batch_size=batch_size, axis=1 if reduce is None else 0)
+    return in_batches("predict", outputs, reduce, params, x, key, batch_size)
 
 
 def _check_networks(params: PyTree, num_samples: int, sampling: Sampling, *, is_random: bool) -> None:

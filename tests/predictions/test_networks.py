@@ -77,6 +77,20 @@ def test_batches_compile_once_and_so_do_calls():
     assert not compilations
 
 
+def test_a_reduction_does_not_have_the_networks_compiled_twice():
+    def shapes(reduce):
+        traced = []
+
+        def counted(w, x):
+            traced.append(x.shape)
+            return apply_fn(w, x)
+
+        predict(counted, Q, X, KEY, 2, batch_size=10, reduce=reduce)
+        return traced
+
+    assert shapes(lambda outputs: outputs.mean(axis=0)) == shapes(None)
+
+
 def test_evenly_spread_networks_have_the_right_law():
     """Each network by itself is a draw from q, whatever its place among the others."""
     q = mean_field(jnp.array(1.0), scale=0.5)
