@@ -152,6 +152,16 @@ def kinds():
     sums_within()
 
 
+def in_parts(q, x):
+    """What takes examples, which are sharded, some at a time."""
+    network = lambda w, x: jnp.tanh(x @ w["w"][:, :2])  # noqa: E731
+    q = {"w": q["w"]}
+    of_data = partial(illia_fn.laplace, network, loss_fn=illia_fn.gaussian_nll, batch_size=3)
+    jax.eval_shape(of_data, q, x, x[:, :2])
+    jax.eval_shape(partial(illia_fn.linearise, network, chunk_size=3), q, x)
+    return illia_fn.predict(network, q, x, KEY, 2, batch_size=3)
+
+
 def sums_within():
     """What varies otherwise: keys of each device's own for a function of what is the same on all, and sums within."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
@@ -175,6 +185,22 @@ def sums_within():
         return keys + summed(q, x, lambda value: value)
 
     check("sums within", *(jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(Q, X) for f in (sharded, plain)))
+
+    def of_derivatives(x):
+        """What differentiates the network by weights that are the same on all devices: each has its own result."""
+        q, network = illia_fn.mean_field({"w": Q["w"].loc}, scale=0.1), lambda w, x: jnp.tanh(x @ w["w"][:, :2])
+        of_data = illia_fn.laplace(network, q, x, x[:, :2], loss_fn=illia_fn.gaussian_nll)["w"]
+        return of_data.stddev[None], illia_fn.linearise(network, q, x).covariance
+
+    mapped = jax.shard_map(of_derivatives, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    parts = [of_derivatives(half) for half in jnp.split(X, 2)]
+    whole = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    check("in parts", in_parts(place(whole, Q), place(whole, X, "data")), in_parts(Q, X))
+    keys, sample = jax.random.split(KEY, 2), jax.vmap(illia_fn.mean_field(jnp.ones((128, 128))).sample)  # in one pass
+    check("large draws", jax.jit(sample)(place(whole, keys, "data")), sample(keys))
+    auto = place(mesh, {"w": Q["w"]}, "data")
+    assert illia_fn.laplace(lambda w, x: x @ w["w"], auto, X, Y)["w"].rho.sharding == auto["w"].rho.sharding
+    check("derivatives", jax.jit(mapped)(X), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
 
 
 def shared_out():

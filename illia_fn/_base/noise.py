@@ -33,7 +33,9 @@ def uniform(key: jax.Array, shape: tuple[int, ...], first: jax.Array) -> jax.Arr
 
 
 def takes_one_pass(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Whether such draws are ours: those of threefry on a CPU, of float32, and large."""
+    """Whether such draws are ours: those of threefry on a CPU, of float32, and large; on no mesh with explicit axes."""
+    if jax.typeof(key).sharding.mesh.explicit_axes:  # along which `vmap` would split the loop
+        return False
     is_threefry = jax.random.key_impl(key) == "threefry2x32" and jax.config.jax_threefry_partitionable  # ty: ignore
     return is_threefry and platform() == "cpu" and dtype == jnp.float32 and _LARGE <= math.prod(shape) < 2**32
 

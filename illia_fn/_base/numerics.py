@@ -151,7 +151,8 @@ def gradient_after_value(x: jax.Array, tree: Any) -> jax.Array:
     Else XLA copies parameters that are donated, as it does not know that they are read for x before they are updated.
     The gradient alone then takes the time of x, too, so that small arrays may be copied.
     """
-    return _after(x) if any(np.size(leaf) >= LARGE for leaf in jax.tree.leaves(tree)) else x
+    sizes = [np.size(leaf) for leaf in jax.tree.leaves(tree)]  # of jax.export maybe symbols
+    return _after(x) if any(isinstance(size, int) and size >= LARGE for size in sizes) else x
 
 
 @jax.custom_jvp

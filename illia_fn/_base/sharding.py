@@ -1,9 +1,12 @@
 """What the type of an array tells of the devices that it lies on."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from illia_fn._base.trees import PyTree
@@ -20,6 +23,16 @@ def gathered(x: jax.Array, axes: Any) -> jax.Array:
     names = [entry if isinstance(entry, tuple) else (entry,) for entry in (axes, *sharding.spec)]
     spec = P(*[tuple(name for name in entry if name and name not in names[0]) or None for entry in names[1:]])
     return x if spec == sharding.spec else jax.sharding.reshard(x, sharding.update(spec=spec))
+
+
+def with_whole_examples(tree: PyTree) -> PyTree:
+    """The arrays of a tree, no longer sharded along the explicit axes of their leading axis, which is to be cut."""
+
+    def whole(x: Any) -> Any:
+        spec = jax.typeof(x).sharding.spec if isinstance(x, jax.Array) else ()
+        return gathered(x, spec[0]) if len(spec) and spec[0] else x
+
+    return jax.tree.map(whole, tree)
 
 
 def mesh_of(tree: PyTree) -> Any:
@@ -40,6 +53,13 @@ def moved_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x` as `like` is sharded, if that is on a mesh with axes of other types, as within `jax.sharding.auto_axes`."""
     mine, its = jax.typeof(x).sharding, jax.typeof(like).sharding
     return x if mine.mesh.empty or mine.mesh == its.mesh else jax.sharding.reshard(x, its)
+
+
+def placed_like(x: jax.Array, like: Any) -> jax.Array:
+    """`x`, in a jit, over the devices as an array of its shape outside of it is, if that is on several."""
+    sharding = None if isinstance(like, jax.core.Tracer) else getattr(like, "sharding", None)
+    is_spread = isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
+    return jax.lax.with_sharding_constraint(x, sharding) if is_spread else x
 
 
 def type_of_rows(x: jax.Array, count: int) -> Any:
@@ -64,6 +84,16 @@ def vary_along(tree: PyTree, axes: frozenset[str]) -> PyTree:
         return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
     return jax.tree.map(one, tree)
+
+
+def vary_like(f: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
+    """The arrays of a tree, varying along all axes of the mesh of a `jax.shard_map` that f(tree) varies along.
+
+    The derivative of f by them is then that of each device; by what does not vary it is the sum over all devices.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    return vary_along(tree, varying_axes(jax.eval_shape(f, tree)))
 
 
 def platform() -> str:

@@ -196,7 +196,7 @@ def _worth(data: DataTerm, nll: Any) -> float | None:
     if y.dtype.kind in "iu":
         shares = np.unique(y, return_counts=True)[1] / y.size
         return float(-np.sum(shares * np.log(shares)) * (y.size / len(y)))
-    return float(0.5 * np.var(y) * (y.size / len(y)))
+    return float(0.5 * np.sum(np.var(y.astype(np.float64), axis=0)))
 
 
 def _of_a_step(loss: Callable[[PyTree], Any], params: PyTree, *, has_aux: bool) -> list[Finding]:

@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from illia_fn._base.trees import PyTree
 
 _KEPT = 128  # compilations
+_KEPT_WITH_ARRAYS = 8  # of those that keep arrays alive, which a function under jit has closed over
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
 
@@ -66,13 +67,19 @@ class _Program(NamedTuple):
 
 def _evaluation(jaxpr: Jaxpr) -> Callable[..., list[jax.Array]]:
     try:
-        return _compiled(_Program(_signature(jaxpr), jaxpr))
+        program = _Program(_signature(jaxpr), jaxpr)
+        return _compiled_with_arrays(program) if _holds_arrays(program.signature) else _compiled(program)
     except (_NotComparable, TypeError):  # a parameter without a hash
         return functools.partial(_evaluate, jaxpr)
 
 
 @functools.lru_cache(maxsize=_KEPT)
 def _compiled(program: _Program) -> Callable[..., list[jax.Array]]:
+    return jax.jit(functools.partial(_evaluate, program.jaxpr))
+
+
+@functools.lru_cache(maxsize=_KEPT_WITH_ARRAYS)
+def _compiled_with_arrays(program: _Program) -> Callable[..., list[jax.Array]]:
     return jax.jit(functools.partial(_evaluate, program.jaxpr))
 
 
@@ -122,6 +129,10 @@ def _of_param(value: Any) -> Hashable:
         return float, value.hex()  # 0.0 is not -0.0, and a NaN is itself
     hash(value)
     return type(value), value
+
+
+def _holds_arrays(signature: Any) -> bool:
+    return signature is jax.Array or (isinstance(signature, tuple) and any(map(_holds_arrays, signature)))
 
 
 def _of_array(value: Any) -> tuple[Hashable, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from illia_fn._base.checks import check_callable, check_draws, split_aux
 from illia_fn._base.numerics import at_least_float32, spread
-from illia_fn._base.sharding import vary_along, varying_axes
+from illia_fn._base.sharding import vary_like
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import Chunk, sum_over_chunks
 from illia_fn.engine._eager import compiled_once
@@ -119,11 +119,9 @@ def draws(
     keys = jax.random.split(key, (num_samples // sides, 1 + sides))
     rows = [row.reshape(num_samples // 2, 2, *row.shape[1:]) for row in per_draw] if antithetic else per_draw
     chunks = keys, jnp.asarray(np.arange(num_samples // sides)), *rows
-    noise = partial(_even_noise, keys[0, 0], num_samples) if latin_hypercube else _noise
+    noise = partial(_even_noise, jax.random.clone(keys)[0, 0], num_samples) if latin_hypercube else _noise
     chunk_sum = partial(_chunk_sum, f, noise, antithetic=antithetic, needs_key=needs_key)
-    if jax.sharding.get_abstract_mesh().manual_axes:  # as in a shard_map
-        value, _ = jax.eval_shape(chunk_sum(q), jax.tree.map(lambda x: x[:1], chunks))
-        q = vary_along(q, varying_axes(value))
+    q = vary_like(lambda q: chunk_sum(q)(jax.tree.map(lambda x: x[:1], chunks))[0], q)
     at_q = chunk_sum(q)  # once for all chunks
     is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(q))
     return (at_q if is_traced else partial(compiled_once, at_q)), chunks

@@ -114,24 +114,41 @@ class Draws:
     def log_q(self, w: Draw, *, of_draw_alone: bool | None = None) -> jax.Array:
         """log q(w) in nats, a scalar; with a gradient through the draw alone, it is that of a fixed q.
 
-        Which of the two must be told if the estimator is "doubly_reparameterised".
+        That leaves out the score, the gradient of log q at a fixed draw, whose expectation is zero in a mean over the
+        draws, E_q[log q]. In any other function of log q something must take its place, as in
+        Tucker et al. 2019, https://arxiv.org/abs/1810.04152. So which of the two is meant must be told if the estimator
+        is "doubly_reparameterised".
         """
         if of_draw_alone is None and self.estimator == "doubly_reparameterised":
             raise ValueError(
-                f'{self.caller}: estimator="doubly_reparameterised" takes the gradient of log q through the draws '
-                "alone, and the objective tells what takes the place of the rest. Pass the log q to differentiate, "
-                'log_q(w, of_draw_alone=True), also to log_ratio(w, log_q), or take estimator="reparameterised".'
+                f'{self.caller}: estimator="doubly_reparameterised" leaves the score of q out, whose expectation is '
+                "zero in a mean of log q alone. For a mean, pass log_q(w, of_draw_alone=True), also to log_ratio(w, "
+                'log_q); for any other function of log q take estimator="reparameterised".'
             )
         nodes = self.joined.nodes
         return log_prob(jax.lax.stop_gradient(nodes) if of_draw_alone else nodes, w)
 
     # --- all of them ------------------------------------------------------------------------------------------------
 
-    def sum(self, f: OfDraw, *per_draw: jax.Array, takes_key: bool = False, constant: bool = False) -> Any:
+    def sum(
+        self,
+        f: OfDraw,
+        *per_draw: jax.Array,
+        takes_key: bool = False,
+        constant: bool = False,
+        holds_draws: bool = False,
+    ) -> Any:
         """The sum of the values, and all aux, of f(w, a key if it takes one, its rows of `per_draw`) -> (value, aux).
 
-        Every call sees the same draws. With `constant`, the results have no first derivative.
+        Every call sees the same draws, and the gradient goes through them. With `constant`, the results have no first
+        derivative. For "score_function" there must be none along the draws: `reduce` sees to it, or f, which then
+        `holds_draws`.
         """
+        if self.estimator == "score_function" and not (constant or holds_draws):
+            raise ValueError(
+                f'{self.caller}: Draws.sum differentiates along the draws, and estimator="score_function" is for what '
+                "has no derivative there. Call Draws.reduce(f, jnp.mean), or Draws.mean_nll()."
+            )
         count = self.num_samples // 2 if self.antithetic else self.num_samples
         chunk_size = chosen(self.chunk_size, count, self.params, self.data.x)
         chunk_sum, chunks = draws(
@@ -214,7 +231,7 @@ class Draws:
 
         _, values = self.sum(values_at, takes_key=True, constant=True)
         advantage = advantages(reduction, values) if by_score else jnp.zeros(len(values))
-        slope, aux = self.sum(slope_at, jax.grad(reduction)(values), advantage, takes_key=True)
+        slope, aux = self.sum(slope_at, jax.grad(reduction)(values), advantage, takes_key=True, holds_draws=by_score)
         once = self.once if by_score else None
         return with_gradient_of(reduction(values), slope, once), aux
 

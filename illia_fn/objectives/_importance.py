@@ -138,7 +138,7 @@ def importance_loss(
         return _coefficients(draws.estimator, functional, factor, log_weights), functional.value(log_weights)
 
     coefficients, value = compiled_once(of_weights, log_weights)
-    slope, aux = draws.sum(slope_at, *coefficients, takes_key=True)
+    slope, aux = draws.sum(slope_at, *coefficients, takes_key=True, holds_draws=True)
     once = None if draws.estimator == "reparameterised" and of_q_alone else _once(draws, functional)
     value = with_gradient_of(value, slope, once)
     loss = jnp.asarray(sign, value.dtype) * value / jnp.asarray(num_data, value.dtype)

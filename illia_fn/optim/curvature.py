@@ -12,6 +12,7 @@ from jax.scipy.linalg import solve_triangular
 
 from illia_fn._base.checks import check_callable, check_count, concrete
 from illia_fn._base.numerics import at_least_float32, matmul, softplus_inverse, widest_dtype
+from illia_fn._base.sharding import placed_like, vary_like, with_whole_examples
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._eager import compiled_once
@@ -139,7 +140,7 @@ def _factors(apply_fn: Callable[..., Any], loss_fn: LossFn | None, params: PyTre
         moving = iter(means)
         return apply_fn(structure.unflatten([next(moving) if is_posterior(leaf) else leaf for leaf in leaves]), one)
 
-    means = [leaf.mean for leaf in leaves if is_posterior(leaf)]
+    means = vary_like(outputs, [leaf.mean for leaf in leaves if is_posterior(leaf)])
     flat, unflatten = ravel_pytree(jax.tree.map(at_least_float32, outputs(means)))
 
     def loss(flat: jax.Array) -> jax.Array:
@@ -150,7 +151,7 @@ def _factors(apply_fn: Callable[..., Any], loss_fn: LossFn | None, params: PyTre
             )
         return values[0]
 
-    values, vectors = jnp.linalg.eigh(jax.hessian(loss)(flat))
+    values, vectors = jnp.linalg.eigh(jax.hessian(loss)(vary_like(loss, flat)))
     roots = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None, :]).T
     jacobian = jax.jacrev(lambda means: ravel_pytree(jax.tree.map(at_least_float32, outputs(means)))[0])(means)
     return [matmul(roots, _rows(of_node)) for of_node in jacobian]
@@ -173,7 +174,8 @@ def _summed(factors: Callable[..., Any], nodes: list[Any], x: PyTree, y: PyTree,
             found.append(matmul(rows.T, rows) if is_full else jnp.sum(jnp.square(rows), axis=0))
         return found
 
-    return sum_over_chunks(lambda batch: (of_batch(*batch), ()), jax.tree.map(jnp.asarray, (x, y)), batch_size)[0]
+    batches = with_whole_examples(jax.tree.map(jnp.asarray, (x, y)))
+    return sum_over_chunks(lambda batch: (of_batch(*batch), ()), batches, batch_size)[0]
 
 
 def _precision_of_prior(pair: Pair) -> jax.Array:
@@ -183,6 +185,7 @@ def _precision_of_prior(pair: Pair) -> jax.Array:
     def minus_log_prior(flat: jax.Array) -> jax.Array:
         return -log_prior_of_node(pair.name, pair.p, unravel(flat, jax.tree.map(at_least_float32, pair.q.mean)))
 
+    flat = vary_like(minus_log_prior, flat)
     if isinstance(pair.q, FullCovariance):
         return jax.hessian(minus_log_prior)(flat)
     if jax.eval_shape(pair.p.log_prob, pair.q.mean).shape != jnp.shape(pair.q.mean):
@@ -205,7 +208,7 @@ def _of_precision(pair: Pair, precision: jax.Array) -> Gaussian | FullCovariance
 def _node_of_precision(q: Gaussian | FullCovariance, precision: jax.Array) -> Gaussian | FullCovariance:
     loc = q.loc
     if isinstance(q, Gaussian):
-        rho = softplus_inverse(precision**-0.5).reshape(jnp.shape(loc))
+        rho = placed_like(softplus_inverse(precision**-0.5).reshape(jnp.shape(loc)), loc)
         return Gaussian(loc, rho.astype(q.rho.dtype))
     # the Cholesky factor of an inverse: that of the precision in reverse order, inverted
     reverse = jnp.linalg.cholesky(precision[::-1, ::-1])[

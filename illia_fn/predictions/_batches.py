@@ -52,7 +52,7 @@ def in_batches(
     for start in range(0, count, batch_size):
         batch = jax.tree.map(partial(_rows, start=start, size=batch_size), x)
         outputs = outputs if whole else compiled(outputs, params, batch, key)
-        made = outputs(params, batch, key)
+        made = outputs(params, batch, jax.random.clone(key))
         if reduce is not None:
             reduce = reduce if whole else _compiled_reduction(caller, reduce, made, batch_size)
             made = reduce(made)
@@ -72,9 +72,11 @@ def _compiled_reduction(
     caller: str, reduce: Callable[[PyTree], PyTree], stacked: PyTree, batch_size: int
 ) -> Callable[[PyTree], PyTree]:
     """`reduce`, tried on the numbers of one example, which it may refuse, as it may not where it is traced."""
-    check_examples(caller, jax.tree.leaves(stacked), batch_size, axis=1)
-    one = jax.tree.map(lambda leaf: leaf[:, :1], stacked)
-    check_examples(caller, jax.tree.leaves(reduce(one)), 1, axis=0)
+    if all(jnp.shape(leaf)[1:2] == (batch_size,) for leaf in jax.tree.leaves(stacked)):
+        one = jax.tree.map(lambda leaf: leaf[:, :1], stacked)
+        check_examples(caller, jax.tree.leaves(reduce(one)), 1, axis=0)
+    else:  # `reduce` knows where the examples are
+        check_examples(caller, jax.tree.leaves(reduce(stacked)), batch_size, axis=0)
     return compiled(reduce, stacked)
 
 

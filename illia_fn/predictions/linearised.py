@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_callable, check_count, concrete
 from illia_fn._base.numerics import at_least_float32, one_program, widest_dtype
+from illia_fn._base.sharding import vary_like, with_whole_examples
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.coupling._joint import is_linear_in_noise
 from illia_fn.posteriors._join import Joined
@@ -88,11 +89,12 @@ def linearise(apply_fn: Callable[..., Any], params: PyTree, x: PyTree, *, chunk_
             return jax.tree.map(_alone, apply_fn(joined.tree(sampler.draws(noise)), batch))
 
         mean = outputs(zeros)
-        factor = jax.jacrev(lambda noise: ravel_pytree(jax.tree.map(at_least_float32, outputs(noise)))[0])(zeros)
+        flat_outputs = lambda noise: ravel_pytree(jax.tree.map(at_least_float32, outputs(noise)))[0]  # noqa: E731
+        factor = jax.jacrev(flat_outputs)(vary_like(flat_outputs, zeros))
         flat = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(factor)], axis=1)
         return mean, jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
 
-    return OutputLaw(*jax.lax.map(of_example, x, batch_size=chunk_size))
+    return OutputLaw(*jax.lax.map(of_example, with_whole_examples(x), batch_size=chunk_size))
 
 
 def _noise_shapes(sampler: Sampler) -> list[jax.ShapeDtypeStruct]:

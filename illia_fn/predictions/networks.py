@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from illia_fn._base.checks import check_callable, check_key, describe
+from illia_fn._base.sharding import with_whole_examples
 from illia_fn._base.trees import PyTree
 from illia_fn.engine._accumulate import sum_over_chunks
 from illia_fn.engine._randomness import check_fresh_noise
@@ -85,6 +86,7 @@ def predict(
         stacked = outputs(params, x, key)
         return stacked if reduce is None else reduce(stacked)
     check_batch_size("predict", batch_size, x, params, key)
+    x = with_whole_examples(x)
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), x)
     check_fresh_noise("predict", apply_fn, params, first, key if needs_key else None)
     return in_batches("predict", outputs, reduce, params, x, key, batch_size)

@@ -11,6 +11,8 @@ import pytest
 
 import illia_fn
 from illia_fn import Normal, check_setup, mean_field
+from illia_fn.diagnostics.setup import _worth
+from illia_fn.objectives import DataTerm
 
 pytestmark = pytest.mark.promotes
 
@@ -101,6 +103,14 @@ def test_what_the_targets_have_to_tell():
     for apply_fn, y, worth in (classes, LABELS, -np.sum(shares * np.log(shares))), (values, VALUES, np.var(VALUES) / 2):
         (problem,) = [finding.problem for finding in check(apply_fn, y=y, prior=Normal(0.0, 0.01)).findings]
         assert f"the targets have about {worth:.3g} to tell" in problem
+
+
+def test_targets_of_several_outputs_and_of_half_precision():
+    """Each output has a best constant of its own; a variance is not summed up in bfloat16."""
+    for y in (jnp.stack([VALUES, VALUES[::-1] + 100.0], axis=1), jnp.tile(VALUES.astype(jnp.bfloat16), 100)):
+        data = DataTerm("check_setup", lambda w, x: x, y, y)
+        expected = 0.5 * np.var(np.asarray(y, np.float64), axis=0).sum()
+        np.testing.assert_allclose(_worth(data, 1.0), expected, rtol=1e-6)
 
 
 def test_joint_priors_of_parts_of_a_node():

@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+import weakref
 from functools import cache, partial
 
 import jax
@@ -127,6 +128,17 @@ def test_memory_does_not_grow():
     grown = calls(8) - start
     tracemalloc.stop()
     assert grown < 8 * 20_000  # a compilation each would be some 3 MB
+
+
+def test_few_functions_that_closed_over_arrays_are_kept():
+    def kept(number):
+        array = jnp.full(3, float(number))
+        compiled_once(jax.jit(lambda x: x + array), jnp.zeros(3))
+        return weakref.ref(array)
+
+    arrays = [kept(number) for number in range(12)]
+    gc.collect()
+    assert sum(array() is not None for array in arrays) <= 8
 
 
 # --- what tells two functions apart -----------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ def loss_with_statistics(q, key):
 
 CALLS = {
     "predict": lambda q, key: illia_fn.predict(apply_fn, q, X, key, 3, needs_key=True, chunk_size=2).sum(),
+    "latin hypercube": lambda q, key: illia_fn.predict(
+        apply_fn, q, X, key, 3, needs_key=True, sampling="latin_hypercube"
+    ).sum(),
     "expectation": lambda q, key: illia_fn.expectation(lambda w: w["w"].sum(), q, key, 2),
     "kl_loss": lambda q, key: illia_fn.kl_loss(q, Laplace(), key=key, num_samples=2),
     "elbo_loss": loss(illia_fn.elbo_loss),
@@ -49,7 +52,7 @@ CALLS = {
 
 
 # Outside of a jit, where keys are used up one call after another: each way to use them again.
-EAGER = ("predict", "statistics", "a sampled KL", "decorrelated", "predictive_loss", "iwae_loss")
+EAGER = ("predict", "latin hypercube", "statistics", "a sampled KL", "decorrelated", "predictive_loss", "iwae_loss")
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -62,6 +65,11 @@ def test_no_key_is_reused(call):
 def test_no_key_is_reused_outside_of_a_jit(name):
     with jax.debug_key_reuse(True):
         CALLS[name](Q, jax.random.key(0))
+
+
+def test_batches_share_a_key():
+    with jax.debug_key_reuse(True):
+        illia_fn.predict(apply_fn, Q, X, jax.random.key(0), 2, needs_key=True, batch_size=3)
 
 
 def test_but_one_of_the_user_is_reported():

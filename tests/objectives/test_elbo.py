@@ -438,6 +438,17 @@ def test_the_gradient_of_the_kl_of_a_small_network_does_not_compute_its_value():
     assert has_sum(2**19)  # which is in the place of copies of a donated posterior
 
 
+def test_the_kl_is_exported_for_any_number_of_latents():
+    def kl(loc, rho):
+        return illia_fn.kl_divergence(illia_fn.Gaussian(loc, rho), Normal(0.0, 1.0))
+
+    (size,) = jax.export.symbolic_shape("size")
+    like = jax.ShapeDtypeStruct((size, 8), jnp.float32)
+    exported = jax.export.export(jax.jit(kl))(like, like)
+    q = mean_field(jnp.ones((3, 8)))
+    np.testing.assert_allclose(exported.call(q.loc, q.rho), kl(q.loc, q.rho), rtol=1e-6)
+
+
 def test_a_kl_that_is_nan_makes_the_gradient_of_its_own_large_node_nan():
     q = mean_field({"bad": jnp.ones(2**19).at[0].set(jnp.nan), "good": jnp.ones(2**19)})
     grads = jax.jit(jax.grad(kl_loss))(q)

@@ -423,3 +423,20 @@ def test_an_objective_of_ones_own_says_which_log_q_it_differentiates():
         with pytest.raises(ValueError, match=r"own_loss: estimator=.*of_draw_alone=True"):
             ratio("doubly_reparameterised", directly=directly)
     assert ratio("doubly_reparameterised", of_draw_alone=True) == ratio("reparameterised")
+
+
+def test_a_sum_along_the_draws_is_not_of_the_score_function():
+    data = DataTerm("own_loss", lambda w, x: jnp.sign(x * w - 1.0), jnp.ones(2), jnp.ones(2))
+
+    def gradient(estimator, total):
+        draws = partial(Draws, data, key=KEY, num_samples=8, estimator=estimator)
+        return jax.grad(lambda q: total(draws(q)))(mean_field(jnp.ones(()), scale=0.5)).loc
+
+    def nll(draws):
+        return lambda w, *_: draws.nll(w)
+
+    with pytest.raises(ValueError, match=r"own_loss: Draws.sum .*score_function.*Draws.reduce"):
+        gradient("score_function", lambda draws: draws.sum(nll(draws))[0])
+    reduced = gradient("score_function", lambda draws: draws.reduce(nll(draws), jnp.mean)[0])
+    assert reduced == gradient("score_function", lambda draws: draws.mean_nll()[0]) != 0.0
+    assert gradient("score_function", lambda draws: draws.sum(nll(draws), constant=True)[0]) == 0.0

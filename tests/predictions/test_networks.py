@@ -91,6 +91,19 @@ def test_a_reduction_does_not_have_the_networks_compiled_twice():
     assert shapes(lambda outputs: outputs.mean(axis=0)) == shapes(None)
 
 
+@pytest.mark.parametrize(
+    ("model", "reduce"),
+    [
+        (lambda w, x: (apply_fn(w, x).T, w["b"]), lambda outputs: (outputs[0] * outputs[1][..., None]).mean(axis=0).T),
+        (lambda w, x: (apply_fn(w, x), w["b"]), lambda outputs: (outputs[0] * outputs[1][:, None]).mean(axis=0)),
+    ],
+)
+def test_a_reduction_knows_where_the_examples_are(model, reduce):
+    whole = predict(model, Q, X, KEY, 2, reduce=reduce)
+    parts = predict(model, Q, X, KEY, 2, batch_size=40, reduce=reduce)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
+
+
 def test_evenly_spread_networks_have_the_right_law():
     """Each network by itself is a draw from q, whatever its place among the others."""
     q = mean_field(jnp.array(1.0), scale=0.5)
