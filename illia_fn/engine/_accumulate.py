@@ -46,14 +46,15 @@ def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  #
     """`sum_over_chunks` for chunks of equal size, stacked."""
     # Whatever f closes over becomes an argument, so that the rule below sees all that there is to differentiate.
     first = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), chunks)
-    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(first)
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(first)
+    jaxpr = closed.jaxpr  # alone in what is compiled, and kept, without the arrays
     structure = jax.tree.structure(shapes)
 
     def at_chunk(captured: list[Any], chunk: PyTree) -> tuple[PyTree, PyTree]:
-        return structure.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, captured, *jax.tree.leaves(chunk)))
+        return structure.unflatten(jax.core.eval_jaxpr(jaxpr, captured, *jax.tree.leaves(chunk)))
 
     def loop(captured: list[Any], chunks: PyTree) -> tuple[PyTree, PyTree]:
-        forward = canonical_convolutions(at_chunk, jaxpr.jaxpr)
+        forward = canonical_convolutions(at_chunk, jaxpr)
 
         @partial(jax.checkpoint, prevent_cse=False)
         def step(total: PyTree, chunk: PyTree) -> tuple[PyTree, PyTree]:
@@ -68,8 +69,8 @@ def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  #
         run.defjvp(lambda primals, _: _without_tangent(compiled_once(loop, *primals)))
     elif [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
         run = jax.custom_jvp(loop)
-        run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr.jaxpr, shapes[0]), symbolic_zeros=True)
-    total, aux = compiled_once(run, jaxpr.consts, chunks)
+        run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr, shapes[0]), symbolic_zeros=True)
+    total, aux = compiled_once(run, closed.consts, chunks)
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
 
 

@@ -130,6 +130,25 @@ def test_memory_does_not_grow():
     assert grown < 8 * 20_000  # a compilation each would be some 3 MB
 
 
+KEEP_NOTHING = {
+    "elbo_loss": lambda x: illia_fn.elbo_loss(model(1.0), Q, x, Y, KEY, 2, num_data=4),
+    "its gradient": lambda x: jax.grad(lambda q: illia_fn.elbo_loss(model(1.0), q, x, Y, KEY, 2, num_data=4))(Q),
+    "iwae_loss": lambda x: illia_fn.iwae_loss(model(1.0), Q, x, Y, KEY, 2, num_data=4),
+    "expectation": lambda x: illia_fn.expectation(lambda w: model(1.0)(w, x).sum(), Q, KEY, 2),
+    "predict": lambda x: illia_fn.predict(model(1.0), Q, x, KEY, 2),
+}
+
+
+@pytest.mark.parametrize("call", KEEP_NOTHING.values(), ids=KEEP_NOTHING)
+def test_what_is_compiled_does_not_keep_the_data(call):
+    x = jnp.asarray(X)
+    alive = weakref.ref(x)
+    call(x)
+    del x
+    gc.collect()
+    assert alive() is None
+
+
 def test_few_functions_that_closed_over_arrays_are_kept():
     def kept(number):
         array = jnp.full(3, float(number))
