@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from illia_fn.plots._axes import REFERENCE, axes_of, in_the_name_of, legend, name_axes, named_once, next_style
 from illia_fn.predictions import metrics
 from illia_fn.predictions.intervals import check_level, quantiles
+from illia_fn.predictions.metrics.intervals import coverages
 
 LEVELS = tuple(float(level) for level in np.round(np.linspace(0.05, 0.95, 19), 2))
 
@@ -140,7 +141,7 @@ def coverage(
     if not len(levels):
         raise ValueError(f"{caller}: levels must be numbers in (0, 1), got none.")
     with in_the_name_of(caller):
-        kept = [float(metrics.coverage(draws, targets, level, weights=weights)) for level in levels]
+        kept = list(map(float, coverages(draws, targets, levels, weights)))
     ax = axes_of(caller, ax)
     style = next_style(ax, color)
     ax.plot([0, 1], [0, 1], **REFERENCE)

@@ -4,6 +4,8 @@ Each score is a mean over the examples, sum_i weights_i score_i / sum_i weights_
 refused, a NaN makes it NaN. The score of each example is that of a batch of one, by `jax.vmap`.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,10 +48,19 @@ def coverage(draws: ArrayLike, targets: ArrayLike, level: float, *, weights: Arr
     >>> print(coverage(draws, jnp.array([1.0, 20.0, 50.0, 90.0]), 0.9))
     0.75
     """
+    return coverages(draws, targets, (level,), weights)[0]
+
+
+def coverages(
+    draws: ArrayLike, targets: ArrayLike, levels: Sequence[float], weights: ArrayLike | None
+) -> list[jax.Array]:
+    """`coverage` at several levels: the draws are sorted once."""
     draws, targets, weights = as_draws("coverage", draws, targets, weights)
-    check_level("coverage", level)
-    low, high = between_draws(draws, np.array([0.5 - level / 2, 0.5 + level / 2]))
-    return mean_over_examples(_is_inside(low, high, targets), weights)
+    for level in levels:
+        check_level("coverage", level)
+    halves = np.array(levels) / 2
+    low, high = jnp.split(between_draws(draws, np.concatenate([0.5 - halves, 0.5 + halves])), 2)
+    return [mean_over_examples(_is_inside(*ends, targets), weights) for ends in zip(low, high, strict=True)]
 
 
 def interval_coverage(
