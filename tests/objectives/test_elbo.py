@@ -145,11 +145,11 @@ def squared(outputs, y):
         lambda outputs, y: squared(outputs, y).sum(axis=1).mean(),  # a scalar mean
     ],
 )
-def test_per_example_trailing_and_scalar_losses_agree(sharp, loss_fn):
+def test_per_example_trailing_and_scalar_losses_agree(loss_fn):
     y = np.ones((6, 3), np.float32)
-    expected = np.sum(np.square(X @ PARAMS["kernel"] - 1), axis=1).mean()
-    run = jax.jit(partial(elbo_loss, linear, loss_fn=loss_fn, return_terms=True))
-    np.testing.assert_allclose(run(sharp, X, y, KEY)[1].nll, expected, rtol=1e-5)
+    expected = np.sum(np.square(X @ PARAMS["kernel"] - 1), axis=1)
+    found = losses(PARAMS, y, loss_fn=loss_fn)
+    np.testing.assert_allclose(found, expected if found.shape else expected.mean(), rtol=1e-5)
 
 
 def test_floats_have_a_gaussian_likelihood_of_unit_scale():

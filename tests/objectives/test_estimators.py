@@ -108,14 +108,15 @@ def test_the_score_function_takes_a_simulator():
             lambda w, x: np.asarray(x + w, np.float32), jax.ShapeDtypeStruct((1,), np.float32), w, x
         )
 
-    def run(q, loss, apply_fn):
+    def run(q, loss, estimator):
         args = q, np.zeros(1, np.float32), np.full(1, 5.0, np.float32), KEY, 4
-        return loss(apply_fn, *args, num_data=1, prior=Normal(0.0, 1.0), estimator="score_function")
+        return loss(simulate, *args, num_data=1, prior=Normal(0.0, 1.0), estimator=estimator)
 
-    jax.eval_shape(jax.grad(lambda q: run(q, partial(renyi_loss, alpha=0.5), simulate)), q_of(*Q))  # by log weights
-    models = simulate, lambda w, x: x + w
-    found = jax.jit(lambda q: [jax.value_and_grad(run)(q, predictive_loss, f) for f in models])(q_of(*Q))
-    chex.assert_trees_all_close(*found, rtol=1e-5)
+    for loss in (predictive_loss, partial(renyi_loss, alpha=0.5)):  # by its values, and by log weights
+        gradient = lambda estimator: jax.eval_shape(jax.grad(lambda q: run(q, loss, estimator)), q_of(*Q))  # noqa: B023, E731
+        gradient("score_function")
+        with pytest.raises(ValueError, match="callbacks do not support JVP"):
+            gradient("reparameterised")
 
 
 EVERYWHERE = {  # the doubly reparameterised KL is that of elbo_loss, and the score function the same for both
@@ -134,7 +135,7 @@ def gradients_to_everything():
         params, log_scale, shift = trainable
         prior = {"w": Normal(0.0, jnp.exp(log_scale)), "b": None}
         apply_fn = lambda w, x: x @ w["w"] + w["b"] + shift  # noqa: E731
-        options = {"num_data": 8, "prior": prior, "estimator": estimator, "chunk_size": 2}
+        options = {"num_data": 8, "prior": prior, "estimator": estimator, "chunk_size": None}
         return loss(apply_fn, params, x, y, key, 4, **options)
 
     def every(key):
@@ -321,8 +322,10 @@ def test_errors_of_the_predictive_loss(options, error, match):
 def test_half_precision_does_not_round_the_density_of_q():
     """The scale lies below the spacing of bfloat16 around loc; the gradient to rho is that of -log(scale)."""
     q = mean_field(jnp.ones(500, jnp.bfloat16), scale=1e-3)
-    cases = {estimator: partial(elbo_loss, estimator=estimator) for estimator in ESTIMATORS[1:]}
-    cases["renyi"] = partial(renyi_loss, alpha=1.0, estimator="reparameterised")
+    cases = {
+        "elbo": partial(elbo_loss, estimator="doubly_reparameterised"),
+        "renyi": partial(renyi_loss, alpha=1.0, estimator="reparameterised"),
+    }
 
     def run(q, key, loss):
         outputs = lambda w, x: 0.0 * w[:1].astype(jnp.float32)  # noqa: E731
@@ -339,7 +342,7 @@ def test_half_precision_does_not_round_the_density_of_q():
 
 def test_with_a_fixed_key_the_reparameterised_gradient_is_that_of_the_value():
     """As optax.lbfgs needs it; so the coefficients of the second pass meet the draws that they were made from."""
-    losses = {"elbo": elbo_loss, "renyi": partial(renyi_loss, alpha=0.5), "predictive": predictive_loss}
+    losses = {"renyi": partial(renyi_loss, alpha=0.5), "predictive": predictive_loss}
     with jax.enable_x64(True):
         x, y, q, _ = orthogonal_regression()
         options = {"chunk_size": 1, "antithetic": True, "estimator": "reparameterised"}

@@ -49,12 +49,8 @@ CASES = {
 
 def test_all_weights_are_the_evidence_at_the_exact_posterior():
     losses = {
-        (name, estimator): loss_at(partial(loss, estimator=estimator), 5, return_log_weights=True, chunk_size=None)
-        for name, loss, estimator in (
-            ("iwae", iwae_loss, "doubly_reparameterised"),
-            ("cubo", cubo_loss, "doubly_reparameterised"),
-            ("renyi 1", BOUNDS["renyi 1"][0], "reparameterised"),
-        )
+        name: loss_at(loss, 5, return_log_weights=True, chunk_size=None)
+        for name, loss in {"iwae": iwae_loss, "cubo": cubo_loss}.items()
     }
 
     def run(q, key, temperature):
@@ -68,19 +64,17 @@ def test_all_weights_are_the_evidence_at_the_exact_posterior():
         log_z = temperatures * log_z
         found = jax.jit(jax.vmap(run))(q, jax.random.split(jax.random.key(0), 2), temperatures)
     found = jax.tree.map(np.asarray, found)
-    for (name, estimator), ((value, log_weights), grads) in found.items():
+    for name, ((value, log_weights), grads) in found.items():
         np.testing.assert_allclose(BOUNDS[name][2] * 20 * value, log_z, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(log_weights, np.tile(log_z[:, None], 5), atol=1e-9, err_msg=name)
-        largest = np.max([np.abs(leaf).max(axis=1) for leaf in jax.tree.leaves(grads)], axis=0)
-        if estimator == "doubly_reparameterised":  # sticking the landing: it vanishes draw by draw
-            assert (largest < 1e-9).all(), name
-        else:
-            assert (largest > 1e-4).all()
+        # sticking the landing: it vanishes draw by draw
+        assert all(np.abs(leaf).max() < 1e-9 for leaf in jax.tree.leaves(grads)), name
 
 
 def test_the_power_mean_of_tempered_weights():
     options = {"num_samples": 5, "temperature": 0.3, "kl_weight": 0.5, "return_log_weights": True, "chunk_size": None}
-    run = jax.jit(lambda q, key: {name: scalar(loss, q, key, **options) for name, (loss, *_) in BOUNDS.items()})
+    names = "iwae", "renyi 1", "cubo"
+    run = jax.jit(lambda q, key: {name: scalar(BOUNDS[name][0], q, key, **options) for name in names})
     for name, (value, log_weights) in run(ELSEWHERE, jax.random.key(0)).items():
         _, order, sign = BOUNDS[name]
         scaled = np.asarray(log_weights, np.float64) * order / 0.3
@@ -137,22 +131,6 @@ def test_the_gradient_of_cubo_is_that_of_its_limit():
         assert_mean(squares[:, None] * gradients, grads)
 
 
-def test_cubo_does_not_run_away_from_the_posterior():
-    """The gradient of the value for one sample is that of an ELBO to be minimised; that of the bound is not."""
-
-    @jax.jit
-    def trained(q, keys):
-        def step(q, key):
-            grads = jax.grad(partial(scalar, cubo_loss, num_samples=2, chunk_size=None))(q, key)
-            return jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, grads), None
-
-        return jax.lax.scan(step, q, keys)[0]
-
-    q = trained(q_of(0.0, 0.5), keys(0, 500))
-    np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
-    np.testing.assert_allclose(np.logaddexp(0.0, q.rho), 0.5**0.5, atol=0.05)
-
-
 def test_the_order_of_the_bounds():
     exact = {order: value for order, (value, _) in expected().items()}
     above = exact.pop("cubo")
@@ -162,19 +140,16 @@ def test_the_order_of_the_bounds():
 
 
 def test_the_signal_of_dreg_does_not_drown():
-    names = "doubly_reparameterised", "reparameterised"
-    of_more = together({("iwae", name): CASES["iwae", name] for name in names}, 64)
+    """It grows with the number of samples, where that of the plain gradient falls."""
+    name = "iwae", "doubly_reparameterised"
+    options = {"q": WIDE, "temperature": 1.0, "kl_weight": 1.0}
 
-    def signal_to_noise(step, count):
-        found = many_of(step, count, q=WIDE, temperature=1.0, kl_weight=1.0)
-        gradients = [found["iwae", name][1] for name in names]
-        return [np.abs(slopes.mean(axis=0)) / slopes.std(axis=0) for slopes in gradients]
+    def signal_to_noise(gradients):
+        return np.abs(gradients.mean(axis=0)) / gradients.std(axis=0)
 
-    dreg, plain = signal_to_noise(of_two_samples(), 20_000)
-    dreg_of_more, plain_of_more = signal_to_noise(of_more, 2000)
-    assert (dreg_of_more > dreg).all()
-    assert plain_of_more[1] < 0.9 * plain[1]
-    assert (dreg_of_more > 2 * plain_of_more).all()
+    of_two, of_more = many_of(of_two_samples(), **options), many_of(together({name: CASES[name]}, 64), 2000, **options)
+    # as the root of the number of samples, which is 5.7 times as much
+    assert (signal_to_noise(of_more[name][1]) > 2 * signal_to_noise(of_two[name][1])).all()
 
 
 def test_the_score_function_needs_no_gradient_of_the_loss():
@@ -377,24 +352,6 @@ def mean_over_triples(f, values):
     triples = jnp.stack(jnp.meshgrid(values, values, values), axis=-1)
     means = jax.vmap(jax.vmap(jax.vmap(f)))(triples)
     return jnp.sum(means * mass[:, None, None] * mass[None, :, None] * mass[None, None, :])
-
-
-def test_batches_bias_the_bound_upwards():
-    """The noise of a batch is inside of the exponential; the expectation of the ELBO does not change."""
-    rng = np.random.default_rng(0)
-    y = np.float32(rng.normal(1.0, 1.0, 200))
-    q = q_of(np.float32(y.sum() / 201), np.float32(1.3 / np.sqrt(201)))
-    covariance_log_det = np.log(201)
-    log_z = -0.5 * (float(y @ y) - float(y.sum()) ** 2 / 201) - 0.5 * covariance_log_det - 100 * np.log(2 * np.pi)
-
-    batches = np.stack([rng.choice(y, 20, replace=False) for _ in range(3000)])
-
-    def run(key, batch):
-        options = {"num_data": 200, "prior": Normal(0.0, 1.0), "chunk_size": None}
-        return -200 * iwae_loss(lambda w, x: x + w, q, jnp.zeros(20), batch, key, 32, **options)
-
-    bounds = jax.jit(jax.vmap(run))(keys(0, 3000), batches)
-    assert bounds.mean() > log_z + 5 * bounds.std() / np.sqrt(3000)
 
 
 def test_the_power_mean_near_order_zero():

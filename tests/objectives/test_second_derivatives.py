@@ -27,10 +27,7 @@ THETA, DIRECTION = np.array([0.3, -0.2, 0.1, -0.4]), np.array([0.7, 1.1, -0.5, 0
 RIGHT = {  # of each way to the value: one after another, in chunks of which the last is smaller, or all at once
     "elbo": (elbo_loss, {"num_samples": 2, "chunk_size": 1}),
     "predictive, free nats": (predictive_loss, {"num_samples": 3, "free_nats": 0.01, "chunk_size": 2}),
-    "renyi, warm pairs": (
-        partial(renyi_loss, alpha=0.5),
-        {"num_samples": 4, "antithetic": True, "temperature": 2.0, "chunk_size": None},
-    ),
+    "renyi, warm": (partial(renyi_loss, alpha=0.5), {"num_samples": 3, "temperature": 2.0, "chunk_size": None}),
 }
 
 
@@ -74,7 +71,7 @@ def test_what_has_first_derivatives_only_says_so(name):
             jax.eval_shape(second, np.float32(THETA))
 
 
-@pytest.mark.parametrize("name", ["elbo, sticking the landing", "predictive, score", "iwae"])
+@pytest.mark.parametrize("name", ["predictive, score", "iwae"])
 def test_but_a_first_one_however_it_is_taken(name):
     loss = loss_of(WRONG[name], num_samples=2)
 
