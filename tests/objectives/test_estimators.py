@@ -213,7 +213,7 @@ def test_the_predictive_loss_takes_pairs_and_chunks():
         def run(q, **options):
             return scalar(predictive_loss, q, KEY, 4, **options)
 
-        chunks = [jax.value_and_grad(partial(run, chunk_size=size))(q) for size in (None, 3)]
+        chunks = [jax.value_and_grad(partial(run, chunk_size=size))(q) for size in (None, 2)]
         return chunks, run(q, antithetic=True, chunk_size=None)
 
     ((value, grads), other), of_pairs = both(q_of(*WIDE))
