@@ -27,64 +27,54 @@ from scalar_problem import (
 )
 from scipy import special, stats
 
-from illia_fn import Normal, cubo_loss, divergences, elbo_loss, f_divergence_loss, iwae_loss, renyi_loss
+from illia_fn import Normal, cubo_loss, divergences, f_divergence_loss, iwae_loss, renyi_loss
 from illia_fn.objectives._importance import log_power_mean
 
 ESTIMATORS = ("reparameterised", "doubly_reparameterised", "score_function")
 BOUNDS = {
     "iwae": (iwae_loss, 1.0, -1),
-    "renyi 0.5": (partial(renyi_loss, alpha=0.5), 0.5, -1),
     "renyi 1": (partial(renyi_loss, alpha=1.0), 0.0, -1),
     "renyi 3": (partial(renyi_loss, alpha=3.0), -2.0, -1),
     "cubo": (cubo_loss, 2.0, 1),
 }
 ELSEWHERE = q_of(*Q)
-# Every estimator with a power mean, the plain mean, and a mean whose gradient is another than that of its value. The
-# plain mean with the score function is below: against what needs it.
+# Every estimator with a power mean, the plain mean, and a mean of negative order. The plain mean with the score
+# function is below: against what needs it.
 CASES = {
     (name, estimator): partial(BOUNDS[name][0], estimator=estimator)
-    for name, estimators in {
-        "iwae": ESTIMATORS,
-        "renyi 0.5": ESTIMATORS[1:2],
-        "renyi 1": ESTIMATORS[:2],
-        "renyi 3": ESTIMATORS[1:2],
-        "cubo": ESTIMATORS,
-    }.items()
+    for name, estimators in {"iwae": ESTIMATORS, "renyi 1": ESTIMATORS[1:2], "renyi 3": ESTIMATORS[1:2]}.items()
     for estimator in estimators
 }
 
 
-PLAIN = "renyi 1", "reparameterised"
-
-
 def test_all_weights_are_the_evidence_at_the_exact_posterior():
-    cases = *((name, "doubly_reparameterised") for name in ("iwae", "renyi 1", "renyi 3", "cubo")), PLAIN
-    losses = {case: loss_at(CASES[case], 5, return_log_weights=True, chunk_size=None) for case in cases}
+    losses = {
+        name: loss_at(loss, 5, return_log_weights=True, chunk_size=None)
+        for name, loss in {"iwae": iwae_loss, "cubo": cubo_loss}.items()
+    }
 
     def run(q, key, temperature):
         given = x, y, key, temperature
         return {case: jax.value_and_grad(loss, has_aux=True)(q, *given) for case, loss in losses.items()}
 
     with jax.enable_x64(True):
-        temperatures = np.array([1.0, 0.3, 1.0, 0.3])
+        temperatures = np.array([1.0, 0.3])
         x, y, qs, log_z = zip(*map(orthogonal_regression, temperatures), strict=True)
         x, y, q = x[0], y[0], jax.tree.map(lambda *leaves: np.stack(leaves), *qs)
         log_z = temperatures * log_z
-        found = jax.jit(jax.vmap(run))(q, jax.random.split(jax.random.key(0), 4), temperatures)
+        found = jax.jit(jax.vmap(run))(q, jax.random.split(jax.random.key(0), 2), temperatures)
     found = jax.tree.map(np.asarray, found)
-    for (name, estimator), ((value, log_weights), grads) in found.items():
+    for name, ((value, log_weights), grads) in found.items():
         np.testing.assert_allclose(BOUNDS[name][2] * 20 * value, log_z, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(log_weights, np.tile(log_z[:, None], 5), atol=1e-9, err_msg=name)
-        largest = np.max([np.abs(leaf).max(axis=1) for leaf in jax.tree.leaves(grads)], axis=0)
-        if estimator == "doubly_reparameterised":  # sticking the landing: it vanishes draw by draw
-            assert (largest < 1e-9).all(), name
-        else:
-            assert (largest > 1e-4).all()
+        # sticking the landing: it vanishes draw by draw
+        assert all(np.abs(leaf).max() < 1e-9 for leaf in jax.tree.leaves(grads)), name
 
 
 def test_the_power_mean_of_tempered_weights():
     options = {"num_samples": 5, "temperature": 0.3, "kl_weight": 0.5, "return_log_weights": True, "chunk_size": None}
-    run = jax.jit(lambda q, key: {name: scalar(loss, q, key, **options) for name, (loss, *_) in BOUNDS.items()})
+    names = "renyi 1", "cubo"  # for that of iwae_loss see below, of a tree
+    run = jax.jit(lambda q, key: {name: scalar(BOUNDS[name][0], q, key, **options) for name in names})
     for name, (value, log_weights) in run(ELSEWHERE, jax.random.key(0)).items():
         _, order, sign = BOUNDS[name]
         scaled = np.asarray(log_weights, np.float64) * order / 0.3
@@ -119,86 +109,47 @@ def of_two_samples():
 
 
 @cache
-def elsewhere():
-    return many_of(of_two_samples(), temperature=1.0, kl_weight=1.0)
+def of_cubo():
+    return together({name: partial(cubo_loss, estimator=name) for name in ESTIMATORS}, 5)
 
 
 def test_value_and_gradient_against_quadrature():
-    for (name, _), (values, gradients) in elsewhere().items():
+    found = many_of(of_two_samples(), temperature=1.0, kl_weight=1.0)
+    for (name, _), (values, gradients) in found.items():
         _, order, sign = BOUNDS[name]
         value, grads = expected()[order]
         assert_mean(sign * values, value)
-        if name != "cubo":  # whose gradient is not that of the bound of two samples: see below
-            assert_mean(sign * gradients, grads)
+        assert_mean(sign * gradients, grads)
 
 
-def test_sticking_the_landing_is_quieter_near_the_optimum():
-    _, sticking = elsewhere()["renyi 1", "doubly_reparameterised"]
-    _, plain = elsewhere()[PLAIN]
-    assert (sticking.var(axis=0) < 0.5 * plain.var(axis=0)).all()
-
-
-@pytest.mark.parametrize(("num_samples", "estimators"), [(2, ESTIMATORS[1:]), (5, ESTIMATORS)])
-def test_the_gradient_of_cubo_is_that_of_its_limit(num_samples, estimators):
+def test_the_gradient_of_cubo_is_that_of_its_limit():
     """Times the mean of the squared weights it is unbiased, for any number of samples: the gradient of E[w^2] / 2."""
     value, grads = by_quadrature(lambda w, log_weights, _: upper(log_weights), WIDE)
-    step = together({name: partial(cubo_loss, estimator=name) for name in estimators}, num_samples)
-    for values, gradients in many_of(step, q=WIDE).values():
+    for values, gradients in many_of(of_cubo(), q=WIDE, temperature=1.0, kl_weight=1.0).values():
         squares = np.exp(2 * (values - value))
         assert_mean(squares, 1.0)
         assert_mean(squares[:, None] * gradients, grads)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def trained(loss, num_samples):
-    """By 500 steps of gradient descent."""
-
-    def step(q, key):
-        grads = jax.grad(partial(scalar, loss, num_samples=num_samples))(q, key)
-        return jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, q, grads), None
-
-    return jax.lax.scan(step, q_of(0.0, 0.5), jax.random.split(jax.random.key(0), 500))[0]
-
-
-def test_cubo_does_not_run_away_from_the_posterior():
-    """The gradient of the value for one sample is that of an ELBO to be minimised; that of the bound is not."""
-    q = trained(cubo_loss, 2)
-    np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
-    np.testing.assert_allclose(jax.nn.softplus(q.rho), 0.5**0.5, atol=0.05)
-
-
 def test_the_order_of_the_bounds():
     exact = {order: value for order, (value, _) in expected().items()}
     above = exact.pop("cubo")
-
-    @jax.jit
-    def run(q, keys):
-        def bound(loss, num_samples, key):
-            return scalar(loss, q, key, num_samples, chunk_size=None)
-
-        rising = [jax.vmap(partial(bound, iwae_loss, count))(keys) for count in (1, 4, 32)]
-        return rising, bound(elbo_loss, 4000, keys[0]), bound(cubo_loss, 100_000, keys[0])
-
-    rising, elbo, upper = run(ELSEWHERE, keys(0, 4000))
     assert exact[-2.0] < exact[0.0] < exact[0.5] < exact[1.0] < LOG_Z < above
-    means = [-values.mean() for values in np.asarray(rising)]
-    assert means == sorted(means)
-    assert means[-1] < LOG_Z
-    assert -float(elbo) == pytest.approx(exact[0.0], abs=0.05)
-    assert float(upper) == pytest.approx(above, abs=0.05)
+    of_more = jax.jit(jax.vmap(lambda key: scalar(iwae_loss, ELSEWHERE, key, 32, chunk_size=None)))(keys(0, 4000))
+    assert exact[1.0] < -of_more.mean() < LOG_Z
 
 
 def test_the_signal_of_dreg_does_not_drown():
-    cases = {name: partial(iwae_loss, estimator=name) for name in ("doubly_reparameterised", "reparameterised")}
+    """It grows with the number of samples, where that of the plain gradient falls."""
+    name = "iwae", "doubly_reparameterised"
+    options = {"q": WIDE, "temperature": 1.0, "kl_weight": 1.0}
 
-    def signal_to_noise(num_samples):
-        found = many_of(together(cases, num_samples), 2000, q=WIDE)
-        return [np.abs(gradients.mean(axis=0)) / gradients.std(axis=0) for _, gradients in found.values()]
+    def signal_to_noise(gradients):
+        return np.abs(gradients.mean(axis=0)) / gradients.std(axis=0)
 
-    (dreg, plain), (dreg_of_more, plain_of_more) = signal_to_noise(4), signal_to_noise(64)
-    assert (dreg_of_more > dreg).all()
-    assert plain_of_more[1] < 0.9 * plain[1]
-    assert (dreg_of_more > 2 * plain_of_more).all()
+    of_two, of_more = many_of(of_two_samples(), **options), many_of(together({name: CASES[name]}, 64), 2000, **options)
+    # as the root of the number of samples, which is 5.7 times as much
+    assert (signal_to_noise(of_more[name][1]) > 2 * signal_to_noise(of_two[name][1])).all()
 
 
 def test_the_score_function_needs_no_gradient_of_the_loss():
@@ -219,22 +170,20 @@ def test_the_score_function_needs_no_gradient_of_the_loss():
 
 @pytest.mark.parametrize(("kl_weight", "temperature"), [(0.5, 1.0), (1.0, 0.5), (0.5, 0.5)])
 def test_every_estimator_is_tempered_alike(kl_weight, temperature):
-    found = many_of(of_two_samples(), q=WIDE, kl_weight=kl_weight, temperature=temperature)
-    for name in ("iwae", "cubo"):
-        (values, plain), *others = (found[name, estimator] for estimator in ESTIMATORS)
+    options = {"q": WIDE, "kl_weight": kl_weight, "temperature": temperature}
+    of_iwae, of_upper = many_of(of_two_samples(), **options), many_of(of_cubo(), **options)
+    for found in ({name: of_iwae["iwae", name] for name in ESTIMATORS}, of_upper):
+        (values, plain), *others = (found[name] for name in ESTIMATORS)
         # up to this factor the gradient of the upper bound is unbiased
-        factor = np.exp(2 / temperature * (values - LOG_Z)) if name == "cubo" else np.ones_like(values)
+        factor = np.exp(2 / temperature * (values - LOG_Z)) if found is of_upper else np.ones_like(values)
         for _, other in others:
             assert_mean(factor[:, None] * (other - plain), 0.0)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "chunk_sizes"),
-    [("reparameterised", (1, None)), ("doubly_reparameterised", (1, 4)), ("score_function", (None, 4))],
-)
-def test_chunks_weights_aux_and_learned_priors(estimator, chunk_sizes):
+def test_chunks_weights_aux_and_learned_priors():
     params = {"w": q_of([0.1, -0.2], [0.3, 0.2]), "b": jnp.array(0.5)}
     x, y = np.arange(8.0, dtype=np.float32).reshape(4, 2) / 4, np.float32([0.3, 1.0, -0.2, 0.0])
+    padded = np.concatenate([x, np.ones((2, 2), np.float32)]), np.concatenate([y, np.full(2, np.nan, np.float32)])
 
     def run(trainable, chunk_size, x=x, y=y, weights=None):
         params, log_scale = trainable
@@ -244,35 +193,22 @@ def test_chunks_weights_aux_and_learned_priors(estimator, chunk_sizes):
             x,
             y,
             jax.random.key(1),
-            6,
+            8,
             num_data=40,
             prior={"w": Normal(0.0, jnp.exp(log_scale)), "b": None},
             weights=weights,
             chunk_size=chunk_size,
-            estimator=estimator,
             needs_key=True,
             has_aux=True,
         )
 
-    def padded(trainable):
-        more = np.concatenate([x, np.ones((2, 2), np.float32)]), np.concatenate([y, np.full(2, np.nan, np.float32)])
-        return run(trainable, 1, *more, np.float32([1, 1, 1, 1, 0, 0]))[0]
-
-    is_default = estimator == "doubly_reparameterised"  # the weights are the same for each
     step = jax.value_and_grad(run, has_aux=True)
-    every = jax.jit(lambda given: ([step(given, size) for size in chunk_sizes], [padded(given)] if is_default else []))
-    (found, other), of_padded = every((params, jnp.array(-0.5)))
-    (value, aux), grads = found
-    assert len(np.unique(aux, axis=0)) == 6
+    both = jax.jit(lambda given: [step(given, None), step(given, 4, *padded, np.float32([1, 1, 1, 1, 0, 0]))])
+    found, other = both((params, jnp.array(-0.5)))
+    (_, aux), grads = found
+    assert len(np.unique(aux, axis=0)) == 8
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
     chex.assert_trees_all_close(other, found, rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(of_padded, [value] * is_default, rtol=1e-5)
-
-
-def test_it_trains():
-    q = trained(iwae_loss, 8)
-    np.testing.assert_allclose(q.loc, 2.5, atol=0.05)
-    np.testing.assert_allclose(jax.nn.softplus(q.rho), 0.5**0.5, atol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -366,25 +302,29 @@ def test_the_log_weights_of_a_tree_by_hand():
     np.testing.assert_allclose(value, -mean / 40, rtol=1e-4)
 
 
-F = partial(f_divergence_loss, generator=divergences.jensen_shannon)
 NOT_Q = {  # of a bound, its own gradient; of what is none, that of iwae_loss
     "renyi": (partial(renyi_loss, alpha=0.5), 0.5),
     "renyi, plain": (partial(renyi_loss, alpha=0.5, estimator="reparameterised"), 0.5),
     "cubo, plain": (partial(cubo_loss, estimator="reparameterised"), 1.0),
     "cubo, score": (partial(cubo_loss, estimator="score_function"), 1.0),
-    "f": (F, 1.0),
+    "f": (partial(f_divergence_loss, generator=divergences.jensen_shannon), 1.0),
 }
 
 
 def test_what_is_not_q_raises_a_lower_bound():
-    """Of a lower bound its own gradient; an upper bound, or a divergence, would unlearn the data: that of iwae_loss."""
+    """Of a lower bound its own gradient; an upper bound, or a divergence, would unlearn the data: that of iwae_loss.
+
+    At a temperature, as the one of iwae_loss depends on it.
+    """
+    temperature = 0.7
 
     def run(trainable, key, loss):
         leaf, log_scale, shift = trainable
         data = jnp.zeros(1), jnp.full(1, 5.0)
-        options = {"num_data": 1, "prior": {"w": Normal(0.0, jnp.exp(log_scale)), "b": None}}
+        options = {"num_data": 1, "prior": {"w": Normal(0.0, jnp.exp(log_scale)), "b": None}, "chunk_size": None}
         params = {"w": q_of(*WIDE), "b": leaf}
-        return loss(lambda w, x: x + w["w"] + w["b"] + shift, params, *data, key, 3, chunk_size=None, **options)
+        apply_fn = lambda w, x: x + w["w"] + w["b"] + shift  # noqa: E731
+        return loss(apply_fn, params, *data, key, 3, temperature=temperature, **options)
 
     def every(trainable, key):
         return {case: jax.grad(run)(trainable, key, loss) for case, (loss, _) in NOT_Q.items()}
@@ -395,8 +335,8 @@ def test_what_is_not_q_raises_a_lower_bound():
         noise = jnp.asarray(NODES)
         w = WIDE[0] + WIDE[1] * noise
         log_joint = -0.5 * (5.0 - w - b) ** 2 - 0.5 * (w / scale) ** 2 - log_scale
-        log_weights = log_joint + 0.5 * noise**2
-        return mean_over_triples(partial(log_power_mean, order=order), log_weights)
+        log_weights = log_joint + temperature * 0.5 * noise**2
+        return mean_over_triples(partial(log_power_mean, order=order / temperature), log_weights)
 
     found = jax.jit(jax.vmap(every, (None, 0)))((np.float32(0.0),) * 3, keys(0, 4000))
     with jax.enable_x64(True):
@@ -406,44 +346,12 @@ def test_what_is_not_q_raises_a_lower_bound():
         assert_mean(-np.stack(grads, axis=1), [of_b, of_scale, of_b])
 
 
-def test_what_is_not_q_has_the_gradient_of_iwae_at_any_temperature():
-    def of_shift(shift, loss):
-        data = jnp.zeros(1), jnp.full(1, 5.0)
-        options = {"num_data": 1, "prior": Normal(0.0, 1.0), "temperature": 0.3}
-        return loss(lambda w, x: x + w + shift, q_of(*WIDE), *data, jax.random.key(0), 5, chunk_size=None, **options)
-
-    slopes = jax.jit(lambda shift: [jax.grad(of_shift)(shift, loss) for loss in (iwae_loss, cubo_loss, F)])
-    bound, *others = slopes(0.1)
-    np.testing.assert_allclose(others, [bound] * 2, rtol=1e-4)
-
-
 def mean_over_triples(f, values):
     keep = MASS > 1e-9
     values, mass = values[keep], MASS[keep]
     triples = jnp.stack(jnp.meshgrid(values, values, values), axis=-1)
     means = jax.vmap(jax.vmap(jax.vmap(f)))(triples)
     return jnp.sum(means * mass[:, None, None] * mass[None, :, None] * mass[None, None, :])
-
-
-def test_batches_bias_the_bound_upwards():
-    """The noise of a batch is inside of the exponential; the expectation of the ELBO does not change."""
-    rng = np.random.default_rng(0)
-    y = np.float32(rng.normal(1.0, 1.0, 200))
-    q = q_of(np.float32(y.sum() / 201), np.float32(1.3 / np.sqrt(201)))
-    covariance_log_det = np.log(201)
-    log_z = -0.5 * (float(y @ y) - float(y.sum()) ** 2 / 201) - 0.5 * covariance_log_det - 100 * np.log(2 * np.pi)
-
-    def run(key, size):
-        batch_key, key = jax.random.split(key)
-        batch = jax.random.choice(batch_key, jnp.asarray(y), (size,), replace=False)
-        options = {"num_data": 200, "prior": Normal(0.0, 1.0), "chunk_size": None}
-        return -200 * iwae_loss(lambda w, x: x + w, q, jnp.zeros(size), batch, key, 32, **options)
-
-    both = jax.jit(jax.vmap(lambda key: [run(key, size) for size in (200, 20)]))
-    full, batches = np.asarray(both(keys(0, 3000)))
-    assert full.mean() < log_z
-    assert full.mean() == pytest.approx(log_z, abs=0.1)
-    assert batches.mean() > log_z + 5 * batches.std() / np.sqrt(3000)
 
 
 def test_the_power_mean_near_order_zero():
@@ -456,18 +364,10 @@ def test_the_power_mean_near_order_zero():
 
 
 def test_a_float32_temperature_goes_with_float64_weights(x64):
-    losses = iwae_loss, cubo_loss, partial(f_divergence_loss, generator=divergences.pearson)
-
-    @jax.jit
-    def both(q, temperature):
-        data = jnp.zeros(1), jnp.full(1, 5.0)
-        args = lambda w, x: x + w, q, *data, jax.random.key(0), 3
-        options = {"num_data": 1, "prior": Normal(0.0, 1.0), "chunk_size": None}
-        return [[loss(*args, temperature=value, **options) for loss in losses] for value in (temperature, 0.5)]
-
-    found = both(q_of(*Q), np.float32(0.5))
-    assert found[0][0].dtype == jnp.float64
-    np.testing.assert_allclose(*found, rtol=1e-6)
+    for loss in (iwae_loss, cubo_loss, partial(f_divergence_loss, generator=divergences.pearson)):
+        run = partial(scalar, loss, key=jax.random.key(0), num_samples=3, chunk_size=None)
+        found = jax.eval_shape(lambda q, value: run(q, temperature=value), q_of(*Q), np.float32(0.5))  # noqa: B023
+        assert found.dtype == jnp.float64
 
 
 @pytest.mark.parametrize(
