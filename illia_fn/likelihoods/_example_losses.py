@@ -26,7 +26,11 @@ def example_losses(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, we
             raise ValueError(
                 f"{caller}: weights must have shape ({batch_size},), one per example, got {jnp.shape(weights)}."
             )
-        outputs, y = jax.tree.map(partial(_fill_padding, jnp.asarray(weights)), (outputs, y))
+        outputs, y = jax.tree.map(partial(_fill_padding, weights), (outputs, y))
+    # in a trace, too, what comes from NumPy is known: a likelihood may refuse it
+    with jax.ensure_compile_time_eval():
+        of_numpy = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf  # noqa: E731
+        outputs, y = jax.tree.map(of_numpy, (outputs, y))
     values = (loss_fn or default_loss(caller, outputs, y))(outputs, y)
     if jax.tree.structure(values) != jax.tree.structure(0):
         raise TypeError(f"{caller}: loss_fn must return one array, got a {type(values).__name__}.")
@@ -41,17 +45,21 @@ def example_losses(caller: str, loss_fn: LossFn | None, outputs: Any, y: Any, we
     return jnp.sum(at_least_float32(values), axis=tuple(range(1, values.ndim)))
 
 
-def _widen(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return at_least_float32(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+def _widen(x: Any) -> jax.Array | np.ndarray:
+    """An array, of floats in float32 or wider; one of NumPy stays one."""
+    x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
+    is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    return x.astype(np.float32) if is_narrow else x
 
 
-def _fill_padding(weights: jax.Array, leaf: jax.Array) -> jax.Array:
+def _fill_padding(weights: ArrayLike, leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """Put a row that counts in the place of each that does not: 0 times the NaN of a missing target would be NaN."""
     if leaf.ndim == 0:
         return leaf
+    xp = np if isinstance(leaf, np.ndarray) and isinstance(weights, np.ndarray) else jnp
+    weights = xp.asarray(weights)
     counts = weights.astype(bool).reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(counts, leaf, leaf[jnp.argmax(weights)][None])
+    return xp.where(counts, leaf, leaf[xp.argmax(weights)][None])
 
 
 def _batch_size(caller: str, outputs: Any, y: Any) -> int:

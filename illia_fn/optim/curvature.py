@@ -22,7 +22,7 @@ from illia_fn.likelihoods._example_losses import LossFn, example_losses
 from illia_fn.posteriors._flat import ravel, unravel
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
-from illia_fn.posteriors.posterior import is_posterior
+from illia_fn.posteriors.posterior import is_posterior, mean
 from illia_fn.priors.normal import Normal
 
 
@@ -98,6 +98,8 @@ def laplace(
             raise ValueError(
                 f"laplace: num_data must be the size of the training set, got {num_data} for {count} examples."
             )
+    # with targets that are known, and may be refused, as they are not where examples are taken some at a time
+    jax.eval_shape(lambda w: example_losses(caller, loss_fn, apply_fn(w, x), y, None), mean(params))
     factors = partial(_factors, apply_fn, loss_fn, params)
     weight = 1.0 if num_data is None else num_data / count
 
