@@ -1,4 +1,5 @@
 import inspect
+from functools import partial
 
 import chex
 import jax
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from numpyro.distributions.kl import kl_divergence as numpyro_kl
 
@@ -20,6 +21,9 @@ rhos = st.floats(-1e4, 1e4, width=32)
 relative = st.sampled_from(
     [0.0, 1e-7, 3e-4, 0.05, 0.333, 0.334, 0.5, 9.0, -3e-4, -0.05, -0.2499, -0.2501, -0.9, -0.99, -0.9999]
 )
+
+
+of_rows = partial(settings, phases=(Phase.explicit, Phase.generate))  # which take long to be made smaller
 
 
 def columns(*strategies):
@@ -49,7 +53,7 @@ kl_of_normals = jax.jit(jax.vmap(lambda *numbers: kl_divergence(Normal(*numbers[
 
 
 @pytest.mark.optimised
-@settings(max_examples=6)
+@of_rows(max_examples=6)
 @given(columns(locs, log_scales, locs, log_scales))
 @example(fifty((0.0, 0.0, 0.0, 0.0), (1e3, -30.0, -1e3, 30.0), (0.0, 30.0, 0.0, -30.0), (0.0, 0.0, 329.0, -16.75)))
 def test_normal_to_normal_in_float32(rows):
@@ -62,7 +66,7 @@ def test_normal_to_normal_in_float32(rows):
 
 
 @pytest.mark.optimised
-@settings(max_examples=6)
+@of_rows(max_examples=6)
 @given(columns(log_scales, relative))
 @example(fifty((0.0, 3e-4)))
 def test_close_scales_do_not_cancel(rows):
@@ -179,7 +183,7 @@ def kl_and_gradients(loc, rho, p_loc, p_scale):
 
 
 @pytest.mark.optimised
-@settings(max_examples=4)
+@of_rows(max_examples=4)
 @given(columns(locs, rhos, locs, log_scales))
 @example(fifty((0.0, -1e4, 0.0, -30.0), (0.0, 1e4, 0.0, 30.0), (0.0, -90.0, 0.0, 0.0), (0.0, 89.0, 0.0, 0.0)))
 def test_gaussian_against_numpyro_in_float64(rows):
@@ -194,7 +198,7 @@ def test_gaussian_against_numpyro_in_float64(rows):
 
 
 @pytest.mark.optimised
-@settings(max_examples=4)
+@of_rows(max_examples=4)
 @given(columns(locs, rhos, locs, log_scales))
 @example(fifty((0.0, -1e4, 0.0, 0.0), (1.0, -90.0, 1.0, 0.0), (1.0, 89.0, 0.0, 0.0), (1.0, 1e4, 0.0, -30.0)))
 def test_gradients_in_float32(rows):
@@ -233,7 +237,7 @@ def test_q_equal_p_is_exactly_zero_with_zero_gradient(numbers):
 
 
 @pytest.mark.optimised
-@settings(max_examples=3)
+@of_rows(max_examples=3)
 @given(columns(locs, log_scales))
 def test_equal_normals_have_zero_kl_and_gradient(rows):
     loc, log10 = np.array(rows).T
