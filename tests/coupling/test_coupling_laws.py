@@ -167,7 +167,7 @@ def test_examples_are_decorrelated():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("mlp", {"num_samples": 5, "chunk_size": 2}),
+        ("mlp", {"num_samples": 4, "chunk_size": 2}),
         ("cnn", {"num_samples": 4, "antithetic": True, "chunk_size": 1}),
     ],
 )

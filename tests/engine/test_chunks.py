@@ -42,6 +42,7 @@ def test_the_platform_changes_no_value_and_no_gradient(coupling, antithetic, mon
             jax.random.key(0),
             16,
             num_data=4,
+            loss_fn=lambda outputs, _: jnp.sum(jnp.square(outputs), axis=1),
             coupling=coupling,
             antithetic=antithetic,
             **options,
