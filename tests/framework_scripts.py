@@ -1,4 +1,4 @@
-"""Fourteen models as their frameworks' users write them; the lines that make each of them Bayesian are marked."""
+"""Models as their frameworks' users write them; the lines that make each of them Bayesian are marked."""
 
 from functools import partial
 
@@ -175,22 +175,6 @@ def equinox_mlp():
     return model, q, loss, ROWS, network
 
 
-def equinox_gru():
-    class GRU(eqx.Module):
-        cell: eqx.nn.GRUCell
-        head: eqx.nn.Linear
-
-        def __call__(self, x):
-            carry, _ = jax.lax.scan(lambda carry, x: (self.cell(x, carry), None), jnp.zeros(6), x)
-            return self.head(carry)
-
-    network = GRU(eqx.nn.GRUCell(4, 6, key=KEY), eqx.nn.Linear(6, 3, key=KEY))
-    model = from_equinox(network)  # added
-    q = mean_field(model.params, scale=0.05)  # added
-    loss = model.loss(elbo_loss, num_samples=2, num_data=8)  # added
-    return model, q, loss, SEQUENCES, network
-
-
 def haiku_convnet():
     def convnet(x, is_training):
         x = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9)(hk.Conv2D(4, 3)(x), is_training)
@@ -230,9 +214,10 @@ def plain_jax():
     return model, q, loss, ROWS, network
 
 
+# What is trained: each way to have noise and statistics. The others have neither.
 SCRIPTS = [
-    *(nnx_cnn, nnx_encoder, nnx_rnn, nnx_mlp),
-    *(linen_resnet_block, linen_lstm, linen_transformer_block),
-    *(equinox_norm_batch, equinox_norm_ema, equinox_mlp, equinox_gru),
+    *(nnx_cnn, nnx_encoder, nnx_rnn),
+    *(linen_resnet_block, linen_transformer_block),
+    *(equinox_norm_batch, equinox_norm_ema, equinox_mlp),
     *(haiku_convnet, haiku_mlp, plain_jax),
 ]
