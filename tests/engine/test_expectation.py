@@ -85,7 +85,7 @@ def test_the_draws_do_not_depend_on_the_chunks():
 def value_and_gradients(f, q, x):
     """In both modes, to q and x alike."""
     tangents = jax.tree.map(lambda leaf: jnp.cos(leaf + 1.0), (q, x))
-    return f(q, x), jax.value_and_grad(f, (0, 1))(q, x), jax.jvp(f, (q, x), tangents)
+    return jax.value_and_grad(f, (0, 1))(q, x), jax.jvp(f, (q, x), tangents)
 
 
 def gradient_norm(f, q):

@@ -52,7 +52,7 @@ def test_training_steps(model):
     apply_fn, params = model()
     q = illia_fn.mean_field(params, scale=0.05)
     assert illia_fn.num_params(q) == 4 * 5 + 5 + 5 * 3 + 3
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.sgd(0.05)
     loss = partial(illia_fn.elbo_loss, apply_fn, num_samples=2, num_data=8)
 
     @jax.jit

@@ -64,7 +64,7 @@ def native_state(name, network, model, x):
 def run(name):
     """All that is asked of a script, compiled at once."""
     model, q, loss, x, network = getattr(scripts, name)()
-    optimizer = optax.adam(0.02)
+    optimizer = optax.sgd(0.1)
 
     def step(carry, key):
         q, state, opt_state = carry
@@ -112,7 +112,8 @@ def test_three_lines_train_it(name):
     assert values[-10:].mean() < values[:10].mean()
     assert model.has_state == (name in WITH_STATE)
     chex.assert_trees_all_equal_shapes_and_dtypes(pair, (q, model.state))
-    assert not np.allclose(jax.tree.leaves(q)[0], jax.tree.leaves(pair[0])[0])
+    means = zip(*[jax.tree.leaves(illia_fn.mean(tree)) for tree in (q, pair[0])], strict=True)
+    assert not all(np.allclose(*pair) for pair in means)
 
 
 @pytest.mark.parametrize("name", names(SCRIPTS))
@@ -260,7 +261,6 @@ OBJECTIVES = {  # the first three in loops, and what goes through the same loops
     "elbo": partial(elbo_loss, **SQUARES),
     "predictive": partial(illia_fn.predictive_loss, **SQUARES),
     "iwae": partial(illia_fn.iwae_loss, **SQUARES),
-    "renyi": partial(illia_fn.renyi_loss, alpha=0.5, chunk_size=None, **SQUARES),
     "cubo": partial(illia_fn.cubo_loss, chunk_size=None, **SQUARES),
     "f_divergence": partial(
         illia_fn.f_divergence_loss, generator=divergences.jensen_shannon, chunk_size=None, **SQUARES

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.promotes
 
 LAST_LAYERS = {
     "nnx_cnn": "head/.*",
-    "linen_lstm": "Dense_0/.*",
+    "linen_resnet_block": "Dense_0/.*",
     "equinox_norm_batch": "last/.*",
     "haiku_mlp": ".*linear_1/.*",
 }

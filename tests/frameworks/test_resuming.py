@@ -44,6 +44,7 @@ def test_the_next_step_is_the_same(tmp_path):
         return {"q": q, "state": state, "opt_state": opt_state, "step": run["step"] + 1, "key": key}
 
     blank = {"q": q, "state": model.state, "opt_state": optimizer.init(q), "step": jnp.array(0), "key": KEY}
+    blank = jax.device_put(blank, jax.devices()[0])  # as what is restored is
     run = step(blank)
     save(tmp_path / "run", run)
     restored = restore(tmp_path / "run", jax.eval_shape(lambda: blank))
