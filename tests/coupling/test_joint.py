@@ -45,27 +45,32 @@ def low(tree, rank):
     return LowRank(tree, array(size, seed=6, scale=0.2) - 1.0, array(size, rank, seed=7, scale=0.3))
 
 
-def tril(size, seed):
-    return jnp.asarray(np.tril(0.3 * np.eye(size, dtype=np.float32) + array(size, size, seed=seed, scale=0.2)))
+def tril(size, diagonal):
+    lower = np.tril(array(size, size, seed=9, scale=0.2)) + diagonal * np.eye(size)
+    return jnp.asarray(lower, jnp.float32)
+
+
+def sizes(loc):
+    return loc.size // loc.shape[-1], loc.shape[-1]
 
 
 def matrix(loc):
-    return MatrixNormal(loc, tril(loc.shape[0], 3), tril(loc.shape[1], 4))
+    return MatrixNormal(loc, *(tril(size, -0.3) for size in sizes(loc)))
 
 
 def turned(loc):
-    bases = (families.basis(seed, size) for seed, size in enumerate(loc.shape))
-    return Eigenbasis(loc, array(*loc.shape, seed=5, scale=0.2) - 1.0, *bases)
+    bases = (families.basis(seed, size) for seed, size in enumerate(sizes(loc)))
+    return Eigenbasis(loc, array(*sizes(loc), seed=5, scale=0.2) - 1.0, *bases)
 
 
 def matrices(tree, node):
-    return jax.tree.map(lambda leaf: node(leaf) if leaf.ndim == 2 else mean_field(leaf, scale=0.3), tree)
+    return jax.tree.map(lambda leaf: node(leaf) if leaf.ndim > 1 else mean_field(leaf, scale=0.3), tree)
 
 
 FAMILIES = {
     "LowRank": lambda tree: low(tree, 2),
     "of many directions": lambda tree: low(tree, 12),
-    "FullCovariance": lambda tree: FullCovariance(tree, tril(families.flat(tree).size, 2)),
+    "FullCovariance": lambda tree: FullCovariance(tree, tril(families.flat(tree).size, -1.0)),
     "MatrixNormal": lambda tree: matrices(tree, matrix),
     "Eigenbasis": lambda tree: matrices(tree, turned),
 }
