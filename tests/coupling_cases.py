@@ -125,12 +125,6 @@ def split_attention(w, x):
     return jax.nn.softmax(scores) @ (x @ v)
 
 
-def head_attention(w, x):
-    q, k, v = (jnp.einsum("btf,fhd->bhtd", x, w[name]) for name in ("q", "k", "v"))
-    weights = jax.nn.softmax(jnp.einsum("bhtd,bhsd->bhts", q, k))
-    return jnp.einsum("bhts,bhsd,hdf->btf", weights, v, w["o"])
-
-
 def tied_embedding(w, tokens):
     return w["embed"][tokens].mean(axis=1) @ w["embed"].T
 
@@ -186,10 +180,6 @@ def pieces(w, x):
     return jnp.einsum("bf,fahd->bahd", x, kernel) + jax.lax.stop_gradient(w["a"][0, 0])
 
 
-def remat_block(w, x):
-    return jax.checkpoint(lambda x: jnp.tanh(x @ w["a"] + w["b"]))(x) @ w["c"]
-
-
 def norm(w, x):
     x = (x - x.mean(axis=-1, keepdims=True)) / (x.std(axis=-1, keepdims=True) + 0.1)
     return x * w["scale"] + w["bias"]
@@ -218,7 +208,7 @@ def fused_attention(w, x):
 
 def stacked_attention(w, x):
     q, k, v = jnp.einsum("btf,ifg->ibtg", x, jnp.stack([w["q"], w["k"], w["v"]]))
-    return jax.nn.softmax(jnp.einsum("btf,bsf->bts", q, k)) @ v
+    return jnp.einsum("btf,bsf->bts", q, k) @ v
 
 
 def stacked_layers(w, x):
@@ -261,27 +251,23 @@ def twice_in_one(w, x):
 
 def class_token(w, x):
     token = jnp.broadcast_to(w["token"], (len(x), 1, 4))
-    return split_attention(w, jnp.concatenate([token, x], axis=1))[:, 0]
+    return jnp.tanh(jnp.concatenate([token, x], axis=1) @ w["qkv"]).mean(axis=1)
 
 
 PLAIN = {
-    "mlp": plain(mlp, VECTOR, a=(4, 5), b=(5,), c=(5, 2)),
-    "dense on a sequence": plain(lambda w, x: x @ w["a"] + w["b"], SEQUENCE, a=(4, 5), b=(5,)),
     "transposed weights": plain(lambda w, x: jnp.tanh(x @ w["a"].T) @ w["a"], VECTOR, a=(5, 4)),
     "weights on the left": plain(lambda w, x: jax.vmap(lambda x: w["a"] @ x + w["b"])(x), VECTOR, a=(5, 4), b=(5,)),
     "weights with a batch axis": plain(lambda w, x: jnp.einsum("bhf,hfg->bhg", x, w["a"]), SEQUENCE, a=(3, 4, 5)),
-    "split attention": plain(split_attention, SEQUENCE, qkv=(4, 12)),
-    "attention of heads": plain(head_attention, SEQUENCE, q=(4, 2, 3), k=(4, 2, 3), v=(4, 2, 3), o=(2, 3, 4)),
     "transformer": plain(
         transformer, TOKENS, embed=(9, 4), position=(3, 4), qkv=(4, 12), scale=(4,), bias=(4,), up=(4, 6), down=(6, 4)
     ),
     "tied embedding": plain(tied_embedding, TOKENS, embed=(9, 4)),
-    "one token": plain(lambda w, t: w["embed"][t] @ w["a"], TOKENS[:, 0], embed=(9, 4), a=(4, 2)),
     "convolution, strided": plain(lambda w, x: conv(x, w["k"], strides=(2, 1)) + w["b"], IMAGE, k=(3, 3, 4, 5), b=(5,)),
-    "convolution, channels first": plain(
-        lambda w, x: conv(x, w["k"], "NCHW OIHW NCHW", padding="VALID"), IMAGE.swapaxes(1, 3), k=(5, 4, 3, 3)
+    "convolution, grouped, channels first": plain(
+        lambda w, x: conv(x, w["k"], "NCHW OIHW NCHW", padding="VALID", feature_group_count=2),
+        IMAGE.swapaxes(1, 3),
+        k=(6, 2, 3, 3),
     ),
-    "convolution, grouped": plain(lambda w, x: conv(x, w["k"], feature_group_count=2), IMAGE, k=(3, 3, 2, 6)),
     "convolution, depthwise": plain(lambda w, x: conv(x, w["k"], feature_group_count=4), IMAGE, k=(3, 3, 1, 8)),
     "convolution, transposed": plain(
         lambda w, x: jax.lax.conv_transpose(x, w["k"], (2, 2), "SAME", transpose_kernel=True), IMAGE, k=(3, 3, 5, 4)
@@ -291,7 +277,6 @@ PLAIN = {
     "layers by index": plain(looped_layers, VECTOR, ("w",), w=(3, 4, 4)),
     "while": plain(sum_of_rounds, VECTOR, w=(4, 4)),
     "cond": plain(branches, VECTOR, w=(4, 5), b=(5,)),
-    "remat": plain(remat_block, VECTOR, a=(4, 5), b=(5,), c=(5, 2)),
     "gradient inside": plain(energy_gradient, VECTOR, a=(4, 5), c=(5, 2)),
     "outputs in a dict": plain(heads, VECTOR, a=(4, 5), loc=(5, 2), rho=(5, 1), noise=()),
     "inputs in a dict": plain(
@@ -302,7 +287,6 @@ PLAIN = {
     ),
     "masked and scaled": plain(masked, VECTOR, a=(4, 4), scale=(4,)),
     "slices": plain(pieces, VECTOR, a=(4, 6)),
-    "norm": plain(norm, SEQUENCE, scale=(4,), bias=(4,)),
     "weight norm": plain(lambda w, x: x @ (w["a"] / jnp.linalg.norm(w["a"])), VECTOR, ("a",), a=(4, 5)),
     "custom vjp": plain(lambda w, x: x @ doubled(w["a"]), VECTOR, ("a",), a=(4, 5)),
     "product of weights": plain(lambda w, x: x @ (w["a"] @ w["b"]), VECTOR, ("a", "b"), a=(4, 2), b=(2, 5)),
@@ -325,7 +309,6 @@ PLAIN = {
     "a row that is gathered": plain(a_row_that_is_gathered, TOKENS, a=(2, 9)),
     "factors along both axes": plain(factors_along_both_axes, SEQUENCE, ("s",), r=(4, 3), s=(1, 3)),
     "factors of each other": plain(factors_of_each_other, SEQUENCE, ("s",), r=(4, 1), s=(1, 3), t=(3, 1)),
-    "concatenated weights": plain(concatenated, SEQUENCE, a=(4, 2), b=(4, 3)),
     "concatenated inputs": plain(joined_inputs, SEQUENCE, a=(5, 4), b=(5,), c=(1, 5)),
     "fused attention": plain(fused_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4), o=(4, 4)),
     "stacked attention": plain(stacked_attention, SEQUENCE, q=(4, 4), k=(4, 4), v=(4, 4)),
@@ -340,18 +323,33 @@ PLAIN = {
     "not used": plain(lambda w, x: x @ w["a"], VECTOR, ("b",), a=(4, 2), b=(2,)),
 }
 
+# Of which the cases above and below are made.
+PARTS = {
+    "mlp": plain(mlp, VECTOR, a=(4, 5), b=(5,), c=(5, 2)),
+    "dense on a sequence": plain(lambda w, x: x @ w["a"] + w["b"], SEQUENCE, a=(4, 5), b=(5,)),
+    "one token": plain(lambda w, t: w["embed"][t] @ w["a"], TOKENS[:, 0], embed=(9, 4), a=(4, 2)),
+    "concatenated weights": plain(concatenated, SEQUENCE, a=(4, 2), b=(4, 3)),
+}
 
-def linen(model: nn.Module, x: Any, *more: Any, shared: tuple[str, ...] = ()) -> Callable:
+
+def filled(shapes):
+    """Parameters from NumPy, as initialisers take a program each."""
+    leaves, structure = jax.tree.flatten(shapes)
+    return structure.unflatten([array(*leaf.shape, seed=seed, scale=0.5) for seed, leaf in enumerate(leaves)])
+
+
+def linen(model: nn.Module, x: Any, shared: tuple[str, ...] = ()) -> Callable:
     def build():
-        variables = jax.jit(model.init)(KEY, x[:1], *[y[:1] for y in more])
-        return Case(lambda params, x: model.apply({"params": params}, x, *more), variables["params"], x, shared)
+        params = filled(jax.eval_shape(model.init, KEY, x[:1])["params"])
+        return Case(lambda params, x: model.apply({"params": params}, x), params, x, shared)
 
     return build
 
 
 def of_nnx(make: Callable[[nnx.Rngs], Any], x: Any, call: Callable = lambda model, x: model(x)) -> Callable:
     def build():
-        graphdef, params, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+        graphdef, params, rest = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+        params = filled(params)
         return Case(lambda params, x: call(nnx.merge(graphdef, params, rest, copy=True), x), params, x)
 
     return build
@@ -359,7 +357,8 @@ def of_nnx(make: Callable[[nnx.Rngs], Any], x: Any, call: Callable = lambda mode
 
 def of_equinox(make: Callable[[jax.Array], Any], x: Any, call: Callable = lambda model, x: model(x)) -> Callable:
     def build():
-        params, static = eqx.partition(eqx.filter_jit(make)(KEY), eqx.is_inexact_array)
+        shapes, static = eqx.partition(eqx.filter_eval_shape(make, KEY), lambda leaf: hasattr(leaf, "shape"))
+        params = filled(shapes)
         return Case(lambda params, x: jax.vmap(lambda x: call(eqx.combine(params, static), x))(x), params, x)
 
     return build
@@ -368,7 +367,7 @@ def of_equinox(make: Callable[[jax.Array], Any], x: Any, call: Callable = lambda
 def of_haiku(f: Callable[[Any], Any], x: Any, shared: tuple[str, ...] = ()) -> Callable:
     def build():
         model = hk.without_apply_rng(hk.transform(f))
-        return Case(model.apply, jax.jit(model.init)(KEY, x[:1]), x, shared)
+        return Case(model.apply, filled(jax.eval_shape(model.init, KEY, x[:1])), x, shared)
 
     return build
 
@@ -391,28 +390,21 @@ class Attention(nn.Module):
         return nn.MultiHeadDotProductAttention(num_heads=2)(nn.Embed(9, 4)(x))
 
 
-def unrolled(cell, x):
-    return hk.dynamic_unroll(cell, x, cell.initial_state(len(x)), time_major=False)[0]
-
-
 def scanned_cell(cell, x):
     return jax.lax.scan(lambda h, x: (cell(x, h), None), jnp.zeros(5), x)[0]
 
 
 FRAMEWORKS = {
-    "linen mlp": linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(2)]), VECTOR),
     "linen cnn": linen(nn.Sequential([nn.Conv(5, (3, 3), strides=2), nn.relu, nn.ConvTranspose(2, (3, 3))]), IMAGE),
     "linen attention": linen(Attention(), TOKENS),
-    "linen lstm": linen(nn.RNN(nn.LSTMCell(5)), SEQUENCE),
     "linen optimized lstm": linen(nn.RNN(nn.OptimizedLSTMCell(5)), SEQUENCE),
     "linen conv lstm": linen(nn.RNN(nn.ConvLSTMCell(2, (3, 3))), array(BATCH, 2, 4, 4, 1)),
     "linen scanned blocks": linen(ScannedBlocks(), SEQUENCE),
     "nnx mlp": of_nnx(lambda r: nnx.Sequential(nnx.Linear(4, 5, rngs=r), nnx.relu, nnx.Linear(5, 2, rngs=r)), VECTOR),
-    "equinox mlp": of_equinox(lambda key: eqx.nn.MLP(4, 2, 5, 1, key=key), VECTOR),
     "equinox conv": of_equinox(lambda key: eqx.nn.Conv2d(4, 5, 3, key=key), IMAGE.swapaxes(1, 3)),
     "equinox gru": of_equinox(lambda key: eqx.nn.GRUCell(4, 5, key=key), SEQUENCE, scanned_cell),
     "haiku mlp": of_haiku(lambda x: hk.nets.MLP([5, 2])(x), VECTOR),
-    "haiku lstm": of_haiku(lambda x: unrolled(hk.LSTM(5), x), SEQUENCE),
 }
 
 CASES = PLAIN | FRAMEWORKS
+PLANNED = CASES | PARTS

@@ -6,13 +6,27 @@ from statistics import NormalDist
 import jax
 import jax.numpy as jnp
 import numpy as np
-from coupling_cases import KEY
 
 import illia_fn
 from illia_fn.coupling._joint import separated
 from illia_fn.coupling._layout import UNKNOWN
+from illia_fn.coupling._noise import Noise
 from illia_fn.coupling._transform import Coupled
-from illia_fn.engine._latin_hypercube import Strata
+
+
+def numpy_noise(it, num_samples=1, lead=(), seed=0):
+    """Noise as a coupling draws it, with more leading axes: from NumPy, as a draw is most of a small program."""
+    generator, batch_size, shapes = np.random.default_rng(seed), it.model.batch_size, it.plan.noise
+
+    def normal(*axes):
+        return lambda like: generator.normal(size=(*lead, *axes, *like.shape)).astype(like.dtype)
+
+    def signs(like):
+        return generator.choice(np.float32([-1, 1]), (*lead, batch_size, *like.shape))
+
+    leaves = jax.tree.map(normal(num_samples), shapes.leaves)
+    own = jax.tree.map(normal(num_samples, batch_size), (shapes.examples, shapes.sites))
+    return Noise(leaves, *own, jax.tree.map(signs, shapes.signs))
 
 
 def signs_of_parts(it, noise, batch_size):
@@ -73,27 +87,27 @@ def networks(it, q, noise):
     return structure.unflatten([next(remaining) if illia_fn.is_posterior(leaf) else leaf for leaf in leaves])
 
 
-def outputs_and_references(cases, coupling, key=KEY):
+def outputs_and_references(cases, coupling):
     """For each (apply_fn, q, x): the coupling's plan, its outputs, and those of each network on its example, alone.
 
     In one program for all of them.
     """
     coupled = {}
 
-    def run(name, q, x, key):
+    def run(name, q, x):
         apply_fn = cases[name][0]
         it = coupled[name] = Coupled.of("test", apply_fn, q, x, None, coupling)
-        noise = it.noise(key, Strata(jnp.arange(1), count=1))
+        noise = jax.tree.map(jnp.asarray, numpy_noise(it))
         alone = jax.vmap(lambda w, x: apply_fn(w, jax.tree.map(lambda leaf: leaf[None], x)))
         return it.outputs(noise, 1, x), jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), alone(networks(it, q, noise), x))
 
     arguments = {name: (q, x) for name, (_, q, x) in cases.items()}
-    results = jax.jit(lambda args, key: {name: run(name, *args[name], key) for name in args})(arguments, key)
+    results = jax.jit(lambda args: {name: run(name, *args[name]) for name in args})(arguments)
     return {name: (coupled[name], *results[name]) for name in cases}
 
 
-def outputs_and_reference(apply_fn, q, x, coupling, key=KEY):
-    return outputs_and_references({"": (apply_fn, q, x)}, coupling, key)[""]
+def outputs_and_reference(apply_fn, q, x, coupling):
+    return outputs_and_references({"": (apply_fn, q, x)}, coupling)[""]
 
 
 DRAWS = 4096
@@ -113,6 +127,26 @@ def largest_deviation(some, others):
     difference = some.mean(axis=0) - others.mean(axis=0)
     error = np.sqrt(some.var(axis=0) / len(some) + others.var(axis=0) / len(others))
     return np.abs(difference / error).max(), NormalDist().inv_cdf(1 - 1e-4 / 2 / difference.size)
+
+
+def coupled_draws(apply_fn, q, x, coupling, seed=0):
+    """So many outputs of a coupling."""
+    it = Coupled.of("test", apply_fn, q, x, None, coupling)
+    noise = numpy_noise(it, lead=(DRAWS,), seed=seed)
+    return jax.jit(jax.vmap(lambda noise: it.outputs(noise, 1, x)[0]))(noise)
+
+
+def direct_draws(apply_fn, q, x, seed=1):
+    """So many outputs of a network drawn from q."""
+    nodes, structure = jax.tree.flatten(q, is_leaf=illia_fn.is_posterior)
+    generator = np.random.default_rng(seed)
+    noise = [generator.normal(size=(DRAWS, *node.noise_shape)).astype(np.float32) for node in nodes]
+
+    def outputs(noise):
+        weights = [node.reparameterise()(own) for node, own in zip(nodes, noise, strict=True)]
+        return apply_fn(structure.unflatten(weights), x)
+
+    return jax.jit(jax.vmap(outputs))(noise)
 
 
 def draws(f, *seeds):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 import illia_fn
 from illia_fn import expectation, mean_field, predict
@@ -18,9 +19,9 @@ LABELS = jnp.array([0, 1, 1])
 
 NUM_SAMPLES = 10
 # chunk_size and antithetic, which leaves half as many pairs
-ALL, ONE_BY_ONE, LOOP_AND_REST, TWO_PARTS = (None, False), (1, False), (4, False), (6, False)
-PAIRS, PAIR_BY_PAIR, PAIRS_LOOP_AND_REST = (None, True), (1, True), (2, True)
-EVERY_WAY = [ALL, ONE_BY_ONE, LOOP_AND_REST, TWO_PARTS, (99, False), PAIRS, PAIRS_LOOP_AND_REST]
+ALL, ONE_BY_ONE, LOOP_AND_REST, TWO_PARTS = (99, False), (1, False), (4, False), (6, False)
+PAIRS_LOOP_AND_REST = 2, True
+EVERY_WAY = [ALL, LOOP_AND_REST, TWO_PARTS, PAIRS_LOOP_AND_REST]
 
 
 def ways(*which):
@@ -70,19 +71,21 @@ def test_moments_and_their_gradients():
     np.testing.assert_array_less(np.abs(grads["w"].loc - 2 * np.array([1.0, -2.0])), 5 * 2 * 0.3 / np.sqrt(n))
 
 
-@pytest.mark.parametrize("num_samples", [1, 7])
-def test_the_draws_do_not_depend_on_the_chunks(num_samples):
-    draws = np.asarray(draws_of(Q, antithetic=False, num_samples=num_samples)["w"])
-    assert len(np.unique(draws)) == 2 * num_samples
-    for chunk_size in (1, 3):
-        _, w = expectation(lambda w: (0.0, w), Q, KEY, num_samples, chunk_size=chunk_size, has_aux=True)
-        np.testing.assert_allclose(w["w"], draws, rtol=1e-6)
+def test_the_draws_do_not_depend_on_the_chunks():
+    @jax.jit
+    def draws(q):
+        return [expectation(lambda w: (0.0, w["w"]), q, KEY, 7, chunk_size=s, has_aux=True)[1] for s in (None, 1, 3)]
+
+    whole, *others = draws(Q)
+    assert len(np.unique(whole)) == 2 * 7
+    for some in others:
+        np.testing.assert_allclose(some, whole, rtol=1e-6)
 
 
 def value_and_gradients(f, q, x):
     """In both modes, to q and x alike."""
     tangents = jax.tree.map(lambda leaf: jnp.cos(leaf + 1.0), (q, x))
-    return f(q, x), jax.value_and_grad(f, (0, 1))(q, x), jax.jvp(f, (q, x), tangents)
+    return jax.value_and_grad(f, (0, 1))(q, x), jax.jvp(f, (q, x), tangents)
 
 
 def gradient_norm(f, q):
@@ -106,10 +109,9 @@ def test_value_and_gradients_in_both_modes(chunk_size, antithetic):
     assert_close(run(Q, X), of_the_plain_mean(value_and_gradients, antithetic))
 
 
-@ways(LOOP_AND_REST, PAIR_BY_PAIR)
-def test_they_are_the_same_outside_of_a_jit(chunk_size, antithetic):
-    run = of_the_engine(value_and_gradients, chunk_size, antithetic)
-    assert_close(run(Q, X), of_the_plain_mean(value_and_gradients, antithetic))
+def test_they_are_the_same_outside_of_a_jit():
+    run = of_the_engine(value_and_gradients, *LOOP_AND_REST)
+    assert_close(run(Q, X), of_the_plain_mean(value_and_gradients, antithetic=False))
 
 
 def second_derivatives(f, q, x):
@@ -119,10 +121,10 @@ def second_derivatives(f, q, x):
     return hessians, jax.grad(partial(gradient_norm, f))(q)
 
 
-@ways(ONE_BY_ONE, PAIRS_LOOP_AND_REST)  # of the others, too, it is the loop that has a rule of its own
-def test_second_derivatives(chunk_size, antithetic):
-    run = of_the_engine(second_derivatives, chunk_size, antithetic)
-    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(second_derivatives, antithetic), rtol=1e-4, atol=1e-5)
+def test_second_derivatives():
+    """Of the loop, which has a rule of its own."""
+    run = of_the_engine(second_derivatives, *ONE_BY_ONE)
+    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(second_derivatives, antithetic=False), rtol=1e-4, atol=1e-5)
 
 
 def for_a_batch(f):
@@ -135,18 +137,13 @@ def for_a_batch(f):
 BATCH = jnp.stack([X, X + 1.0]), jax.random.split(KEY, 2), jnp.array([[0, 1, 1], [1, 1, 0]])
 
 
-@cache
-def of_the_plain_mean_one_by_one(antithetic):
-    of_one, of_labels = for_a_batch(partial(plain, antithetic=antithetic))
-    run = jax.jit(lambda x, key, labels: (of_one(x, key), of_labels(x, labels)))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(run(*args) for args in zip(*BATCH, strict=True)))
-
-
-@ways(LOOP_AND_REST, PAIR_BY_PAIR)
-def test_under_vmap(chunk_size, antithetic):
-    of_one, of_labels = for_a_batch(partial(engine, chunk_size=chunk_size, antithetic=antithetic))
+def test_under_vmap():
+    of_one, of_labels = for_a_batch(partial(engine, chunk_size=4, antithetic=False))
     run = jax.jit(lambda xs, keys, labels: (jax.vmap(of_one)(xs, keys), jax.vmap(of_labels)(xs, labels)))
-    assert_close(run(*BATCH), of_the_plain_mean_one_by_one(antithetic))
+    of_one, of_labels = for_a_batch(partial(plain, antithetic=False))
+    alone = jax.jit(lambda x, key, labels: (of_one(x, key), of_labels(x, labels)))
+    expected = [alone(*(args[index] for args in BATCH)) for index in range(2)]
+    assert_close(run(*BATCH), jax.tree.map(lambda *leaves: np.stack(leaves), *expected))
 
 
 def jacobians(f, q, x):
@@ -157,10 +154,9 @@ def in_a_tree(w, x):
     return {"a": curved(w, x), "b": (x @ w["w"],)}
 
 
-@ways(ONE_BY_ONE, PAIRS_LOOP_AND_REST)
-def test_a_pytree_value(chunk_size, antithetic):
-    run = of_the_engine(jacobians, chunk_size, antithetic, f=in_a_tree)
-    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(jacobians, antithetic, f=in_a_tree))
+def test_a_pytree_value():
+    run = of_the_engine(jacobians, *LOOP_AND_REST, f=in_a_tree)
+    assert_close(jax.jit(run)(Q, X), of_the_plain_mean(jacobians, antithetic=False, f=in_a_tree))
 
 
 @cache
@@ -175,7 +171,7 @@ def of_the_draws(antithetic):
     return draws, (value, grads)
 
 
-@ways(LOOP_AND_REST, PAIRS_LOOP_AND_REST, PAIRS)
+@ways(LOOP_AND_REST, PAIRS_LOOP_AND_REST)
 def test_aux_is_stacked_and_differentiable(chunk_size, antithetic):
     def run(q, x):
         value, aux = expectation(
@@ -199,21 +195,15 @@ def test_aux_is_stacked_and_differentiable(chunk_size, antithetic):
 
 @pytest.mark.parametrize("chunk_size", [1, 2])
 def test_antithetic_draws_are_pairs(chunk_size):
-    _, aux = expectation(
-        lambda w, key: (0.0, (w["w"], jax.random.uniform(key))),
-        Q,
-        KEY,
-        6,
-        chunk_size=chunk_size,
-        antithetic=True,
-        needs_key=True,
-        has_aux=True,
-    )
+    def f(w, key):
+        return w["w"], (w["w"], jax.random.uniform(key))
+
+    options = {"chunk_size": chunk_size, "antithetic": True, "needs_key": True, "has_aux": True}
+    value, aux = jax.jit(lambda q: expectation(f, q, KEY, 6, **options))(Q)
     draws, uniforms = map(np.asarray, aux)
     np.testing.assert_allclose(draws[::2] + draws[1::2], np.tile(2 * Q["w"].loc, (3, 1)), rtol=1e-6)
     assert len(np.unique(draws)) == 12
     assert len(np.unique(uniforms)) == 6  # but f has keys of its own
-    value = expectation(lambda w: w["w"], Q, KEY, 2, antithetic=True)
     np.testing.assert_allclose(value, Q["w"].loc, rtol=1e-6)  # what is odd in the noise cancels
 
 
@@ -230,7 +220,7 @@ def test_antithetic_pairs_are_unbiased_and_of_lower_variance():
     np.testing.assert_allclose(pairs.var() / independent.var(), 1 - np.exp(-0.09), rtol=0.1)
 
 
-@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.key(0), jax.random.key(0, impl="rbg")])
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")])
 def test_keys_of_every_implementation(key):
     value, grads = jax.jit(jax.value_and_grad(lambda q: engine(q, X, *PAIRS_LOOP_AND_REST, key=key)))(Q)
     assert np.isfinite(value)
@@ -272,10 +262,11 @@ def test_half_precision_is_summed_in_float32():
     assert grads["w"] == 300.0
 
 
-@ways(*EVERY_WAY)
-def test_a_tree_without_posterior_nodes(chunk_size, antithetic):
-    value = expectation(lambda w: w.sum(), jnp.ones(2), KEY, NUM_SAMPLES, chunk_size=chunk_size, antithetic=antithetic)
-    assert value == 2.0
+def test_a_tree_without_posterior_nodes():
+    def mean(w, chunk_size, antithetic):
+        return expectation(jnp.sum, w, KEY, NUM_SAMPLES, chunk_size=chunk_size, antithetic=antithetic)
+
+    assert jax.jit(lambda w: [mean(w, *way) for way in EVERY_WAY])(jnp.ones(2)) == [2.0] * len(EVERY_WAY)
 
 
 def test_the_gradient_of_a_python_number():
@@ -291,9 +282,7 @@ def test_the_gradient_of_a_python_number():
     ("spec", "options"),
     [
         ("NHWC HWIO NHWC", {}),
-        ("NCHW OIHW NCHW", {"window_strides": (2, 1)}),
         ("NHWC OIHW NCHW", {"rhs_dilation": (2, 2)}),
-        ("NHWC HWIO NHWC", {"feature_group_count": 2}),
         ("NCHW OIHW NCHW", {"feature_group_count": 2, "window_strides": (2, 1), "rhs_dilation": (1, 2)}),
     ],
 )
@@ -321,29 +310,19 @@ def test_convolutions_in_the_loop(spec, options):
     assert_close(*both(q, x), rtol=1e-4)
 
 
-def test_a_fixed_key_makes_an_ordinary_function():
+def test_a_fixed_key_makes_an_ordinary_function(x64):
     """Deterministic ADVI: the same draws at every call, so that L-BFGS with a line search converges."""
-    import optax
-
-    def loss(q):
-        return illia_fn.elbo_loss(
-            lambda w, x: x @ w["w"], q, X, jnp.array([1.0, -1.0, 0.5]), KEY, 16, num_data=3, antithetic=True
-        )
-
-    optimizer = optax.lbfgs()
+    start, unravel = jax.flatten_util.ravel_pytree(mean_field({"w": jnp.array([1.0, -2.0])}, scale=0.3))
+    x, y = X.astype(start.dtype), jnp.array([1.0, -1.0, 0.5])
 
     @jax.jit
-    def step(q, state):
-        value, grads = optax.value_and_grad_from_state(loss)(q, state=state)
-        updates, state = optimizer.update(grads, state, q, value=value, grad=grads, value_fn=loss)
-        return optax.apply_updates(q, updates), state, optax.tree.norm(grads)
+    @jax.value_and_grad
+    def loss(flat):
+        return illia_fn.elbo_loss(lambda w, x: x @ w["w"], unravel(flat), x, y, KEY, 16, num_data=3, antithetic=True)
 
-    q, state, norms = Q, optimizer.init(Q), []
-    for _ in range(30):
-        q, state, norm = step(q, state)
-        norms.append(float(norm))
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 30, "gtol": 0, "ftol": 0})
     # The prior's scale is 0.1: the sampled ELBO is strictly convex in loc, and its gradient vanishes at the end.
-    assert norms[-1] < 1e-4 * norms[0]
+    assert np.linalg.norm(found.jac) < 1e-4 * np.linalg.norm(loss(start)[1])
 
 
 def test_predict_stacks_the_networks():
@@ -355,11 +334,10 @@ def test_predict_stacks_the_networks():
     assert len(np.unique(outputs[1])) == 3
 
 
-@pytest.mark.parametrize("chunk_size", [3, None])
-def test_predict_in_parts_uses_the_same_networks(chunk_size):
+def test_predict_in_parts_uses_the_same_networks():
     x = np.arange(10.0, dtype=np.float32).reshape(5, 2)
     whole = predict(lambda w, x: x @ w["w"], Q, x, KEY, 4)
-    parts = [predict(lambda w, x: x @ w["w"], Q, x[i : i + 2], KEY, 4, chunk_size=chunk_size) for i in range(0, 5, 2)]
+    parts = [predict(lambda w, x: x @ w["w"], Q, x[i : i + 2], KEY, 4, chunk_size=3) for i in range(0, 5, 2)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-6)
 
 

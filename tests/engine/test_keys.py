@@ -20,6 +20,7 @@ def apply_fn(w, x, key):
 
 
 def loss(f, **options):
+    options |= {"loss_fn": lambda outputs, _: jnp.sum(jnp.square(outputs), axis=1)}
     return lambda q, key: f(apply_fn, q, X, Y, key, 4, num_data=4, needs_key=True, **options)
 
 

@@ -23,8 +23,7 @@ def many(size, samples, count, keys=KEYS, seed=0, **options):
     return np.asarray(draw(jax.random.split(jax.random.key(seed), keys)), np.float64)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize(("place", "count"), [(0, 1), (1, 2), (3, 7), (5, 8)])
+@pytest.mark.parametrize(("place", "count", "mirrored"), [(0, 1, False), (1, 2, True), (3, 7, True), (5, 8, False)])
 def test_every_sample_is_of_independent_standard_normals(place, count, mirrored):
     z = many(4, [place], count, mirrored=mirrored)[:, 0]
     assert min(stats.kstest(column, "norm").pvalue for column in z.T) > 1e-4
@@ -40,7 +39,7 @@ def places_of(z):
     return 2 * stats.norm.cdf(z) - 1
 
 
-@pytest.mark.parametrize("count", [2, 6, 8, 7])
+@pytest.mark.parametrize("count", [2, 8, 7])
 def test_samples_are_in_all_parts_of_the_law(count):
     """Half of them are 4 / S apart on a circle of length 2, and the others their mirror images."""
     z = np.asarray(noise(jax.random.key(1), 300, range(count), count)[:, 0], np.float64)
@@ -81,13 +80,13 @@ def test_what_is_additive_averages_out_and_what_is_not_is_as_with_independent_sa
     assert 0.8 < variance(lambda z: z[..., :-2] * z[..., 1:-1] * z[..., 2:]) < 1.25
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [2, 8])
 def test_two_numbers_alone(count):
     """Their product varies as with independent samples, or little more; at S = 2, two mirror images are one value."""
     z = many(2, range(count), count)
     ratio = count * z.prod(axis=2).mean(axis=1).var()
     error = 5 * np.sqrt(8 / KEYS)  # the square of a product of normals has a kurtosis below 8 + 1
-    assert ratio < {2: 2.0, 4: 4 / 3, 8: 8 / 7}[count] * (1 + error)
+    assert ratio < {2: 2.0, 8: 8 / 7}[count] * (1 + error)
 
 
 def test_chunks_are_parts_of_the_whole():

@@ -25,7 +25,7 @@ X, Y = jnp.ones((8, 4)), jnp.arange(8) % 3
 
 def linen_model():
     model = nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)])
-    return model.apply, model.init(jax.random.key(0), X)
+    return model.apply, jax.jit(model.init)(jax.random.key(0), X)
 
 
 def nnx_model():
@@ -41,7 +41,7 @@ def equinox_model():
 
 def haiku_model():
     model = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([5, 3])(x)))
-    return model.apply, model.init(jax.random.key(0), X)
+    return model.apply, jax.jit(model.init)(jax.random.key(0), X)
 
 
 MODELS = [linen_model, nnx_model, equinox_model, haiku_model]
@@ -52,7 +52,7 @@ def test_training_steps(model):
     apply_fn, params = model()
     q = illia_fn.mean_field(params, scale=0.05)
     assert illia_fn.num_params(q) == 4 * 5 + 5 + 5 * 3 + 3
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.sgd(0.05)
     loss = partial(illia_fn.elbo_loss, apply_fn, num_samples=2, num_data=8)
 
     @jax.jit
@@ -92,7 +92,7 @@ def test_the_whole_equinox_module_can_be_the_tree():
     q = illia_fn.mean_field(model, scale=0.05)
     loss = partial(illia_fn.elbo_loss, lambda model, x: jax.vmap(model)(x))
     value, grads = eqx.filter_jit(eqx.filter_value_and_grad(loss))(q, X, Y, jax.random.key(0))
-    assert jnp.isfinite(value)
+    assert np.isfinite(value)
     assert np.all(np.isfinite(grads.layers[0].weight.rho))
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.promotes
 
 LAST_LAYERS = {
     "nnx_cnn": "head/.*",
-    "linen_lstm": "Dense_0/.*",
+    "linen_resnet_block": "Dense_0/.*",
     "equinox_norm_batch": "last/.*",
     "haiku_mlp": ".*linear_1/.*",
 }
@@ -27,18 +27,22 @@ def test_a_last_layer(name):
     apply_fn = model.eval_fn(model.state)
     whys = {leaf.why for leaf in explain_linearity(apply_fn, q, x).leaves}
     assert whys == {"its variance takes one product"}
-    law = linearise(apply_fn, q, x)
-    losses = 0.5 * ((VALUES - law.mean) ** 2 + law.variance + np.log(2 * np.pi))
-    loss = analytic_elbo_loss(apply_fn, q, x, VALUES, num_data=8, kl_weight=0.0)
+
+    @jax.jit
+    def law_and_loss(q):
+        return linearise(apply_fn, q, x), analytic_elbo_loss(apply_fn, q, x, VALUES, num_data=8, kl_weight=0.0)
+
+    law, loss = law_and_loss(q)
+    losses = 0.5 * ((np.asarray(VALUES) - law.mean) ** 2 + law.variance + np.log(2 * np.pi))
     np.testing.assert_allclose(loss, losses.sum(axis=1).mean(), rtol=1e-5)
 
     state = (model.state,) if model.has_state else ()
     step = jax.jit(jax.value_and_grad(model.loss(analytic_elbo_loss, num_data=8), has_aux=model.has_state))
     value, grads = step(q, *state, x, scripts.LABELS, scripts.KEY)
     nodes = [node for node in jax.tree.leaves(grads, is_leaf=illia_fn.is_posterior) if illia_fn.is_posterior(node)]
-    assert all(jnp.any(node.loc) and jnp.any(node.rho) for node in nodes)
+    assert all(np.any(node.loc) and np.any(node.rho) for node in nodes)
     if model.has_state:
         value, new_state = value
-        moved = jax.tree.map(lambda old, new: jnp.any(old != new), model.state, new_state)
+        moved = jax.tree.map(lambda old, new: bool(np.any(np.asarray(old) != np.asarray(new))), model.state, new_state)
         assert any(jax.tree.leaves(moved))
     assert jnp.isfinite(value)
