@@ -238,7 +238,10 @@ def test_ranks_and_their_test_by_hand():
     [
         ({"num_draws": 10}, r"num_draws \+ 1 must be a multiple of num_bins"),
         ({"num_simulations": 20}, "need at least 80 simulations"),
-        ({"infer": lambda data, key: {"slope": infer(data, key)["slope"]}}, "infer must return a posterior over the parameters"),
+        (
+            {"infer": lambda data, key: {"slope": infer(data, key)["slope"]}},
+            "infer must return a posterior over the parameters",
+        ),
     ],
 )
 def test_refusals_of_a_simulation(options, message):

@@ -126,7 +126,9 @@ def test_joint_priors_of_parts_of_a_node():
         return prior, illia_fn.full_covariance(params, scale=0.1), costs
 
     prior, q, expected = joint(params)
-    report = check(lambda w, x: classes(w["a"], x) + w["a"]["b"] + w["c"] + w["d"], q, prior={**prior, "d": Normal(0.1, 2.0)})
+    report = check(
+        lambda w, x: classes(w["a"], x) + w["a"]["b"] + w["c"] + w["d"], q, prior={**prior, "d": Normal(0.1, 2.0)}
+    )
     assert not report.findings
     np.testing.assert_allclose(report.cost_of_means, (expected + 2 * 0.1**2 / 2 / 2.0**2) / 100, rtol=1e-4)
 
