@@ -65,29 +65,24 @@ def test_to_fewer_directions_the_variances_are_exact(x64, by):
     """Also where they are hardly correlated, so that some or all of the directions are of no use."""
     full = FullCovariance(families.normal(0, 4, 3), 0.5 * families.normal(8, 12, 12))
     raw = by * full.tril + (1.0 - by) * jnp.diag(jnp.diagonal(full.tril))
-    for q in (wide(FullCovariance(full.loc, raw)), wide(nodes()["MatrixNormal"])):
-        for rank in (1, 3):
-            p = matched(q, of_rank(rank))
-            np.testing.assert_allclose(np.diag(families.covariance(p)), np.diag(families.covariance(q)), rtol=1e-12)
-            assert np.all(np.any(p.factor != 0, axis=0))
+    q = wide(FullCovariance(full.loc, raw))
+    for rank in (1, 3):
+        p = matched(q, of_rank(rank))
+        np.testing.assert_allclose(np.diag(families.covariance(p)), np.diag(families.covariance(q)), rtol=1e-12)
+        assert np.all(np.any(p.factor != 0, axis=0))
 
 
 FLAT = {
     "FullCovariance to 1 direction": (lambda: milder(nodes(20)["FullCovariance"]), of_rank(1)),
-    "MatrixNormal to 1 direction": (lambda: milder(nodes()["MatrixNormal"]), of_rank(1)),
     "FullCovariance to MatrixNormal": (lambda: nodes()["FullCovariance"], matrix_normal),
-    "LowRank to MatrixNormal": (lambda: nodes()["LowRank"], matrix_normal),
     "Gaussian to MatrixNormal": (lambda: nodes()["Gaussian"], matrix_normal),
-    "KTied to MatrixNormal": (lambda: nodes()["KTied"], matrix_normal),
     "Gaussian to KTied": (lambda: nodes()["Gaussian"], partial(k_tied, k=1)),
 }
 
 
 def milder(q):
     """Without a variance that is nearly all of the direction, where the last rounds are slow."""
-    if isinstance(q, FullCovariance):
-        return FullCovariance(q.loc, 0.3 * q.tril)
-    return MatrixNormal(q.loc, 0.3 * q.row_tril, 0.3 * q.column_tril)
+    return FullCovariance(q.loc, 0.3 * q.tril)
 
 
 @pytest.mark.parametrize("case", FLAT)
@@ -98,19 +93,14 @@ def test_the_divergence_is_flat_there(x64, case):
     p = matched(q, family)
     exact = matched(q, mean_field if isinstance(p, KTied) else full_covariance)
 
-    def divergence(p):
-        return kl_divergence(exact, p)
-
-    value, slopes = jax.jit(jax.value_and_grad(divergence))(p)
+    divergence = jax.jit(jax.value_and_grad(lambda p: kl_divergence(exact, p)))
+    value, slopes = divergence(p)
     for slope in jax.tree.leaves(slopes):
         np.testing.assert_allclose(slope, 0.0, atol=3e-6)
     for seed in range(3):
-        keys = jax.random.split(jax.random.key(seed), 3)
-        leaves, structure = jax.tree.flatten(p)
-        moved = [
-            leaf + 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        assert divergence(structure.unflatten(moved)) > value
+        rng = np.random.default_rng(seed)
+        moved = jax.tree.map(lambda leaf, rng=rng: np.asarray(leaf) + 0.05 * rng.normal(size=leaf.shape), p)
+        assert divergence(moved)[0] > value
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15])

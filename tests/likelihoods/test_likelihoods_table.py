@@ -90,8 +90,10 @@ def test_against_scipy(loss, outputs, targets, exact):
         np.testing.assert_allclose(wide, exact.reshape(2, 3).sum(1), rtol=1e-10)
 
 
-@cases
-def test_as_the_loss_of_an_elbo(loss, outputs, targets, exact):
+@pytest.mark.parametrize("name", ["gaussian", "mixture", "categorical", "poisson"])
+def test_as_the_loss_of_an_elbo(name):
+    """Outputs of one array, two and three, and of two axes; targets that are real and that are whole numbers."""
+    loss, outputs, targets, exact = CASES[name]
     outputs, targets = cast(outputs, jnp.float32), cast(targets, jnp.float32)
     q = fn.mean_field({"w": jnp.zeros(1)}, scale=1e-6)
     apply_fn = lambda w, x: jax.tree.map(lambda leaf: leaf + w["w"][0], x)  # noqa: E731
@@ -189,7 +191,8 @@ def test_second_derivatives_are_those_of_the_value(loss):
 
         @jax.jit
         def every(x):
-            return jax.jvp(slope, (x,), (direction,))[1], [slope(x + step * direction) for step in (1e-6, -1e-6)]
+            ends = x[None] + jnp.array([1e-6, -1e-6])[:, None, None] * direction[None]
+            return jax.jvp(slope, (x,), (direction,))[1], jax.lax.map(slope, ends)
 
         curve, ends = jax.tree.map(np.asarray, every(x))
         np.testing.assert_allclose(curve, (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-8)

@@ -35,7 +35,7 @@ def dense_precision(prior_precision=1.0):
     return precision
 
 
-@pytest.mark.parametrize("batch_size", [1, 16, 50, 64])
+@pytest.mark.parametrize("batch_size", [16, 64])
 def test_softmax_regression(batch_size):
     expected = dense_precision()
     full = laplace(linear, full_covariance(PARAMS), X, LABELS, batch_size=batch_size)
@@ -60,9 +60,8 @@ def test_it_is_the_posterior_of_linear_regression():
 
         q = laplace(apply_fn, full_covariance(middle, scale=7.0), x, y, loss_fn=loss_fn, prior=prior)
         np.testing.assert_allclose(q.scale_tril @ q.scale_tril.T, np.linalg.inv(precision), rtol=1e-10)
-        grads = jax.grad(partial(illia_fn.elbo_loss, apply_fn, loss_fn=loss_fn, num_data=50, prior=prior))(
-            q, x, y, KEY, 2, estimator="doubly_reparameterised"
-        )
+        options = {"loss_fn": loss_fn, "num_data": 50, "prior": prior, "estimator": "doubly_reparameterised"}
+        grads = jax.jit(jax.grad(lambda q: illia_fn.elbo_loss(apply_fn, q, x, y, KEY, 2, **options)))(q)
         np.testing.assert_allclose(grads.loc, 0.0, atol=1e-12)
         np.testing.assert_allclose(grads.tril, 0.0, atol=1e-12)
         twice = jnp.concatenate([x, x]), jnp.concatenate([y, y])
@@ -82,7 +81,7 @@ def test_a_last_layer_under_jit():
     alone = laplace(linear, full_covariance(PARAMS), jnp.tanh(X), LABELS)
     np.testing.assert_allclose(found["head"].tril, alone.tril, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found["body"], params["body"])
-    law = illia_fn.linearise(apply_fn, found, X[:2])
+    law = jax.eval_shape(partial(illia_fn.linearise, apply_fn), found, X[:2])
     assert law.covariance.shape == (2, 3, 3)
 
 
@@ -142,5 +141,5 @@ def test_it_starts_variational_inference():
     """The ELBO at the Laplace posterior of softmax regression is above that of narrow scales."""
     q = laplace(linear, full_covariance(PARAMS), X, LABELS)
     assert isinstance(q, FullCovariance)
-    loss = partial(illia_fn.elbo_loss, linear, x=X, y=LABELS, key=KEY, num_samples=64, num_data=50)
+    loss = jax.jit(partial(illia_fn.elbo_loss, linear, x=X, y=LABELS, key=KEY, num_samples=64, num_data=50))
     assert loss(params=q) < loss(params=full_covariance(PARAMS)) - 0.1

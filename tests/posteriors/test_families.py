@@ -1,6 +1,6 @@
 """Each family against dense linear algebra, at the ends of its range, and in trees of several."""
 
-from functools import partial
+from functools import cache, partial
 
 import chex
 import families
@@ -17,6 +17,7 @@ from linear_regression import problem
 
 import illia_fn
 from illia_fn import (
+    Eigenbasis,
     FullCovariance,
     KTied,
     LowRank,
@@ -38,9 +39,10 @@ NEW = [name for name in FAMILIES if name != "Gaussian"]
 
 
 @jax.jit
-def told(q, w):
-    """All that a node says of itself."""
-    return q.log_prob(w), q.entropy(), q.stddev, covariance(q, lambda w: w)
+def told(q, key):
+    """A draw, and all that a node says of itself."""
+    w = q.sample(key)
+    return w, q.log_prob(w), q.entropy(), q.stddev, covariance(q, lambda w: w)
 
 
 @settings(max_examples=8)
@@ -48,8 +50,7 @@ def told(q, w):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_node_is_the_dense_gaussian(name, seed, scale):
     q = families.scaled(nodes(seed)[name], scale)
-    w = q.sample(jax.random.key(seed))
-    log_prob, entropy, stddev, cov = told(q, w)
+    w, log_prob, entropy, stddev, cov = told(q, jax.random.key(seed))
     exact = dense(q)
     np.testing.assert_allclose(cov, exact.cov, rtol=1e-4, atol=1e-5 * np.max(exact.cov))
     np.testing.assert_allclose(flat(stddev), np.sqrt(np.diag(exact.cov)), rtol=2e-5)
@@ -60,8 +61,7 @@ def test_a_node_is_the_dense_gaussian(name, seed, scale):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_in_float64(x64, name):
     q = families.wide(nodes()[name])
-    w = q.sample(KEY)
-    log_prob, entropy, stddev, cov = told(q, w)
+    w, log_prob, entropy, stddev, cov = told(q, KEY)
     assert {x.dtype for x in (log_prob, entropy, stddev, cov, w)} == {jnp.dtype("float64")}
     np.testing.assert_allclose(cov, dense(q).cov, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(entropy, dense(q).entropy(), rtol=1e-12)
@@ -71,7 +71,8 @@ def test_in_float64(x64, name):
 @pytest.mark.parametrize("name", NEW)
 def test_draws_have_the_mean_and_covariance(name):
     q = nodes()[name]
-    draws = jax.vmap(lambda key: q.sample(key).ravel())(jax.random.split(KEY, 20_000))
+    draw = jax.jit(jax.vmap(lambda q, key: q.sample(key).ravel(), (None, 0)))
+    draws = np.asarray(draw(q, jax.random.split(KEY, 20_000)))
     exact = dense(q)
     variances = np.diag(exact.cov)
     assert np.all(np.abs(draws.mean(0) - exact.mean) < 5 * np.sqrt(variances / len(draws)))
@@ -107,9 +108,9 @@ def ill_conditioned(q):
 @pytest.mark.parametrize("name", NEW)
 def test_half_precision_is_computed_in_float32(name):
     q = families.half(nodes()[name])
-    w, stddev, log_prob, entropy = jax.jit(told_of_a_draw)(q)
+    w, stddev, log_prob, _ = jax.eval_shape(told_of_a_draw, q)
     assert (w.dtype, stddev.dtype, log_prob.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
-    np.testing.assert_allclose(entropy, dense(q).entropy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(lambda q: q.entropy())(q), dense(q).entropy(), rtol=1e-4, atol=1e-4)
 
 
 def told_of_a_draw(q):
@@ -118,18 +119,17 @@ def told_of_a_draw(q):
 
 
 def test_structured_families_are_the_full_node_of_their_covariance():
-    for name in ("LowRank", "MatrixNormal", "Eigenbasis", "KTied"):
-        q = nodes()[name]
-        full = FullCovariance.from_covariance(q.mean, families.covariance(q))
-        w = q.sample(KEY)
-        np.testing.assert_allclose(q.log_prob(w), full.log_prob(w), rtol=1e-4)
-        np.testing.assert_allclose(q.entropy(), full.entropy(), rtol=1e-5)
-        assert abs(kl_divergence(q, full)) < 1e-5
+    qs = {name: nodes()[name] for name in ("LowRank", "MatrixNormal", "Eigenbasis", "KTied")}
+    full = {name: FullCovariance.from_covariance(q.mean, families.covariance(q)) for name, q in qs.items()}
+    for name, kl in jax.jit(lambda qs, full: {name: kl_divergence(qs[name], full[name]) for name in qs})(
+        qs, full
+    ).items():
+        assert abs(kl) < 1e-5, name
 
 
 def test_the_upper_triangle_is_not_used():
     q, w = nodes()["FullCovariance"], normal(9, 4, 3)
-    grads = jax.grad(lambda q: q.log_prob(w) + jnp.sum(q.sample(KEY)))(q).tril
+    grads = jax.jit(jax.grad(lambda q: q.log_prob(w) + jnp.sum(q.sample(KEY))))(q).tril
     assert jnp.all(jnp.triu(grads, 1) == 0)
     assert jnp.all(jnp.tril(grads) + jnp.triu(jnp.ones((12, 12)), 1) != 0)
 
@@ -154,10 +154,10 @@ def test_a_kernel_of_a_convolution_is_a_matrix():
     assert (equinox.row_tril.shape, equinox.column_tril.shape) == ((5, 5), (12, 12))
     assert k_tied(normal(0, 5, 2, 3), out_axis=0).column_rho.shape == (6, 2)
     for node in (q, equinox):
-        draw = node.sample(KEY)
+        draw, stddev, log_prob, _ = jax.jit(told_of_a_draw)(node)
         assert draw.shape == node.loc.shape
-        np.testing.assert_allclose(node.log_prob(draw), dense(node).logpdf(flat(draw)), rtol=1e-5)
-        np.testing.assert_allclose(node.stddev, 0.1, rtol=1e-5)
+        np.testing.assert_allclose(log_prob, dense(node).logpdf(flat(draw)), rtol=1e-5)
+        np.testing.assert_allclose(stddev, 0.1, rtol=1e-5)
 
 
 def test_no_matrix_is_larger_than_it_has_to_be():
@@ -172,40 +172,48 @@ def test_no_matrix_is_larger_than_it_has_to_be():
 # --- estimators --------------------------------------------------------------------------------------------------
 
 
-X = normal(2, 30, 3)
-Y = X @ jnp.array([0.5, -1.0, 0.2]) + normal(3, 30)
-PRECISION = np.asarray(X.T @ X, np.float64) + np.eye(3)
+X, NOISE = np.asarray(normal(2, 30, 3)), np.asarray(normal(3, 30))
+Y = X @ np.array([0.5, -1.0, 0.2], np.float32) + NOISE
+DESIGN = np.linalg.qr(X)[0]  # inputs whose weights are independent under the posterior
 
 
-def posterior_of(name):
-    """The posterior of a regression with the inputs of each family: exact for those of full covariance."""
-    cov, loc = np.linalg.inv(PRECISION), jnp.asarray(np.linalg.solve(PRECISION, np.asarray(X.T @ Y)), jnp.float32)
-    if name == "FullCovariance":
-        return X, FullCovariance.from_covariance(loc, cov)
-    if name == "LowRank":  # the smallest eigenvalue on the diagonal, and two directions of the rest
-        values, vectors = np.linalg.eigh(cov)
-        factor = vectors[:, 1:] * np.sqrt(values[1:] - values[0])
-        rho = np.full(3, np.log(np.expm1(np.sqrt(values[0]))))
-        return X, LowRank(loc, jnp.asarray(rho, jnp.float32), jnp.asarray(factor, jnp.float32))
-    if name == "MatrixNormal":  # one row, whose columns are the weights
-        full = FullCovariance.from_covariance(loc, cov)
-        return X, MatrixNormal(loc[None], jnp.full((1, 1), jnp.log(jnp.expm1(1.0))), full.tril)
-    design = jnp.asarray(np.linalg.qr(np.asarray(X))[0])  # whose weights are independent under the posterior
-    loc = (design.T @ Y)[None] / 2.0
-    return design, KTied(loc, jnp.full((1, 2), -1.0), jnp.log(jnp.expm1(jnp.full((3, 2), np.sqrt(1 / 8) / 0.3132617))))
+def at_the_posterior():
+    """Of a regression with the inputs of each family, whose every one holds the posterior."""
+    cov = np.linalg.inv(np.asarray(X.T @ X, np.float64) + np.eye(3))
+    loc = jnp.asarray(cov @ (X.T @ Y), jnp.float32)
+    values, vectors = np.linalg.eigh(cov)
+    full, one = FullCovariance.from_covariance(loc, cov), rho(np.ones((1, 1)))
+    factor = vectors[:, 1:] * np.sqrt(values[1:] - values[0])  # beside the smallest eigenvalue on the diagonal
+    tied = KTied(
+        jnp.asarray((DESIGN.T @ Y)[None] / 2.0), jnp.repeat(one, 2, axis=1), rho(np.full((3, 2), np.sqrt(1 / 8)))
+    )
+    return {
+        "FullCovariance": full,
+        "LowRank": LowRank(loc, rho(np.full(3, np.sqrt(values[0]))), jnp.asarray(factor, jnp.float32)),
+        "MatrixNormal": MatrixNormal(loc[None], one, full.tril),  # one row, whose columns are the weights
+        "Eigenbasis": Eigenbasis(loc[None], rho(np.sqrt(values)[None]), jnp.eye(1), jnp.asarray(vectors, jnp.float32)),
+        "KTied": tied,
+    }
 
 
-@pytest.mark.parametrize("name", NEW)
-def test_sticking_the_landing_has_no_noise_at_the_posterior(name):
-    x, q = posterior_of(name)
+def rho(scale):
+    return jnp.asarray(np.log(np.expm1(scale)), jnp.float32)
+
+
+def test_sticking_the_landing_has_no_noise_at_the_posterior():
+    """Five regressions at once, each with weights of a family of its own."""
+    q, xs = at_the_posterior(), {name: jnp.asarray(DESIGN if name == "KTied" else X) for name in NEW}
+
+    def apply_fn(w, xs):
+        return jnp.stack([xs[name] @ w[name].reshape(3) for name in NEW], axis=1)
 
     def loss(q, key):
         options = {"num_data": 30, "prior": Normal(0.0, 1.0), "estimator": "doubly_reparameterised"}
-        return illia_fn.elbo_loss(lambda w, x: x @ w.reshape(3), q, x, Y, key, 2, **options)
+        return illia_fn.elbo_loss(apply_fn, q, xs, jnp.tile(Y[:, None], (1, len(NEW))), key, 2, **options)
 
-    slopes = jax.jit(jax.grad(loss))(q, KEY)
-    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slopes))
-    assert size < 1e-4, size  # where the reparameterised one is of the order of 1
+    for name, slopes in jax.jit(jax.grad(loss))(q, KEY).items():
+        size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slopes))
+        assert size < 1e-4, (name, size)  # where the reparameterised one is of the order of 1
 
 
 def test_the_full_node_reaches_the_evidence_and_low_rank_rises_with_its_rank():
@@ -254,6 +262,7 @@ def apply_fn(w, x):
     return h @ w["head"]["kernel"] + w["head"]["bias"][None]
 
 
+@cache
 def mixed():
     patterns = {**PATTERNS, "(body|mid|head)/bias": mean_field, "free": full_covariance}
     return posterior_tree(PARAMS | {"free": PARAMS["head"]}, patterns)
@@ -283,15 +292,17 @@ def test_families_mix_in_one_tree(tmp_path):
     q = mixed()
     kinds = [type(q["body"]["kernel"]), type(q["mid"]["kernel"]), type(q["head"]["kernel"]), type(q["free"])]
     assert kinds == [MatrixNormal, KTied, LowRank, FullCovariance]
-    w = illia_fn.sample(KEY, q)
-    chex.assert_trees_all_equal_shapes_and_dtypes(w, illia_fn.mean(q), illia_fn.stddev(q))
-    x, y = normal(5, 8, 4), jnp.arange(8) % 2
+    moments = jax.eval_shape(lambda q: (illia_fn.sample(KEY, q), illia_fn.mean(q), illia_fn.stddev(q)), q)
+    chex.assert_trees_all_equal_shapes_and_dtypes(*moments)
+    x, y = normal(5, 8, 4), normal(6, 8, 2)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(q, key):
-        return illia_fn.elbo_loss(apply_fn, q, x, y, key, 2, num_data=8)
+        return illia_fn.elbo_loss(apply_fn, q, x, y, key, num_data=8)
 
-    values, grads = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(q, jax.random.split(KEY))
-    assert values[0] != values[1]
+    (one, grads), (other, _) = (loss(q, key) for key in jax.random.split(KEY))
+    assert one != other
     chex.assert_tree_all_finite(grads)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "q", q)
@@ -304,7 +315,8 @@ def test_families_mix_in_one_tree(tmp_path):
 
 def test_blocks_of_a_covariance():
     q = mixed()
-    picked = covariance(q, lambda w: (w["free"]["kernel"][1], w["body"]["bias"][:2], w["body"]["kernel"][:, 0]))
+    pick = jax.jit(covariance, static_argnums=1)
+    picked = pick(q, lambda w: (w["free"]["kernel"][1], w["body"]["bias"][:2], w["body"]["kernel"][:, 0]))
     assert picked.shape == (8, 8)
     free = families.covariance(q["free"])[np.ix_([4, 5], [4, 5])]  # after two numbers of the bias
     body = families.covariance(q["body"]["kernel"])[np.ix_(range(0, 20, 5), range(0, 20, 5))]
@@ -312,25 +324,25 @@ def test_blocks_of_a_covariance():
     np.testing.assert_allclose(picked[4:, 4:], body, rtol=1e-5, atol=1e-9)
     assert jnp.all(picked[:2, 2:] == 0)
     assert covariance({"b": jnp.ones(3)}, lambda w: w["b"][0]) == 0
-    # under jit, of numbers in another order, and of one number twice
-    twice = jax.jit(lambda q: covariance(q, lambda w: jnp.stack([w["free"]["bias"][1], w["free"]["bias"][1]])))(q)
+    # of one number twice
+    twice = pick(q, lambda w: jnp.stack([w["free"]["bias"][1], w["free"]["bias"][1]]))
     np.testing.assert_allclose(twice, families.covariance(q["free"])[1, 1], rtol=1e-6)
 
 
 def test_the_law_of_linearised_outputs_is_that_of_the_dense_covariance():
     x = normal(5, 1, 4)
     for q in nodes().values():
-        law = illia_fn.linearise(lambda w, x: x @ w, q, x)
+        covariance = jax.jit(lambda q: illia_fn.linearise(lambda w, x: x @ w, q, x).covariance)(q)
         jacobian = np.kron(np.asarray(x, np.float64), np.eye(3))
         exact = jacobian @ families.covariance(q) @ jacobian.T
-        np.testing.assert_allclose(law.covariance[0], exact, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(covariance[0], exact, rtol=1e-4, atol=1e-5)
 
 
 def test_tools_take_such_trees():
     q, x, y = mixed(), normal(5, 8, 4), jnp.arange(8) % 2
     table = illia_fn.summary(q)
     assert {row.family for row in table.leaves} >= {"MatrixNormal", "KTied", "LowRank", "FullCovariance", "Gaussian"}
-    np.testing.assert_allclose(table.kl, illia_fn.kl_loss(q, reduction="sum"), rtol=1e-5)
+    np.testing.assert_allclose(table.kl, jax.jit(lambda q: illia_fn.kl_loss(q, reduction="sum"))(q), rtol=1e-5)
     assert all(row.exact for row in table.leaves)
     pruned = illia_fn.prune(q, 0.5)
     chex.assert_trees_all_equal_shapes(pruned, illia_fn.mean(q))

@@ -45,13 +45,14 @@ def log_mean_exp(log_p):
 
 @pytest.mark.parametrize(("loss", "outputs", "y", "exact"), CASES.values(), ids=CASES)
 def test_each_example(loss, outputs, y, exact):
-    both = jax.jit(
-        lambda outputs, y: (fn.pointwise_log_prob(loss, outputs, y), fn.predictive_log_prob(loss, outputs, y))
-    )
-    matrix, predictive = both(cast(outputs), cast(y))
+    @jax.jit
+    def told(outputs, y):
+        of_each = fn.pointwise_log_prob(loss, outputs, y), fn.predictive_log_prob(loss, outputs, y)
+        return *of_each, fn.joint_predictive_log_prob(loss, outputs, y, 3)
+
+    matrix, predictive, joint = told(cast(outputs), cast(y))
     np.testing.assert_allclose(matrix, exact, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(predictive, log_mean_exp(exact), rtol=1e-5, atol=1e-5)
-    joint = fn.joint_predictive_log_prob(loss, cast(outputs), cast(y), 3)
     np.testing.assert_allclose(joint, log_mean_exp(exact.reshape(S, -1, 3).sum(-1)), rtol=1e-5, atol=1e-5)
 
 
@@ -82,7 +83,7 @@ def test_the_joint_evidence_of_a_linear_gaussian_model():
     w = np.random.default_rng(1).normal(size=(num, 1))
     outputs = jnp.asarray(w * x, jnp.float32)
     groups = jnp.array([[0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 0, 0]])
-    joint = fn.joint_predictive_log_prob(None, outputs, jnp.asarray(y, jnp.float32), groups)
+    joint = jax.jit(fn.joint_predictive_log_prob, static_argnums=0)(None, outputs, np.float32(y), groups)
     of_first = np.ones((4, 4)) + np.eye(4)  # the same example four times is seen with the noise of each
     exact = [
         stats.multivariate_normal.logpdf(y, cov=np.outer(x, x) + np.eye(4)),
@@ -95,7 +96,7 @@ def test_the_joint_evidence_of_a_linear_gaussian_model():
     np.testing.assert_allclose(joint[0], joint[1], rtol=1e-5)
     repeated = np.exp(4 * stats.norm.logpdf(y[0], w * x[0]))
     np.testing.assert_allclose(joint[2], exact[2], atol=5 * repeated.std() / repeated.mean() / np.sqrt(num))
-    alone = fn.joint_predictive_log_prob(None, outputs, jnp.asarray(y, jnp.float32), 1)
+    alone = jax.jit(fn.joint_predictive_log_prob, static_argnums=(0, 3))(None, outputs, np.float32(y), 1)
     np.testing.assert_allclose(alone, stats.norm.logpdf(y, scale=np.sqrt(1 + x**2)), atol=0.01)
 
 

@@ -55,7 +55,7 @@ NETWORKS = {
 @pytest.mark.promotes
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_every_framework(name):
-    """As they are: means and variances of draws, within five standard errors; and a step of training."""
+    """As they are: means and variances of draws, within five standard errors; and of one of them a step of training."""
     model, _, _, x, _ = NETWORKS[name]()
     q = mean_field(model.params, scale=0.3)
     law = propagate_moments(model.eval_fn(), q, x)
@@ -64,6 +64,8 @@ def test_a_network_of_every_framework(name):
     assert np.all(np.abs(law.mean - center) < 5 * np.sqrt(spread / 20_000))
     fourth = np.mean((draws - center) ** 4, axis=0)
     assert np.all(np.abs(law.variance - spread) < 5 * np.sqrt((fourth - spread**2) / 20_000))
+    if name != "nnx":
+        return
     loss = model.loss(illia_fn.analytic_elbo_loss, num_data=8, method="moments")
     value, grads = jax.jit(jax.value_and_grad(loss))(q, x, scripts.LABELS, KEY)
     assert jnp.isfinite(value)

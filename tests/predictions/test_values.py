@@ -78,10 +78,10 @@ def test_draws_of_one_network_lie_together_and_are_independent():
 
 def test_moments_and_draws_under_vmap_and_in_float64(x64):
     stacked = jnp.stack([jnp.asarray(LOC, float), jnp.asarray(LOC, float) + 1.0])
-    moments = jax.vmap(partial(fn.predictive_moments, fn.laplace_nll))(stacked)
+    moments = jax.jit(jax.vmap(partial(fn.predictive_moments, fn.laplace_nll)))(stacked)
     np.testing.assert_allclose(moments.mean[1], LOC.astype(float).mean(axis=0) + 1.0, rtol=1e-12)
     keys = jax.random.split(jax.random.key(0), 2)
-    draws = jax.vmap(partial(fn.predictive_draws, fn.poisson_nll))(stacked, keys)
+    draws = jax.eval_shape(jax.vmap(partial(fn.predictive_draws, fn.poisson_nll)), stacked, keys)
     assert draws.shape == (2, 4, 3)
     assert draws.dtype == jnp.float64
 

@@ -83,20 +83,26 @@ def test_the_hyperprior_is_a_term(loss):
 
     @jax.jit
     def every(q):
-        run = jax.value_and_grad(partial(loss, ARGS[0], prior=PRIOR, num_samples=4, **options), has_aux=True)
+        run = partial(loss, ARGS[0], prior=PRIOR, num_samples=4, **options)
+        if loss is illia_fn.elbo_loss:  # the others have the term from the same place
+            slopes = jax.grad(lambda q: run(q, *ARGS[2:])[0])(q), jax.grad(explicit)(q)
+        else:
+            slopes = None
         parts = [through(node, 4.4798, 10.0) for node in q.values()]
         sums = [sum(terms) for terms in zip(*parts, strict=True)]
-        return run(q, *ARGS[2:]), jax.grad(explicit)(q), sums, sum(node.entropy() for node in q.values())
+        return run(q, *ARGS[2:]), slopes, sums, sum(node.entropy() for node in q.values())
 
-    ((value, terms), grads), slopes, (kl, hyperprior), entropy = every(Q)
+    (value, terms), slopes, (kl, hyperprior), entropy = every(Q)
     assert value == terms.nll + terms.weight * terms.kl + terms.weight * terms.hyperprior == terms.loss
     np.testing.assert_allclose(terms.hyperprior, hyperprior, rtol=1e-6)
     np.testing.assert_allclose(terms.kl, kl + 0.3 * entropy, rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), grads, slopes)
+    if slopes is not None:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *slopes)
 
 
 def test_other_objectives_have_no_such_term():
-    assert illia_fn.elbo_loss(*ARGS, num_data=50, return_terms=True)[1].hyperprior is None
+    run = partial(illia_fn.elbo_loss, ARGS[0], num_data=50, return_terms=True)
+    assert jax.eval_shape(run, *ARGS[1:])[1].hyperprior is None
 
 
 def test_a_tree_of_priors_of_one_node():
