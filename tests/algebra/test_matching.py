@@ -15,7 +15,6 @@ from illia_fn import (
     Gaussian,
     KTied,
     LowRank,
-    MatrixNormal,
     full_covariance,
     k_tied,
     kl_divergence,
