@@ -112,7 +112,8 @@ def test_two_classes_are_a_sigmoid():
     mean = jnp.stack([gap, jnp.zeros(13)], axis=1)
     covariance = jnp.broadcast_to(jnp.diag(jnp.array([variance, 0.0])), (13, 2, 2))
     expected = jax.nn.sigmoid(gap / jnp.sqrt(1.0 + jnp.pi / 8.0 * variance))
-    np.testing.assert_allclose(softmax_of_gaussian(mean, covariance)[:, 0], expected, rtol=1e-5)
+    for common in (0.0, 2.0):  # to all logits alike, which changes no probability
+        np.testing.assert_allclose(softmax_of_gaussian(mean, covariance + common)[:, 0], expected, rtol=1e-5)
 
 
 def test_certain_logits_are_their_softmax():
