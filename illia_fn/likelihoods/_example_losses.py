@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -56,10 +57,22 @@ def _fill_padding(weights: ArrayLike, leaf: jax.Array | np.ndarray) -> jax.Array
     """Put a row that counts in the place of each that does not: 0 times the NaN of a missing target would be NaN."""
     if leaf.ndim == 0:
         return leaf
-    xp = np if isinstance(leaf, np.ndarray) and isinstance(weights, np.ndarray) else jnp
-    weights = xp.asarray(weights)
+    is_known = _is_known(weights) and _is_known(leaf)  # in a trace it stays so in NumPy alone
+    xp = np if is_known else jnp
+    weights, leaf = xp.asarray(weights), xp.asarray(leaf)
     counts = weights.astype(bool).reshape(-1, *[1] * (leaf.ndim - 1))
     return xp.where(counts, leaf, leaf[xp.argmax(weights)][None])
+
+
+def _is_known(x: Any) -> bool:
+    """Whether its numbers are known now, and on one device at the most."""
+    if not isinstance(x, jax.Array):
+        return True
+    return (
+        not isinstance(x, jax.core.Tracer)
+        and len(x.devices()) == 1
+        and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    )
 
 
 def _batch_size(caller: str, outputs: Any, y: Any) -> int:

@@ -48,11 +48,21 @@ def test_labels_of_no_class(name, convert):
 
 
 @pytest.mark.parametrize("name", ["elbo_loss", "decorrelated", "analytic_elbo_loss"])
-def test_padding_alone_may_hold_them(name):
+@pytest.mark.parametrize("weights_of", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_padding_alone_may_hold_them(name, convert, weights_of):
     padded, counted = np.float32([1, 1, 0, 1]), np.float32([0, 1, 1, 1])
-    jax.eval_shape(partial(CALLS[name], X, BAD, weights=padded))
+    jax.eval_shape(partial(CALLS[name], X, convert(BAD), weights=weights_of(padded)))
     with pytest.raises(ValueError, match="targets must be classes from 0 to 1, got 0 to 7"):
-        jax.eval_shape(partial(CALLS[name], X, BAD, weights=counted))
+        jax.eval_shape(partial(CALLS[name], X, convert(BAD), weights=weights_of(counted)))
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_weights_may_be_traced(convert):
+    loss = lambda weights, y: CALLS["elbo_loss"](X, y, weights=weights)  # noqa: E731
+    padded, labels = np.float32([1, 1, 0, 1]), np.where(BAD > 1, 0, BAD)
+    found = jax.jit(partial(loss, y=convert(BAD)))(padded)
+    np.testing.assert_allclose(found, loss(padded, labels), rtol=1e-6)
 
 
 def test_counts_below_zero_in_a_step_that_closes_over_them():
