@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 HALF_LOG_2PI = 0.9189385332046727
-LARGE = 2**19  # elements of an array, 2 MB in float32: smaller ones stay in a cache
+LARGE = 2**19  # elements of an array, 2 MB in float32: copies of smaller ones are not worth an order of computation
 
 # Outside of a jit one program, where each operation would be one to compile; inside of one, the operations themselves.
 one_program = partial(jax.jit, inline=True)

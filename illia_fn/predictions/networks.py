@@ -51,8 +51,9 @@ def predict(
             one key; so are the keys of a model that takes one, whose noise repeats from batch to batch.
         reduce: what to make of the stacked outputs, a pytree with leaves (S, B, ...), where they themselves would not
             fit: reduce(outputs) has an array with a leading axis of examples for each leaf. With a batch_size it is
-            called on the outputs of one example, and then traced: of JAX alone. Targets come with the outputs if
-            apply_fn returns them; what needs random numbers of its own for each batch is a loop over `predict`.
+            called on the outputs of one example (of a batch, if the examples are at another axis), and then traced: of
+            JAX alone. Targets come with the outputs if apply_fn returns them; what needs random numbers of its own for
+            each batch is a loop over `predict`.
         sampling: "independent"; "antithetic", in pairs that mirror each other (see `expectation`); or
             "latin_hypercube", networks whose weights are spread evenly over q, each with the right law: means over few
             of them are closer to those over many (McKay, Beckman & Conover 1979,
