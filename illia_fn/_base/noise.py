@@ -15,6 +15,7 @@ import numpy as np
 
 from illia_fn._base.sharding import platform, vary_along, varying_axes
 
+_FEW = 4  # pieces of equal shapes that it takes more to compile a loop for than to compile them
 _LARGE = 2**14  # numbers: fewer are in the cache from round to round, and take longer to compile than to draw
 
 
@@ -88,8 +89,19 @@ def subkeys(key: jax.Array, count: int) -> list[jax.Array]:
     return [key] if count == 1 else list(jax.random.split(key, count))
 
 
+def _unknown(numbers: Sequence[int], beside: jax.Array) -> list[jax.Array]:
+    """Numbers out of a loop, into which XLA does not look: of a place that it knows it compiles a kernel of its own."""
+    start = vary_along([jnp.asarray(number, jnp.uint32) for number in numbers], varying_axes(beside))
+    return jax.lax.scan(lambda numbers, _: (numbers[::-1], None), start, None, length=2)[0]
+
+
 def cut(flat: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
     """Arrays of all shapes from the last axis of `flat`."""
-    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=int)
-    pieces = jnp.split(flat[..., : ends[-1]], ends[:-1], axis=-1) if shapes else []
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = np.cumsum(sizes, dtype=int)
+    if len(shapes) - len(set(shapes)) > _FEW:
+        starts = _unknown([end - size for end, size in zip(ends, sizes, strict=True)], flat)
+        pieces = [jax.lax.dynamic_slice_in_dim(flat, at, size, axis=-1) for at, size in zip(starts, sizes, strict=True)]
+    else:
+        pieces = jnp.split(flat[..., : ends[-1]], ends[:-1], axis=-1) if shapes else []
     return [piece.reshape(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]

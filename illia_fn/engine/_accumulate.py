@@ -66,7 +66,7 @@ def _loop(f: Chunk, chunks: PyTree, constant: bool) -> tuple[PyTree, PyTree]:  #
     run = loop
     if constant:  # a gradient that is not wanted would still be carried through the loop
         run = jax.custom_jvp(loop)
-        run.defjvp(lambda primals, _: _without_tangent(compiled_once(loop, *primals)))
+        run.defjvp(lambda primals, _: _without_tangent(compiled_once(_as_it_is(loop), *primals)))
     elif [leaf.shape for leaf in jax.tree.leaves(shapes[0])] == [()]:
         run = jax.custom_jvp(loop)
         run.defjvp(partial(_accumulate, at_chunk, loop, jaxpr, shapes[0]), symbolic_zeros=True)
@@ -108,32 +108,32 @@ def _accumulate(
     A linear rule serves every mode of differentiation: reverse mode transposes it to cotangent * gradient.
     """
     (captured, chunks), (dots, _) = primals, tangents
-    active = [index for index, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
-
-    def with_active(values: list[jax.Array]) -> list[Any]:
-        replacements = dict(zip(active, values, strict=True))
-        return [replacements.get(index, value) for index, value in enumerate(captured)]
-
-    def value_of(values: list[jax.Array], chunk: PyTree) -> tuple[jax.Array, PyTree]:
-        value, aux = at_chunk(with_active(values), chunk)
-        return jax.tree.leaves(value)[0], (value, aux)
-
-    value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
+    active = _active(dots)
+    with_active = partial(_replaced, captured, active)
     # asarray: a Python number may be differentiated, too
     values, dots = [jnp.asarray(captured[index]) for index in active], [jnp.asarray(dots[index]) for index in active]
     if any(varying_axes(value) != varying_axes(value_shape) for value in values):
         # The gradient of what is the same on all devices is a sum over them, and not that of each device's own value.
         return jax.jvp(lambda values: loop(with_active(values), chunks), (values,), (dots,))
 
-    @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
-    def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
-        (_, (value, aux)), gradients = value_and_grad(values, chunk)
-        return jax.tree.map(lambda total, term: total + term.astype(total.dtype), totals, (value, gradients)), aux
+    def loop_with_gradients(
+        captured: list[Any], values: list[jax.Array], chunks: PyTree
+    ) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
+        def value_of(values: list[jax.Array], chunk: PyTree) -> tuple[jax.Array, PyTree]:
+            value, aux = at_chunk(_replaced(captured, active, values), chunk)
+            return jax.tree.leaves(value)[0], (value, aux)
 
-    def loop_with_gradients(chunks: PyTree) -> tuple[tuple[PyTree, list[jax.Array]], PyTree]:
+        value_and_grad = canonical_convolutions(jax.value_and_grad(value_of, has_aux=True), jaxpr)
+
+        @partial(jax.checkpoint, prevent_cse=False)  # for derivatives of the gradient
+        def step(totals: tuple[PyTree, list[jax.Array]], chunk: PyTree) -> tuple[Any, PyTree]:
+            (_, (value, aux)), gradients = value_and_grad(values, chunk)
+            return jax.tree.map(lambda total, term: total + term.astype(total.dtype), totals, (value, gradients)), aux
+
         return jax.lax.scan(step, jax.tree.map(_wide_zeros, (value_shape, values)), chunks)
 
-    (total, gradients), aux = compiled_once(loop_with_gradients, chunks)
+    run = partial(_as_it_is(loop_with_gradients), captured, values)
+    (total, gradients), aux = compiled_once(run, chunks)
     terms = [jnp.sum((grad * dot.astype(grad.dtype)).real) for grad, dot in zip(gradients, dots, strict=True)]
     total_tangent = jax.tree.map(
         lambda leaf: sum((term.astype(leaf.dtype) for term in terms), jnp.zeros_like(leaf)), total
@@ -144,6 +144,37 @@ def _accumulate(
     else:
         aux_tangent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), aux)
     return (total, aux), (total_tangent, aux_tangent)
+
+
+def _active(dots: list[Any]) -> list[int]:
+    """Where something is differentiated by."""
+    return [index for index, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+
+
+def _replaced(leaves: list[Any], places: list[int], values: list[jax.Array]) -> list[Any]:
+    """The leaves, with these values in some places."""
+    replacements = dict(zip(places, values, strict=True))
+    return [replacements.get(index, leaf) for index, leaf in enumerate(leaves)]
+
+
+def _as_it_is(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """f, of whose loops JAX does not take out what is the same in every round, as it does beneath a gradient.
+
+    That would be in memory all the time, and is compiled twice, as a checkpoint within computes it again.
+    """
+
+    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[PyTree, PyTree]:
+        (leaves, structure), dots = jax.tree.flatten(primals), jax.tree.leaves(tangents)
+        active = _active(dots)
+
+        def of_active(values: list[jax.Array]) -> PyTree:
+            return f(*structure.unflatten(_replaced(leaves, active, values)))
+
+        return jax.jvp(of_active, ([leaves[index] for index in active],), ([dots[index] for index in active],))
+
+    run = jax.custom_jvp(f)
+    run.defjvp(rule, symbolic_zeros=True)
+    return run
 
 
 def _reusable(x: jax.Array) -> jax.Array:

@@ -111,3 +111,17 @@ def test_a_step_computes_them_once(coupling):
     program = jax.jit(jax.value_and_grad(loss)).lower(*args).compile().as_text()
     bodies = re.findall(r"^%?[\w.\-]+ \(.*?^}", program, re.M | re.S)
     assert sum(body.count(" xor(") > 20 for body in bodies) == 1
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_pieces_are_cut_and_equal_ones_by_one_kernel(count):
+    """Of a place that XLA knows it would compile a kernel of its own, each 60 ms."""
+    shapes = [(2, 3), (4,)] * count
+    flat = np.arange(5 * 10 * count, dtype=np.float32).reshape(5, -1)
+    sines = lambda flat: [jnp.sin(piece) for piece in noise.cut(flat, shapes)]  # noqa: E731
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    run = jax.jit(jax.shard_map(sines, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+    pieces = np.split(np.sin(flat), np.cumsum([6, 4] * count)[:-1], axis=1)
+    for found, piece, shape in zip(run(flat), pieces, shapes, strict=True):
+        np.testing.assert_allclose(found, piece.reshape(5, *shape), atol=1e-6)
+    assert ("dynamic-slice(" in run.lower(flat).compile().as_text()) == (count == 9)
