@@ -21,9 +21,9 @@ from tests.public_api import public_modules, public_names
 ROOT = Path(__file__).parents[1]
 
 
-def build(site: Path) -> list[str]:
+def build(site: Path, *, show_source: bool = True) -> list[str]:
     """Write the site, and return what is wrong with it."""
-    pdoc.render.configure(docformat="google", math=True)
+    pdoc.render.configure(docformat="google", math=True, show_source=show_source)
     modules = {module.__name__: as_documented(module) for module in [*public_modules(), benchmarks]}
     site.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():

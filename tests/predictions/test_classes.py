@@ -65,16 +65,15 @@ def test_probabilities_at_the_ends_of_float32():
 
 
 def test_one_network_trailing_axes_and_dtypes():
-    one = fn.class_summary(KEEN[:1].astype(np.float32))
+    keen = KEEN.astype(np.float32)
+    given = [keen[:1], keen.reshape(7, 4, 10, 5), keen, np.eye(3, dtype=int)[None]]
+    one, deep, flat, whole = jax.jit(lambda given: [fn.class_summary(probs) for probs in given])(given)
     np.testing.assert_array_equal(one.epistemic, 0.0)
     np.testing.assert_array_equal(one.variation_ratio, 0.0)
-    deep = fn.class_summary(KEEN.reshape(7, 4, 10, 5).astype(np.float32))
-    flat = fn.class_summary(KEEN.astype(np.float32))
-    np.testing.assert_allclose(deep.epistemic.ravel(), flat.epistemic, rtol=1e-6)
-    half = fn.class_summary(jnp.asarray(KEEN, jnp.bfloat16))
+    np.testing.assert_allclose(np.ravel(deep.epistemic), flat.epistemic, rtol=1e-6)
+    half = fn.class_summary(jnp.asarray(KEEN, jnp.bfloat16))  # whose sums are seen to be one, outside of jit
     assert half.total.dtype == jnp.float32
     np.testing.assert_allclose(half.total, flat.total, atol=0.03)
-    whole = fn.class_summary(np.eye(3, dtype=int)[None])
     np.testing.assert_array_equal(whole.total, 0.0)
     with jax.enable_x64(True):
         wide = fn.class_summary(jnp.asarray(KEEN))
@@ -86,20 +85,25 @@ def test_one_network_trailing_axes_and_dtypes():
 def test_probs_of_each_likelihood():
     f = RNG.normal(size=(4, 6)).astype(np.float32)
     logits, gaps = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32)
+    outputs = [
+        *((loss, logits) for loss in (None, fn.categorical_nll)),
+        *((fn.bernoulli_nll, x) for x in (f, np.float32([[60.0]]), f.reshape(4, 3, 2))),
+        (fn.ordinal_nll, (f, gaps)),
+    ]
+    losses, given = zip(*outputs, strict=True)
+    found = jax.jit(lambda given: [fn.class_probs(*pair) for pair in zip(losses, given, strict=True)])(given)
+    by_default, categorical, bernoulli, far, cut, probs = map(np.asarray, found)
     softmax = special.softmax(logits.astype(float), axis=-1)
-    for loss in (None, fn.categorical_nll):
-        np.testing.assert_allclose(fn.class_probs(loss, logits), softmax, rtol=1e-5)
+    np.testing.assert_allclose(by_default, softmax, rtol=1e-5)
+    np.testing.assert_allclose(categorical, softmax, rtol=1e-5)
     yes = special.expit(f.astype(float))
-    np.testing.assert_allclose(fn.class_probs(fn.bernoulli_nll, f), np.stack([1 - yes, yes], -1), rtol=1e-5)
-    probs = fn.class_probs(fn.ordinal_nll, (f, gaps))
+    np.testing.assert_allclose(bernoulli, np.stack([1 - yes, yes], -1), rtol=1e-5)
     log_prob = jax.jit(partial(fn.pointwise_log_prob, fn.ordinal_nll))
     for k in range(4):
         log_p = log_prob((f, gaps), np.full(6, k))
         np.testing.assert_allclose(probs[..., k], np.exp(log_p), rtol=1e-6)
     np.testing.assert_allclose(probs.sum(-1), 1.0, rtol=1e-6)
-    far = fn.class_probs(fn.bernoulli_nll, jnp.array([[60.0]]))
     np.testing.assert_allclose(far[0, 0], [np.exp(-60.0), 1.0], rtol=1e-5)
-    cut = fn.class_probs(fn.bernoulli_nll, f.reshape(4, 3, 2))
     assert cut.shape == (4, 3, 2, 2)
 
 

@@ -45,7 +45,7 @@ def test_trees_and_reductions_in_batches():
         return {"mean": apply_fn(w, x["rows"]), "sign": (x["shift"] > 0).astype(jnp.int32)}
 
     x = {"rows": X, "shift": X[:, 0]}
-    whole = predict(two_outputs, Q, x, KEY, 3)
+    whole = jax.tree.map(np.asarray, predict(two_outputs, Q, x, KEY, 3))
     parts = predict(two_outputs, Q, x, KEY, 3, batch_size=20)
     assert parts["sign"].dtype == np.int32
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, dict(whole))
@@ -124,7 +124,9 @@ def test_evenly_spread_networks_have_the_right_law():
 
 
 def test_evenly_spread_networks_are_closer_to_all():
-    expected = np.asarray(predict(apply_fn, Q, X[:5], jax.random.key(99), 40_000, chunk_size=None)).mean(axis=0)
+    noise = np.random.default_rng(1).normal(size=(2, 40_000, 3, 2))
+    w, b = np.asarray(Q["w"].loc) + 0.3 * noise[0], 0.3 * noise[1, :, :1]
+    expected = np.tanh(X[:5] @ w + b).mean(axis=0)
 
     def error(sampling):
         outputs = jax.jit(jax.vmap(lambda key: predict(apply_fn, Q, X[:5], key, 16, sampling=sampling)))
@@ -149,20 +151,25 @@ def test_a_reduction_refuses_in_batches_what_it_refuses_without():
 
 
 def test_the_linearised_model():
-    q = mean_field({"w": Q["w"].loc, "b": jnp.ones(2)}, scale=0.3, mask={"w": True, "b": False})
-    draws = predict(apply_fn, q, X, KEY, 3, linearised=True)
-    whole = predict(lambda w, _: w["w"], q, X, KEY, 3)  # the same draws
-    at = mean(q)
-    slope = jax.jacfwd(lambda w: apply_fn({"w": w, "b": at["b"]}, X))(at["w"])
-    expected = apply_fn(at, X)[None] + jnp.einsum("bcij,sij->sbc", slope, whole - at["w"][None])
+    q = mean_field({"w": Q["w"].loc, "b": np.ones(2, np.float32)}, scale=0.3, mask={"w": True, "b": False})
+
+    @jax.jit
+    def outputs(q):
+        linear = [predict(lambda w, x: x @ w["w"], q, X, KEY, 3, linearised=flag) for flag in (True, False)]
+        whole = predict(lambda w, _: w["w"], q, X, KEY, 3)  # the same draws
+        return predict(apply_fn, q, X, KEY, 3, linearised=True), whole, linear
+
+    draws, whole, linear = outputs(q)
+    at = np.asarray(q["w"].loc)
+    middle = np.tanh(X @ at + 1.0)
+    expected = middle + (1.0 - middle**2) * (X @ (np.asarray(whole) - at))
     np.testing.assert_allclose(draws, expected, rtol=1e-5, atol=1e-5)
-    linear = predict(lambda w, x: x @ w["w"], q, X, KEY, 3, linearised=True)  # is what it is
-    np.testing.assert_allclose(linear, predict(lambda w, x: x @ w["w"], q, X, KEY, 3), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(*linear, rtol=1e-5, atol=1e-5)
 
 
 def test_outputs_that_are_no_numbers_to_differentiate():
     labels = predict(lambda w, x: apply_fn(w, x).argmax(axis=1), Q, X, KEY, 3, linearised=True)
-    np.testing.assert_array_equal(labels[0], apply_fn(mean(Q), X).argmax(axis=1))
+    np.testing.assert_array_equal(labels[0], np.asarray(apply_fn(mean(Q), X)).argmax(axis=1))
 
 
 @pytest.mark.parametrize(

@@ -146,19 +146,25 @@ def test_the_exact_interval_of_a_skewed_distribution():
 
 
 def test_one_draw_ties_counts_and_what_is_not_finite():
+    missing = np.where(np.arange(37)[:, None] == [[3, -1, -1]], np.nan, DRAWS)
+    draws = [DRAWS[:1], np.full((9, 2), 7), missing, DRAWS.reshape(37, 3, 1).astype(jnp.bfloat16)]
     for interval in (fn.central_interval, fn.highest_density_interval):
-        np.testing.assert_array_equal(interval(DRAWS[:1], 0.5), [DRAWS[0], DRAWS[0]])
-        np.testing.assert_array_equal(interval(np.full((9, 2), 7), 0.9), np.full((2, 2), 7.0))
-        missing = interval(np.where(np.arange(37)[:, None] == [[3, -1, -1]], np.nan, DRAWS), 0.5)
-        np.testing.assert_array_equal(np.isnan(missing), [[True, False, False]] * 2)
-        assert interval(DRAWS.reshape(37, 3, 1).astype(jnp.bfloat16), 0.5).low.shape == (3, 1)
-    ties = np.array([0, 1, 2, 3, 4, 5])[:, None]
-    np.testing.assert_array_equal(fn.highest_density_interval(ties, 0.5), [[0.0], [2.0]])
-    hundred = np.arange(100.0)[:, None]  # 0.55 * 100 rounds to more than 55
-    np.testing.assert_array_equal(fn.highest_density_interval(hundred, 0.55), [[0.0], [54.0]])
-    ends = np.array([-np.inf, 0.0, 1.0, np.inf, np.inf])[:, None]
-    np.testing.assert_array_equal(fn.highest_density_interval(ends, 0.4), [[np.inf], [np.inf]])
-    np.testing.assert_array_equal(fn.highest_density_interval(ends[:4], 0.4), [[0.0], [1.0]])
+        at = [partial(interval, level=level) for level in (0.5, 0.9, 0.5, 0.5)]
+        one, same, gap, deep = jax.jit(lambda draws, at=at: [f(x) for f, x in zip(at, draws, strict=True)])(draws)
+        np.testing.assert_array_equal(one, [DRAWS[0], DRAWS[0]])
+        np.testing.assert_array_equal(same, np.full((2, 2), 7.0))
+        np.testing.assert_array_equal(np.isnan(gap), [[True, False, False]] * 2)
+        assert deep.low.shape == (3, 1)
+    ties, hundred = np.arange(6), np.arange(100.0)  # 0.55 * 100 rounds to more than 55
+    ends = np.array([-np.inf, 0.0, 1.0, np.inf, np.inf])
+    levels = 0.5, 0.55, 0.4, 0.4
+
+    @jax.jit
+    def densest(*columns):
+        return [fn.highest_density_interval(x[:, None], level) for x, level in zip(columns, levels, strict=True)]
+
+    expected = [0.0, 2.0], [0.0, 54.0], [np.inf, np.inf], [0.0, 1.0]
+    np.testing.assert_array_equal(np.squeeze(densest(ties, hundred, ends, ends[:4])), expected)
 
 
 @pytest.mark.parametrize("interval", [fn.central_interval, fn.highest_density_interval])
