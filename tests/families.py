@@ -12,8 +12,13 @@ from illia_fn import Eigenbasis, FullCovariance, Gaussian, KTied, LowRank, Matri
 SHAPE = (4, 3)
 
 
-def normal(seed, *shape, scale=1.0):  # of NumPy, as JAX would compile a program for each shape
-    return jnp.asarray(np.random.default_rng(seed).normal(0.0, scale, shape), jnp.float32)
+def array(numbers, dtype=np.float32):
+    """One of JAX. `jnp.asarray` compiles a program for each shape, and so does all else that makes arrays."""
+    return jax.device_put(np.asarray(numbers, dtype))
+
+
+def normal(seed, *shape, scale=1.0):
+    return array(np.random.default_rng(seed).normal(0.0, scale, shape))
 
 
 def nodes(seed=0):
@@ -34,7 +39,8 @@ def basis(seed, size):
 
 
 def orthogonal(basis):
-    return jnp.asarray(np.linalg.qr(np.asarray(basis))[0])
+    basis = np.asarray(basis)
+    return array(np.linalg.qr(basis)[0], basis.dtype)
 
 
 BASES = ("row_basis", "column_basis")
@@ -52,13 +58,13 @@ def with_bases(tree, of):
 
 
 def wide(tree):
-    return with_bases(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), tree), lambda basis: basis)
+    return with_bases(jax.tree.map(lambda leaf: array(leaf, np.float64), tree), lambda basis: basis)
 
 
 def half(q):
     """In bfloat16, but for bases, which would not be orthogonal."""
     rest = {name: leaf for name, leaf in vars(q).items() if name not in BASES}
-    return replace(q, **{name: leaf.astype(jnp.bfloat16) for name, leaf in rest.items()})
+    return replace(q, **{name: array(leaf, jnp.bfloat16) for name, leaf in rest.items()})
 
 
 def flat(tree):
@@ -72,6 +78,12 @@ def softplus(x):
 def tril(raw):
     raw = np.asarray(raw, np.float64)
     return np.tril(raw, -1) + np.diag(softplus(np.diag(raw)))
+
+
+def raw(covariance):
+    """The triangle of a FullCovariance, and of the sides of a MatrixNormal, as they hold it."""
+    root = np.linalg.cholesky(np.asarray(covariance, np.float64))
+    return array(np.tril(root, -1) + np.diag(np.log(np.expm1(np.diag(root)))))
 
 
 def covariance(q):
@@ -114,11 +126,11 @@ def at_condition(condition):
     root, loc = np.sqrt(condition), normal(0, *SHAPE)
     base = np.asarray(normal(1, 12, 1))  # two directions that are long and nearly parallel, and a short one
     factor = np.concatenate([base, base + 1e-2 * np.asarray(normal(2, 12, 1)), np.asarray(normal(3, 12, 1)) / root], 1)
-    raws = [FullCovariance.from_covariance(jnp.zeros(n), spectrum(n, n, root)).tril for n in SHAPE]
+    raws = [raw(spectrum(n, n, root)) for n in SHAPE]
     return {
-        "LowRank": LowRank(loc, normal(4, 12), jnp.asarray(root / np.sqrt(12) * factor, jnp.float32)),
+        "LowRank": LowRank(loc, normal(4, 12), array(root / np.sqrt(12) * factor)),
         "MatrixNormal": MatrixNormal(loc, *raws),
-        "FullCovariance": FullCovariance.from_covariance(loc, spectrum(12, 12, condition)),
+        "FullCovariance": FullCovariance(loc, raw(spectrum(12, 12, condition))),
     }
 
 
@@ -126,19 +138,19 @@ def scaled(q, factor):
     """The node whose every standard deviation is `factor` times as large."""
 
     def rho(x):
-        return jnp.asarray(np.log(np.expm1(factor * softplus(x))), jnp.float32)
+        return np.log(np.expm1(factor * softplus(x)))
 
     def triangle(raw):
-        return jnp.tril(factor * raw, -1) + jnp.diag(rho(jnp.diagonal(raw)))
+        return np.tril(factor * raw, -1) + np.diag(rho(np.diagonal(raw)))
 
     of = {"rho": rho, "row_rho": rho, "row_tril": triangle, "tril": triangle, "factor": lambda x: factor * x}
-    fields = {name: of[name](value) if name in of else value for name, value in vars(q).items()}
+    fields = {name: array(of[name](np.asarray(value))) if name in of else value for name, value in vars(q).items()}
     return type(q)(**fields)
 
 
 def nudged(q, by):
     """Each number of the fields times 1 + by; bases turn by about as much."""
-    tree = with_bases(q, lambda basis: basis + by * normal(12, *basis.shape))
+    tree = with_bases(q, lambda basis: np.asarray(basis) + by * np.asarray(normal(12, *basis.shape)))
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if path[-1].name in BASES else (1.0 + by) * leaf, tree
+        lambda path, leaf: leaf if path[-1].name in BASES else array((1.0 + by) * np.asarray(leaf)), tree
     )

@@ -8,12 +8,14 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from families import array
+from scipy import special, stats
 
 import illia_fn
 from illia_fn import mean_field
 from illia_fn.priors import Hierarchy, constrained, hierarchical_normal, horseshoe
 
-PARAMS = {"w": jnp.array([[0.3, -0.2], [1.0, 0.1]]), "b": jnp.zeros(2), "steps": jnp.arange(3)}
+PARAMS = {"w": array([[0.3, -0.2], [1.0, 0.1]]), "b": array(np.zeros(2)), "steps": array([0, 1, 2], np.int32)}
 
 
 @pytest.mark.parametrize("make", [hierarchical_normal, horseshoe])
@@ -21,8 +23,8 @@ def test_it_starts_where_the_model_was(make):
     hierarchy = make(PARAMS, scale=0.5)
     params = hierarchy.to_params(hierarchy.params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), params, PARAMS)
-    np.testing.assert_allclose(jnp.sqrt(jnp.mean(hierarchy.params["standard"]["w"] ** 2)), 1.0, rtol=1e-6)
-    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), {"w": PARAMS["w"]})
+    np.testing.assert_allclose(np.mean(np.square(hierarchy.params["standard"]["w"])), 1.0, rtol=1e-6)
+    half = {"w": array(PARAMS["w"], jnp.bfloat16)}
     of_half = make(half, scale=0.5)
     assert of_half.to_params(of_half.params)["w"].dtype == jnp.bfloat16
     assert of_half.params["log_global"]["w"].dtype == jnp.float32
@@ -33,20 +35,29 @@ def shares(hierarchy, edges):
     u = np.linspace(-25.0, 25.0, 801)
     names = [name for name in hierarchy.params if name != "standard"]
     grid = np.meshgrid(*[u] * len(names), indexing="ij")
-    latent = {name: {"w": jnp.asarray(x, jnp.float32)} for name, x in zip(names, grid, strict=True)}
-    log_mass = sum(np.asarray(hierarchy.prior[name].log_prob(latent[name]["w"]), float) for name in names)
-    mass = np.exp(log_mass) * (u[1] - u[0]) ** len(names)
-    scale = np.asarray(hierarchy.to_params({"standard": {"w": jnp.ones(grid[0].shape)}} | latent)["w"], float)
-    normal = jax.scipy.special.erf
-    return [float(np.sum(mass * np.asarray(normal(edge / scale / np.sqrt(2.0))))) for edge in edges]
+    latent = {name: {"w": np.float32(x)} for name, x in zip(names, grid, strict=True)}
+
+    @jax.jit
+    def told(latent):
+        log_masses = [hierarchy.prior[name].log_prob(latent[name]["w"]) for name in names]
+        return log_masses, hierarchy.to_params({"standard": {"w": jnp.ones(grid[0].shape)}} | latent)["w"]
+
+    log_masses, scale = jax.tree.map(lambda x: np.asarray(x, float), told(latent))
+    mass = np.exp(sum(log_masses)) * (u[1] - u[0]) ** len(names)
+    return [float(np.sum(mass * special.erf(edge / scale / np.sqrt(2.0)))) for edge in edges]
 
 
 DRAWS = 200_000
 EDGES = [0.003, 0.03, 0.3, 3.0, 30.0]
 MARGINALS = {
-    "horseshoe": (horseshoe, 0.3, dist.HalfCauchy(0.3), True),
-    "half-Cauchy": (hierarchical_normal, 0.3, dist.HalfCauchy(0.3), False),
-    "half-normal": (hierarchical_normal, constrained(dist.HalfNormal(0.3), "positive"), dist.HalfNormal(0.3), False),
+    "horseshoe": (horseshoe, 0.3, stats.halfcauchy(scale=0.3), True),
+    "half-Cauchy": (hierarchical_normal, 0.3, stats.halfcauchy(scale=0.3), False),
+    "half-normal": (
+        hierarchical_normal,
+        constrained(dist.HalfNormal(0.3), "positive"),
+        stats.halfnorm(scale=0.3),
+        False,
+    ),
 }
 
 
@@ -54,10 +65,10 @@ MARGINALS = {
 @pytest.mark.parametrize("name", MARGINALS)
 def test_the_marginal_law_of_a_weight(name):
     make, scale, law, has_local = MARGINALS[name]
-    keys = jax.random.split(jax.random.key(0), 3)
-    w = jax.random.normal(keys[0], (DRAWS,)) * law.sample(keys[1], (DRAWS,))
-    w = w * (dist.HalfCauchy(1.0).sample(keys[2], (DRAWS,)) if has_local else 1.0)
-    expected = shares(make({"w": jnp.ones(1)}, scale), EDGES)
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=DRAWS) * law.rvs(DRAWS, random_state=rng)
+    w = w * (stats.halfcauchy.rvs(size=DRAWS, random_state=rng) if has_local else 1.0)
+    expected = shares(make({"w": array(np.ones(1))}, scale), EDGES)
     for edge, share in zip(EDGES, expected, strict=True):
         error = np.sqrt(max(0.0, share * (1 - share)) / DRAWS)
         assert abs(np.mean(np.abs(w) < edge) - share) < 5 * error + 1e-5
@@ -96,9 +107,9 @@ def exact_means():
 @pytest.mark.promotes
 def test_a_sparse_posterior():
     """The noise is shrunk to a fraction, as the exact posterior does, and the signal is not."""
-    hierarchy = horseshoe({"w": jnp.full(P, 0.1)}, scale=SCALE)
+    hierarchy = horseshoe({"w": array(np.full(P, 0.1))}, scale=SCALE)
     apply_fn = hierarchy.wrap(lambda w, x: x @ w["w"])
-    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+    x, y = np.float32(X), np.float32(Y)
     options = {"num_samples": 8, "num_data": N, "prior": hierarchy.prior, "chunk_size": None}
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 1000))
 
@@ -126,19 +137,21 @@ def test_a_sparse_posterior():
 
 def test_it_goes_with_couplings_and_predictions():
     """With a posterior that is nearly a point they are the model at these parameters."""
-    hierarchy = horseshoe({"w": jnp.array([[0.3, -0.2], [1.0, 0.1]])}, scale=0.5)
+    hierarchy = horseshoe({"w": PARAMS["w"]}, scale=0.5)
     apply_fn, q = hierarchy.wrap(lambda w, x: jnp.tanh(x @ w["w"])), mean_field(hierarchy.params, scale=1e-6)
-    x, y = jnp.array([[1.0, 2.0], [0.5, -1.0], [0.0, 1.0]]), jnp.array([0, 1, 1])
-    outputs = jnp.tanh(x @ hierarchy.to_params(hierarchy.params)["w"])
+    x, y = np.float32([[1.0, 2.0], [0.5, -1.0], [0.0, 1.0]]), np.array([0, 1, 1])
+    outputs = np.tanh(x @ np.asarray(PARAMS["w"]))
     options = {"prior": hierarchy.prior, "num_data": 3, "return_terms": True, "coupling": "decorrelated"}
 
     @jax.jit
     def told(q, key):
-        return illia_fn.predict(apply_fn, q, x, key, 2), illia_fn.elbo_loss(apply_fn, q, x, y, key, **options)[1].nll
+        return illia_fn.predict(apply_fn, q, x, key, 2, chunk_size=None), illia_fn.elbo_loss(
+            apply_fn, q, x, y, key, **options
+        )[1].nll
 
     predicted, nll = told(q, jax.random.key(0))
     np.testing.assert_allclose(predicted[1], outputs, atol=1e-4)
-    right = optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+    right = -np.mean(special.log_softmax(outputs, axis=1)[range(3), y])
     np.testing.assert_allclose(nll, right, rtol=1e-4)
     with_key = hierarchy.wrap(lambda w, x, key: x @ w["w"] + jax.random.normal(key, ()))
     several = jax.eval_shape(
@@ -153,7 +166,7 @@ def test_one_layer_of_many():
     assert isinstance(hierarchy, Hierarchy)
     q = {"first": mean_field(hierarchy.params, scale=0.1), "rest": mean_field(PARAMS["b"], scale=0.1)}
     prior = {"first": hierarchy.prior, "rest": illia_fn.Normal(0.0, 1.0)}
-    tree = illia_fn.kl_tree(q, prior)  # exact, without a key
+    tree = jax.eval_shape(illia_fn.kl_tree, q, prior)  # exact, without a key
     assert list(tree) == ["['first']['log_global']", "['first']['standard']", "['rest']"]
 
 
@@ -162,15 +175,15 @@ def test_one_layer_of_many():
     ("args", "error", "match"),
     [
         ((PARAMS, 0.0), ValueError, "scale, that of a half-Cauchy prior, must be positive and finite"),
-        ((PARAMS, jnp.ones(2)), ValueError, "scale must be a number, got an array of shape"),
+        ((PARAMS, array([1.0, 1.0])), ValueError, "scale must be a number, got an array of shape"),
         ((PARAMS, "1"), TypeError, "scale must be a number"),
         (
             (PARAMS, constrained(dist.Gamma(1.0, 1.0), "softplus")),
             ValueError,
             'constrained to "positive", got .softplus',
         ),
-        (({"n": jnp.arange(2)}, 1.0), ValueError, "params has no floating-point array"),
-        ((mean_field({"w": jnp.ones(2)}), 1.0), TypeError, r"params must be plain parameters.*illia_fn.mean\(q\)"),
+        (({"n": PARAMS["steps"]}, 1.0), ValueError, "params has no floating-point array"),
+        ((mean_field({"w": PARAMS["b"]}), 1.0), TypeError, r"params must be plain parameters.*illia_fn.mean\(q\)"),
     ],
 )
 def test_bad_input(make, args, error, match):
