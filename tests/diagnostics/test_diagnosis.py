@@ -13,7 +13,7 @@ from illia_fn.diagnostics.simulation import _p_values
 from illia_fn.priors import EmpiricalBayes
 
 KEY = jax.random.key(0)
-X, Y = jnp.linspace(-1.0, 1.0, 8), jnp.array([0.1, -1.0, 0.3, 0.8, 0.2, 1.0, 1.4, 1.6])
+X, Y = np.linspace(-1.0, 1.0, 8, dtype=np.float32), np.float32([0.1, -1.0, 0.3, 0.8, 0.2, 1.0, 1.4, 1.6])
 
 
 def linear(w, x):
@@ -22,9 +22,13 @@ def linear(w, x):
 
 def posterior(widen=1.0):
     """That of a slope under N(0, 1) and unit noise, with its standard deviation times a factor."""
-    precision = 1.0 + jnp.sum(jnp.square(X))
-    scale = widen / jnp.sqrt(precision)
-    return {"slope": Gaussian(jnp.sum(X * Y) / precision, jnp.log(jnp.expm1(scale)))}
+    precision = 1.0 + np.sum(np.square(X))
+    scale = widen / np.sqrt(precision)
+    return {"slope": gaussian(np.sum(X * Y) / precision, np.log(np.expm1(scale)))}
+
+
+def gaussian(*numbers):
+    return Gaussian(*(jnp.asarray(np.float32(number)) for number in numbers))
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +76,18 @@ def test_the_signal_of_a_gradient():
 
     One that is no number is shown, and a leaf without any has a signal of 0.
     """
-    slope = Gaussian(jnp.array(3.0), jnp.array(0.0))
-    q = {"slope": slope, "fixed": jnp.ones(2), "idle": jnp.ones(2), "bad": mean_field(jnp.zeros(()), scale=1.0)}
+    q = {
+        "slope": gaussian(3.0, 0.0),
+        "fixed": jnp.ones(2),
+        "idle": jnp.ones(2),
+        "bad": mean_field(jnp.zeros(()), scale=1.0),
+    }
 
     def model(w, x):
         return w["slope"] * x + w["fixed"][0] + jnp.sqrt(0.0 * w["bad"])
 
     found = diagnose(model, q, X, Y, KEY, 2000, num_data=8)
-    a = float(jnp.mean(jnp.square(X)))
-    b = float(jnp.mean(X * (Y - 1.0)))
+    a, b = np.mean(np.square(X)), np.mean(X * (Y - 1.0))
     expected = (a * 3.0 - b + 3.0 / 8) / (a * float(q["slope"].stddev))
     np.testing.assert_allclose(found.gradient_signal["['slope'].loc"], expected, rtol=5 / np.sqrt(2 * 2000))
     of_slope, of_bad = ({f"['{name}'].loc", f"['{name}'].rho"} for name in ("slope", "bad"))
