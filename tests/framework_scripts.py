@@ -95,13 +95,13 @@ def linen_resnet_block():
     return model, q, loss, IMAGES, network
 
 
-def linen_transformer_block():
+def linen_mixer_block():
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x, deterministic):
-            y = nn.MultiHeadDotProductAttention(2, dropout_rate=0.2, deterministic=deterministic)(nn.LayerNorm()(x))
+            y = nn.Dense(5)(nn.LayerNorm()(x).swapaxes(1, 2)).swapaxes(1, 2)
             x = x + nn.Dropout(0.2, deterministic=deterministic)(y)
-            return nn.Dense(3)(x.mean(1))
+            return nn.Dense(3)(nn.Dropout(0.2, deterministic=deterministic)(x).mean(1))
 
     network = Block()
     variables = jax.jit(partial(network.init, deterministic=True))(KEY, SEQUENCES)
@@ -191,7 +191,7 @@ def plain_jax():
 # What is trained: each way to have noise and statistics. The others have neither.
 SCRIPTS = [
     *(nnx_cnn, nnx_encoder, nnx_rnn),
-    *(linen_resnet_block, linen_transformer_block),
+    *(linen_resnet_block, linen_mixer_block),
     *(equinox_norm, equinox_mlp),
     *(haiku_convnet, haiku_mlp, plain_jax),
 ]

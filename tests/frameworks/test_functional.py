@@ -24,7 +24,7 @@ from illia_fn.frameworks import from_equinox, from_functions, from_haiku, from_l
 pytestmark = pytest.mark.promotes
 
 WITH_STATE = ["nnx_cnn", "linen_resnet_block", "equinox_norm", "haiku_convnet"]
-WITH_DROPOUT = ["nnx_cnn", "nnx_encoder", "linen_transformer_block", "equinox_mlp", "haiku_mlp", "plain_jax"]
+WITH_DROPOUT = ["nnx_cnn", "nnx_encoder", "linen_mixer_block", "equinox_mlp", "haiku_mlp", "plain_jax"]
 
 
 def native_outputs(name, network, made, x):
@@ -33,7 +33,7 @@ def native_outputs(name, network, made, x):
     if framework == "nnx":
         return made(x)
     if framework == "linen":
-        flags = {"linen_resnet_block": {"train": False}, "linen_transformer_block": {"deterministic": True}}
+        flags = {"linen_resnet_block": {"train": False}, "linen_mixer_block": {"deterministic": True}}
         return network.apply(made, x, **flags.get(name, {}))
     if framework == "haiku":
         is_mlp = name == "haiku_mlp"
