@@ -193,7 +193,7 @@ SAMPLERS = {  # loss, outputs, cdf, whether y are whole numbers
 
 @cache
 def sampler(loss):
-    return jax.jit(partial(fn.predictive_draws, loss, num_draws=10_000))
+    return jax.jit(partial(fn.predictive_draws, loss, num_draws=20_000))
 
 
 @cache
@@ -243,7 +243,7 @@ def test_draws_at_the_ends():
     assert (np.abs(winding) <= np.float32(np.pi)).all()
     assert (winding < -2.0).any()
     assert stats.kstest(flat, stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-3  # a concentration of 0
-    np.testing.assert_array_equal(draws_of("bernoulli")[:, 3:], np.tile([1, 0], (10_000, 1)))
+    np.testing.assert_array_equal(draws_of("bernoulli")[:, 3:], np.tile([1, 0], (20_000, 1)))
     np.testing.assert_array_equal(draws_of("categorical")[:, 3:], 0)
 
 
