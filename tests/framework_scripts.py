@@ -95,13 +95,13 @@ def linen_resnet_block():
     return model, q, loss, IMAGES, network
 
 
-def linen_transformer_block():
+def linen_mixer_block():
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x, deterministic):
-            y = nn.MultiHeadDotProductAttention(2, dropout_rate=0.2, deterministic=deterministic)(nn.LayerNorm()(x))
+            y = nn.Dense(5)(nn.LayerNorm()(x).swapaxes(1, 2)).swapaxes(1, 2)
             x = x + nn.Dropout(0.2, deterministic=deterministic)(y)
-            return nn.Dense(3)(x.mean(1))
+            return nn.Dense(3)(nn.Dropout(0.2, deterministic=deterministic)(x).mean(1))
 
     network = Block()
     variables = jax.jit(partial(network.init, deterministic=True))(KEY, SEQUENCES)
@@ -116,30 +116,22 @@ class EquinoxNorm(eqx.Module):
     norm: eqx.nn.BatchNorm
     last: eqx.nn.Linear
 
-    def __init__(self, mode, key):
+    def __init__(self, key):
         keys = jax.random.split(key)
         self.first, self.last = eqx.nn.Linear(4, 6, key=keys[0]), eqx.nn.Linear(6, 3, key=keys[1])
-        self.norm = eqx.nn.BatchNorm(6, axis_name="batch", mode=mode)
+        self.norm = eqx.nn.BatchNorm(6, axis_name="batch", mode="batch")
 
     def __call__(self, x, state):
         x, state = self.norm(self.first(x), state)
         return self.last(jax.nn.relu(x)), state
 
 
-def equinox_norm(mode):
-    network, state = eqx.nn.make_with_state(EquinoxNorm)(mode, KEY)
+def equinox_norm():
+    network, state = eqx.nn.make_with_state(EquinoxNorm)(KEY)
     model = from_equinox(network, state)  # added
     q = mean_field(model.params, scale=0.05)  # added
     loss = model.loss(elbo_loss, num_samples=2, num_data=8)  # added
     return model, q, loss, ROWS, network
-
-
-def equinox_norm_batch():
-    return equinox_norm("batch")
-
-
-def equinox_norm_ema():
-    return equinox_norm("ema")
 
 
 def equinox_mlp():
@@ -199,7 +191,7 @@ def plain_jax():
 # What is trained: each way to have noise and statistics. The others have neither.
 SCRIPTS = [
     *(nnx_cnn, nnx_encoder, nnx_rnn),
-    *(linen_resnet_block, linen_transformer_block),
-    *(equinox_norm_batch, equinox_norm_ema, equinox_mlp),
+    *(linen_resnet_block, linen_mixer_block),
+    *(equinox_norm, equinox_mlp),
     *(haiku_convnet, haiku_mlp, plain_jax),
 ]

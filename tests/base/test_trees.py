@@ -91,8 +91,12 @@ def test_a_symbolic_batch_size():
     def loss(q, x, y, key):
         return illia_fn.elbo_loss(lambda w, x: x @ w["w"], q, x, y, key, 2, num_data=9)
 
-    key = jax.random.PRNGKey(0)
+    key, xs = jax.random.PRNGKey(0), np.arange(15, dtype=np.float32).reshape(5, 3) / 15
     call = exported(loss, q, x, y, key).call
-    for batch in (1, 5):
-        args = q, jnp.ones((batch, 3)), jnp.zeros(batch, int), key
-        np.testing.assert_allclose(call(*args), loss(*args), rtol=1e-6)
+
+    @jax.jit
+    def expected(q):
+        return [loss(q, xs[:batch], np.zeros(batch, np.int32), key) for batch in (1, 5)]
+
+    found = [call(q, xs[:batch], np.zeros(batch, np.int32), key) for batch in (1, 5)]
+    np.testing.assert_allclose(found, expected(q), rtol=1e-6)

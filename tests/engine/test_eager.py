@@ -98,6 +98,15 @@ def test_a_gradient_is_compiled_once(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, expected)
 
 
+@pytest.fixture
+def only_what_is_new():
+    """What there is already is not looked through for garbage, seconds after a thousand tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("only_what_is_new")
 def test_memory_does_not_grow():
     def calls(count):
         for number in range(count):
@@ -121,6 +130,7 @@ KEEP_NOTHING = {
 }
 
 
+@pytest.mark.usefixtures("only_what_is_new")
 @pytest.mark.parametrize("call", KEEP_NOTHING.values(), ids=KEEP_NOTHING)
 def test_what_is_compiled_does_not_keep_the_data(call):
     x = jnp.asarray(X)
@@ -131,6 +141,7 @@ def test_what_is_compiled_does_not_keep_the_data(call):
     assert alive() is None
 
 
+@pytest.mark.usefixtures("only_what_is_new")
 def test_few_functions_that_closed_over_arrays_are_kept():
     def kept(number):
         array = jnp.full(3, float(number))

@@ -53,7 +53,7 @@ def test_training_steps(model):
     q = illia_fn.mean_field(params, scale=0.05)
     assert illia_fn.num_params(q) == 4 * 5 + 5 + 5 * 3 + 3
     optimizer = optax.sgd(0.05)
-    loss = partial(illia_fn.elbo_loss, apply_fn, num_samples=2, num_data=8)
+    loss = partial(illia_fn.elbo_loss, apply_fn, num_samples=2, num_data=8, chunk_size=None)
 
     @jax.jit
     def step(q, state, key):
@@ -66,7 +66,7 @@ def test_training_steps(model):
     for _ in range(10):
         q, state, last = step(q, state, key)
     assert last < first
-    predict = jax.jit(partial(illia_fn.predict, apply_fn, num_samples=3))
+    predict = jax.jit(partial(illia_fn.predict, apply_fn, num_samples=3, chunk_size=None))
     assert predict(q, X, key).shape == (3, 8, 3)
 
 

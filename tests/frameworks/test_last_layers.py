@@ -14,7 +14,7 @@ pytestmark = pytest.mark.promotes
 LAST_LAYERS = {
     "nnx_cnn": "head/.*",
     "linen_resnet_block": "Dense_0/.*",
-    "equinox_norm_batch": "last/.*",
+    "equinox_norm": "last/.*",
     "haiku_mlp": ".*linear_1/.*",
 }
 VALUES = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)

@@ -11,6 +11,7 @@ from scipy import special, stats
 
 import illia_fn as fn
 from illia_fn.likelihoods._samplers import exponential
+from illia_fn.likelihoods.table import law_of
 
 F = np.array([-1.2, 0.0, 2.3])
 RHO = np.array([-1.5, 0.2, 2.0])
@@ -58,7 +59,7 @@ def density(loss, outputs, y):
 
 
 def of_one_network(tree):
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)
+    return jax.tree.map(lambda x: np.asarray(x)[None], tree)
 
 
 @pytest.mark.parametrize(("loss", "outputs", "grid"), CASES.values(), ids=CASES)
@@ -99,13 +100,11 @@ def test_what_student_t_has_none_of():
 
 
 def test_certain_classes_keep_their_variance():
-    f = jnp.array([[-60.0, 60.0, -20.0]])
-    np.testing.assert_allclose(
-        fn.predictive_moments(fn.bernoulli_nll, f).variance, np.exp([-60.0, -60.0, -20.0]), rtol=1e-5
-    )
-    logits = jnp.array([[[50.0, 0.0, 0.0]]])
-    exact = np.exp(-50.0) * np.array([[2.0, 1.0, 1.0]])
-    np.testing.assert_allclose(fn.predictive_moments(fn.categorical_nll, logits).variance, exact, rtol=1e-5)
+    f, logits = np.float32([[-60.0, 60.0, -20.0]]), np.float32([[[50.0, 0.0, 0.0]]])
+    cases = (fn.bernoulli_nll, f), (fn.categorical_nll, logits)
+    of_bits, of_classes = jax.jit(lambda: [fn.predictive_moments(*case).variance for case in cases])()
+    np.testing.assert_allclose(of_bits, np.exp([-60.0, -60.0, -20.0]), rtol=1e-5)
+    np.testing.assert_allclose(of_classes, np.exp(-50.0) * np.array([[2.0, 1.0, 1.0]]), rtol=1e-5)
 
 
 def mixture_cdf(y, b):
@@ -138,12 +137,24 @@ def more(x, *ends):
     return np.concatenate([x, np.asarray(ends, float)])
 
 
+def student_t(outputs, targets):
+    """Of degrees of freedom that are traced, for one compilation of all of them."""
+    loc, rho, df = outputs
+    return fn.student_t_nll((loc, rho), targets, df=df)
+
+
+@fn.register_law(student_t)
+def _(outputs):
+    loc, rho, df = outputs
+    return law_of("student_t", partial(fn.student_t_nll, df=df))((loc, rho))
+
+
 SAMPLERS = {  # loss, outputs, cdf, whether y are whole numbers
     "gaussian": (fn.gaussian_nll, (F, RHO), frozen(stats.norm, F, SCALE), False),
     "laplace": (partial(fn.laplace_nll, scale=0.3), F, frozen(stats.laplace, F, 0.3), False),
-    "student t": (partial(fn.student_t_nll, df=3.0), (F, RHO), frozen(stats.t, 3.0, F, SCALE), False),
-    "student t, few": (partial(fn.student_t_nll, df=0.1), F, frozen(stats.t, 0.1, F), False),
-    "student t, many": (partial(fn.student_t_nll, df=1e8), F, frozen(stats.norm, F), False),
+    "student t": (student_t, (F, RHO, 3.0), frozen(stats.t, 3.0, F, SCALE), False),
+    "student t, few": (student_t, (F, RHO, 0.1), frozen(stats.t, 0.1, F, SCALE), False),
+    "student t, many": (student_t, (F, RHO, 1e8), frozen(stats.norm, F, SCALE), False),
     "quantile": (
         partial(fn.asymmetric_laplace_nll, quantile=0.9),
         (F, RHO),
@@ -181,11 +192,15 @@ SAMPLERS = {  # loss, outputs, cdf, whether y are whole numbers
 
 
 @cache
+def sampler(loss):
+    return jax.jit(partial(fn.predictive_draws, loss, num_draws=20_000))
+
+
+@cache
 def draws_of(name):
     loss, outputs, *_ = SAMPLERS[name]
-    outputs = of_one_network(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), outputs))
-    draw = jax.jit(partial(fn.predictive_draws, loss, num_draws=20_000))
-    return np.asarray(draw(outputs, jax.random.key(1)), float)
+    outputs = jax.tree.map(lambda x: np.asarray(x, np.float32)[None], outputs)
+    return np.asarray(sampler(loss)(outputs, jax.random.key(1)), float)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -244,13 +259,16 @@ FIXED = {  # loss, the keyword of the parameter that rho is in a pair
 
 @pytest.mark.parametrize(("loss", "name"), FIXED.values(), ids=FIXED)
 def test_a_parameter_that_is_fixed_is_as_one_that_is_returned(loss, name):
-    f, key = jnp.asarray(F, jnp.bfloat16)[None], jax.random.key(3)
-    for given in (2.0, jnp.full(3, 2.0)):
-        fixed = partial(loss, **{name: given})
-        draws = jax.eval_shape(partial(fn.predictive_draws, fixed, num_draws=50), f, key)
+    f, rho = np.asarray(F, jnp.bfloat16)[None], np.log(np.expm1(np.full(1, 2.0, np.float32)))
+    of_fixed = [partial(loss, **{name: given}) for given in (2.0, jnp.full(3, 2.0))]
+    for fixed in of_fixed:
+        draws = jax.eval_shape(partial(fn.predictive_draws, fixed, num_draws=50), f, jax.random.key(3))
         assert (draws.shape, draws.dtype) == ((50, 3), jnp.float32)
-        exact = fn.predictive_moments(loss, (f, jnp.full(1, jnp.log(jnp.expm1(2.0)))))
-        np.testing.assert_allclose(fn.predictive_moments(fixed, f), exact, rtol=1e-5)
+    every = jax.jit(
+        lambda f: [*(fn.predictive_moments(fixed, f) for fixed in of_fixed), fn.predictive_moments(loss, (f, rho))]
+    )
+    *found, exact = every(f)
+    np.testing.assert_allclose(found, [exact, exact], rtol=1e-5)
 
 
 def mean_squares(outputs, targets):
@@ -300,10 +318,11 @@ def test_a_law_of_ones_own():
         scale = jnp.exp(-power * log_rate)
         return fn.Law(scale, scale**2, lambda key: scale * jax.random.exponential(key, scale.shape))
 
-    outputs = jnp.log(jnp.array([[1.0, 2.0], [4.0, 2.0]]))
+    outputs = np.log(np.float32([[1.0, 2.0], [4.0, 2.0]]))
     moments = fn.predictive_moments(partial(exponential_nll, power=2.0), outputs)
     np.testing.assert_allclose(moments.mean, [(1 + 1 / 16) / 2, 1 / 4], rtol=1e-6)
-    assert fn.predictive_draws(exponential_nll, outputs, jax.random.key(0), 3).shape == (6, 2)
+    draw = partial(fn.predictive_draws, exponential_nll, outputs, num_draws=3)
+    assert jax.eval_shape(draw, jax.random.key(0)).shape == (6, 2)
     with pytest.raises(ValueError, match="class_probs: loss_fn must be a likelihood of classes"):
         fn.class_probs(exponential_nll, outputs)
 
