@@ -16,7 +16,7 @@ def kl_of_mixture(q: Mixture, p: PyTree) -> jax.Array:
 
     Kolchinsky & Tracey 2017, https://arxiv.org/abs/1706.02419: see `Mixture`.
     """
-    each = jax.vmap(lambda component: total([pair.kl(1) for pair in _pairs(component, p)]))(q.components)
+    each = q.of_each(lambda component: total([pair.kl(1) for pair in _pairs(component, p)]))
     return jnp.mean(each) - q.component_information()
 
 

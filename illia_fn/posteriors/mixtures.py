@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,11 @@ class Mixture(Posterior):
         """K."""
         return np.shape(jax.tree.leaves(self.components)[0])[0]
 
+    def of_each(self, f: Callable[[PyTree], Any]) -> Any:
+        """f(q_k) of all components, stacked."""
+        # arrays of JAX, as a custom derivative under vmap and jit takes no others
+        return jax.vmap(f)(jax.tree.map(jnp.asarray, self.components))
+
     def component(self, index: int | jax.Array) -> PyTree:
         """The posterior q_k of this index."""
         return at(index, self.components)
@@ -134,7 +139,7 @@ class Mixture(Posterior):
 
     def log_prob(self, w: PyTree) -> jax.Array:
         check_like("Mixture.log_prob", w, self.like)
-        each = jax.vmap(log_prob, (0, None))(self.components, w)
+        each = self.of_each(lambda component: log_prob(component, w))
         largest = jax.lax.stop_gradient(jnp.max(each))
         # where all are -inf, so is their mean, whose slope is finite if theirs are
         is_lost = largest == -jnp.inf
@@ -143,7 +148,7 @@ class Mixture(Posterior):
 
     def entropy(self) -> jax.Array:
         """A lower bound of the entropy: mean_k H(q_k) + I."""
-        each = jax.vmap(lambda component: total([node.entropy() for node in _nodes(component)]))(self.components)
+        each = self.of_each(lambda component: total([node.entropy() for node in _nodes(component)]))
         return jnp.mean(each) + self.component_information()
 
     @one_program
@@ -151,7 +156,7 @@ class Mixture(Posterior):
         """I, a lower bound of the mutual information of w and its component in nats, from 0 to log K."""
 
         nodes = _nodes(self.components)
-        forms = [jax.vmap(type(node).bhattacharyya_form)(node) for node in nodes]
+        forms = self.of_each(lambda component: [node.bhattacharyya_form() for node in _nodes(component)])
 
         def distance(pair: jax.Array) -> jax.Array:
             q, p = (at(index, forms) for index in pair)
@@ -188,7 +193,7 @@ class Mixture(Posterior):
 
     def covariance(self, places: np.ndarray) -> jax.Array:
         apart = jax.vmap(ravel)(jax.tree.map(deviations, self._means))[:, places]
-        within = jax.vmap(lambda component: covariance_at(component, places))(self.components)
+        within = self.of_each(lambda component: covariance_at(component, places))
         return jnp.mean(within, axis=0) + matmul(apart.T, apart) / self.num_components
 
 
