@@ -84,12 +84,24 @@ def of_outputs(data: DataTerm, outputs: Any) -> Iterator[Finding]:
             )
 
 
+def _is_half(node: Any) -> bool:
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(node)]
+    return any(jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32 for dtype in dtypes)
+
+
 _STATISTIC = re.compile(r"batch_stats|running_(mean|var)|moving_(mean|average|var)|\b(mean|var)\b'?\]?$")
 
 
 def of_posterior(params: PyTree) -> Iterator[Finding]:
-    """Nodes that stand for statistics, and noise that is louder than the weights."""
+    """Nodes that stand for statistics, scales that no step moves, and noise that is louder than the weights."""
     loud: list[tuple[float, str, float, float]] = []
+    half = [path for path, leaf in leaves_with_path(params, is_posterior) if is_posterior(leaf) and _is_half(leaf)]
+    if half:
+        yield Finding(
+            f"params{half[0]} is in half precision" + f", and {len(half) - 1} more" * (len(half) > 1) + ", in which "
+            "steps of the usual size do not move a scale",
+            "Keep q in float32, and make the draws half precision within apply_fn.",
+        )
     for path, node in leaves_with_path(params, is_posterior):
         if not is_posterior(node):
             continue

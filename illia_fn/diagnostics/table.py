@@ -84,7 +84,11 @@ class Summary(NamedTuple):
                 "Nearly all weights are at the prior. Do predictions depend on the inputs? See the page of diagnostics."
             ]
         if self.scales_are_alike:
-            return ["The scales are alike, as those are that still come from the initial scale and the schedule."]
+            return [
+                "The scales are alike, as those are that still come from the initial scale and the schedule: intervals "
+                "may be too narrow.",
+                "Train longer, or with a larger factor of slow_scales: see how long to train, on the page of optim.",
+            ]
         return []
 
 

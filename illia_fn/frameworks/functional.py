@@ -1,6 +1,7 @@
 """A model of any framework as functions of its parameters and of its state."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -108,17 +109,25 @@ class FunctionalModel:
             Monte Carlo samples, in its own dtype. Both take options that change from step to step, as keywords.
 
         Raises:
+            TypeError: for an option that the objective does not take; when called without the state that there is.
             ValueError: for a model with state under a coupling other than "shared", or one whose state does not keep
                 its structure and shapes.
         """
         check_callable("FunctionalModel.loss", "objective", objective)
         fixed = getattr(objective, "keywords", {})  # of a functools.partial
+        _check_options(objective, options)
         has_aux = self.has_state and options.pop("has_aux", fixed.get("has_aux", False))
 
         def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
             return objective(self.train_fn(), q, x, y, key, needs_key=True, **{**options, **more})
 
-        def loss_and_state(q: PyTree, state: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
+        def loss_and_state(q: PyTree, state: PyTree, x: Any, y: Any, key: jax.Array | None = None, **more: Any) -> Any:
+            if key is None:
+                raise TypeError(
+                    "FunctionalModel.loss: the model has a state, so its loss takes five arguments, "
+                    "loss(q, state, x, y, key), and gives (value, new_state): differentiate it with "
+                    "jax.value_and_grad(loss, has_aux=True). The first state is the model's attribute `state`."
+                )
             self._refuse_coupling({**fixed, **options, **more})
             train = self.train_fn(state)
 
@@ -155,6 +164,16 @@ class FunctionalModel:
             )
         _check_like(f"{caller}: state", self.state, state, "Pass what the loss returned, or the attribute `state`.")
         return state
+
+
+def _check_options(objective: Callable[..., Any], options: dict[str, Any]) -> None:
+    known = inspect.signature(objective).parameters.values()
+    names = [one.name for one in known if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(names) == len(known) and (unknown := [name for name in options if name not in names]):
+        name = getattr(objective, "__name__", repr(objective))
+        raise TypeError(
+            f"FunctionalModel.loss: {name} does not take {', '.join(unknown)}. It takes {', '.join(names[1:])}."
+        )
 
 
 def _array(leaf: Any) -> jax.Array:

@@ -11,6 +11,7 @@ from scipy import special
 
 import illia_fn
 from illia_fn import Normal, check_setup, mean_field
+from illia_fn.diagnostics import _findings
 from illia_fn.diagnostics.setup import _costs, _worth
 from illia_fn.objectives import DataTerm
 
@@ -71,6 +72,15 @@ def test_its_numbers():
     np.testing.assert_allclose(report.cost_of_means, means / 100, rtol=1e-5)
     assert not report.findings
     assert "nothing was found" in str(report)
+
+
+def test_scales_that_no_step_moves():
+    q = mean_field(PARAMS)
+    q = {**q, "w": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), q["w"])}
+    problem, remedy = next(_findings.of_posterior(q))
+    assert "params['w'] is in half precision, in which steps of the usual size do not move a scale" in problem
+    assert "float32" in remedy
+    assert not list(_findings.of_posterior(mean_field(PARAMS)))
 
 
 def in_a_dict(w, x):

@@ -70,7 +70,15 @@ def test_what_has_no_closed_form():
 
 def test_it_prints():
     lines = str(summary(tree())).splitlines()
-    assert [line.split()[0] for line in lines] == ["path", "['b']", "['deterministic']", "['w']", "total", "The"]
+    assert [line.split()[0] for line in lines] == [
+        "path",
+        "['b']",
+        "['deterministic']",
+        "['w']",
+        "total",
+        "The",
+        "Train",
+    ]
     assert "30x4" in lines[3]
     assert lines[1].endswith("100 %")
 
@@ -84,7 +92,9 @@ def test_a_node_over_a_subtree():
 def test_scales_that_are_alike():
     q = mean_field(jnp.zeros(40), scale=0.1)
     assert summary(q).scales_are_alike
-    assert str(summary(q)).splitlines()[-1].startswith("The scales are alike")
+    said, remedy = str(summary(q)).splitlines()[-2:]
+    assert said.startswith("The scales are alike")
+    assert remedy.startswith("Train longer")
     learned = mean_field(jnp.zeros(40), scale=jnp.linspace(0.1, 0.2, 40))
     assert not summary(learned).scales_are_alike
     assert not summary(mean_field(jnp.zeros(3), scale=0.1)).scales_are_alike

@@ -54,6 +54,8 @@ def loss_of(train, **options):
 
 
 CASES = {
+    "loss: an option of others": (lambda: STATELESS.loss(illia_fn.iwae_loss, coupling="flipout"), TypeError, "FunctionalModel.loss: iwae_loss does not take coupling. It takes params, x, .*estimator"),
+    "loss: without the state": (lambda: STATEFUL.loss(partial(elbo_loss, num_data=8))(PARAMS, ROWS, LABELS, KEY), TypeError, r"FunctionalModel.loss: the model has a state, .* loss\(q, state, x, y, key\), .*has_aux=True"),
     "nnx: a class": (lambda: from_nnx(nnx.Linear), TypeError, r"from_nnx: model must be an instance of flax.nnx.Module, got .*Linear.* Make one"),
     "nnx: a linen module": (lambda: from_nnx(DENSE), TypeError, "from_nnx: model must be an instance of flax.nnx.Module"),
     "nnx: no parameters": (lambda: from_nnx(nnx.Dropout(0.1)), ValueError, "from_nnx: the nnx.Params of model has no leaves"),
