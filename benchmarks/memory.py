@@ -9,9 +9,8 @@ first step warms up, then the peak is reset through /proc/self/clear_refs, so co
 every large block on its own, so what is freed does not hide the next peak; dispatch is synchronous, or the buffers of
 the warm-up would still be there.
 
-The second sample costs something that the first does not: the sums of the gradients (of loc and of the scale) and the
-scales, which all samples read, each as large as the parameters. With one sample none of them has to exist at the peak,
-which is in the random number generator. "Floor" is the plan for n=1 and these three.
+The second sample costs something that the first does not: the sums of the gradients (of loc and of rho), each as large
+as the parameters. With one sample none of them has to exist at the peak. "Floor" is the plan for n=1 and these two.
 """
 
 import ast
@@ -124,7 +123,7 @@ def main() -> None:
     def ratio(figure: str, case: str, base: str) -> float:
         return sizes[case][figure] / sizes[base][figure]
 
-    sums = 3 * 4 * num_params(mean_field(make_params(jax.random.key(0)), scale=0.02)) / 1e6
+    sums = 2 * 4 * num_params(mean_field(make_params(jax.random.key(0)), scale=0.02)) / 1e6
     floor = 1 + sums / sizes["illia 1 1"]["planned"]
     claims = []
     for figure in ("planned", "resident"):
