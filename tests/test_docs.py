@@ -112,7 +112,7 @@ def test_figures_in_prose_are_those_of_the_tables():
 def test_the_site_has_no_broken_link_and_no_public_name_without_documentation(tmp_path, monkeypatch):
     for module in [*public_modules(), benchmarks]:
         monkeypatch.setattr(module, "__all__", [], raising=False)  # which it sets, and which is to be as it was
-    assert not build(tmp_path, show_source=False)  # which holds no link of ours, and takes a fifth of the time
+    assert not build(tmp_path, show_source=False)  # which holds no link of ours
 
 
 # --- links --------------------------------------------------------------------------------------------------------

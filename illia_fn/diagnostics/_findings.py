@@ -98,8 +98,8 @@ def of_posterior(params: PyTree) -> Iterator[Finding]:
     half = [path for path, leaf in leaves_with_path(params, is_posterior) if is_posterior(leaf) and _is_half(leaf)]
     if half:
         yield Finding(
-            f"params{half[0]} is in half precision" + f", and {len(half) - 1} more" * (len(half) > 1) + ", in which "
-            "steps of the usual size do not move a scale",
+            f"params{half[0]} is in half precision" + f", and {len(half) - 1} more" * (len(half) > 1) + ", which "
+            "rounds steps of a scale to nothing",
             "Keep q in float32, and make the draws half precision within apply_fn.",
         )
     for path, node in leaves_with_path(params, is_posterior):

@@ -119,6 +119,7 @@ class FunctionalModel:
         has_aux = self.has_state and options.pop("has_aux", fixed.get("has_aux", False))
 
         def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
+            _check_options(objective, more)
             return objective(self.train_fn(), q, x, y, key, needs_key=True, **{**options, **more})
 
         def loss_and_state(q: PyTree, state: PyTree, x: Any, y: Any, key: jax.Array | None = None, **more: Any) -> Any:
@@ -128,6 +129,7 @@ class FunctionalModel:
                     "loss(q, state, x, y, key), and gives (value, new_state): differentiate it with "
                     "jax.value_and_grad(loss, has_aux=True). The first state is the model's attribute `state`."
                 )
+            _check_options(objective, more)
             self._refuse_coupling({**fixed, **options, **more})
             train = self.train_fn(state)
 
@@ -167,10 +169,10 @@ class FunctionalModel:
 
 
 def _check_options(objective: Callable[..., Any], options: dict[str, Any]) -> None:
-    known = inspect.signature(objective).parameters.values()
+    known = inspect.signature(objective, follow_wrapped=False).parameters.values()  # a wrapper may take more
     names = [one.name for one in known if one.kind is not inspect.Parameter.VAR_KEYWORD]
     if len(names) == len(known) and (unknown := [name for name in options if name not in names]):
-        name = getattr(objective, "__name__", repr(objective))
+        name = getattr(getattr(objective, "func", objective), "__name__", repr(objective))  # of a functools.partial
         raise TypeError(
             f"FunctionalModel.loss: {name} does not take {', '.join(unknown)}. It takes {', '.join(names[1:])}."
         )

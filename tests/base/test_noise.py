@@ -115,7 +115,7 @@ def test_a_step_computes_them_once(coupling):
 
 @pytest.mark.parametrize("count", [3, 9])
 def test_pieces_are_cut_and_equal_ones_by_one_kernel(count):
-    """Of a place that XLA knows it would compile a kernel of its own, each 60 ms."""
+    """Of a place that XLA knows it would compile a kernel of its own."""
     shapes = [(2, 3), (4,)] * count
     flat = np.arange(5 * 10 * count, dtype=np.float32).reshape(5, -1)
     sines = lambda flat: [jnp.sin(piece) for piece in noise.cut(flat, shapes)]  # noqa: E731

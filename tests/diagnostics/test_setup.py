@@ -78,7 +78,7 @@ def test_scales_that_no_step_moves():
     q = mean_field(PARAMS)
     q = {**q, "w": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), q["w"])}
     problem, remedy = next(_findings.of_posterior(q))
-    assert "params['w'] is in half precision, in which steps of the usual size do not move a scale" in problem
+    assert "params['w'] is in half precision, which rounds steps of a scale to nothing" in problem
     assert "float32" in remedy
     assert not list(_findings.of_posterior(mean_field(PARAMS)))
 

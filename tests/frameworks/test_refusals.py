@@ -1,6 +1,6 @@
 """Every mistake with an adapter gets an error that names the function, what came and what to do."""
 
-from functools import partial
+from functools import partial, wraps
 
 import equinox as eqx
 import flax.linen as nn
@@ -55,6 +55,7 @@ def loss_of(train, **options):
 
 CASES = {
     "loss: an option of others": (lambda: STATELESS.loss(illia_fn.iwae_loss, coupling="flipout"), TypeError, "FunctionalModel.loss: iwae_loss does not take coupling. It takes params, x, .*estimator"),
+    "loss: an option of others when called": (lambda: STATELESS.loss(illia_fn.iwae_loss)(PARAMS, ROWS, LABELS, KEY, coupling="flipout"), TypeError, "FunctionalModel.loss: iwae_loss does not take coupling"),
     "loss: without the state": (lambda: STATEFUL.loss(partial(elbo_loss, num_data=8))(PARAMS, ROWS, LABELS, KEY), TypeError, r"FunctionalModel.loss: the model has a state, .* loss\(q, state, x, y, key\), .*has_aux=True"),
     "nnx: a class": (lambda: from_nnx(nnx.Linear), TypeError, r"from_nnx: model must be an instance of flax.nnx.Module, got .*Linear.* Make one"),
     "nnx: a linen module": (lambda: from_nnx(DENSE), TypeError, "from_nnx: model must be an instance of flax.nnx.Module"),
@@ -101,6 +102,16 @@ def test_refused(name):
     call, error, match = CASES[name]
     with pytest.raises(error, match=f"(?s){match}"):
         call()
+
+
+def test_an_objective_may_wrap_another_and_take_more():
+    @wraps(elbo_loss)
+    def scaled(*args, factor, **options):
+        return factor * elbo_loss(*args, **options)
+
+    assert callable(STATELESS.loss(scaled, factor=2.0, num_data=8))
+    with pytest.raises(TypeError, match=r"FunctionalModel\.loss: elbo_loss does not take factor"):
+        STATELESS.loss(partial(elbo_loss, num_data=8), factor=2.0)
 
 
 def test_a_coupling_that_is_bound_to_the_objective_or_comes_with_a_step():
