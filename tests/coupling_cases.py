@@ -33,7 +33,7 @@ def params(**shapes: tuple[int, ...]) -> dict[str, jax.Array]:
 
 
 def plain(apply_fn: Callable[..., Any], x: Any, shared: tuple[str, ...] = (), **shapes: tuple[int, ...]) -> Callable:
-    return lambda: Case(apply_fn, params(**shapes), x, tuple(f"['{name}']" for name in shared))
+    return lambda: Case(apply_fn, params(**shapes), x, shared)
 
 
 def conv(x, kernel, spec="NHWC HWIO NHWC", strides=(1, 1), padding="SAME", **options):

@@ -105,6 +105,16 @@ def leaves_with_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None)
     ]
 
 
+def path_of(keys: Any) -> str:
+    """The names on the way to a leaf or a subtree, with slashes in between."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """The leaves of `tree`, each with its path as tables show it and as patterns match it."""
+    return [(path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
+
+
 def broadcast_prefix(
     caller: str,
     name: str,

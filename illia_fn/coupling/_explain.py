@@ -65,11 +65,11 @@ def explain_coupling(
     >>> def apply_fn(w, tokens):
     ...     return w["embed"][tokens].mean(axis=1) @ w["head"] * jnp.exp(w["tau"])
     >>> print(explain_coupling(apply_fn, q, jnp.zeros((3, 5), int)))
-    leaf      | shape  | strategy      | why
-    ----------|--------|---------------|----------------------------------------------------------------
-    ['embed'] | (9, 4) | flipout       | linear in every use; signs along axes 1
-    ['head']  | (4, 2) | local_reparam | an element reaches one output of an example
-    ['tau']   | ()     | per_example   | a draw is no larger than the activations it meets, element-wise
+    leaf  | shape  | strategy      | why
+    ------|--------|---------------|----------------------------------------------------------------
+    embed | (9, 4) | flipout       | linear in every use; signs along axes 1
+    head  | (4, 2) | local_reparam | an element reaches one output of an example
+    tau   | ()     | per_example   | a draw is no larger than the activations it meets, element-wise
     """
     key = jax.random.key(0) if needs_key else None
     plan = Coupled.of("explain_coupling", apply_fn, q, x, key, coupling).plan
@@ -113,11 +113,11 @@ def explain_linearity(
     >>> def apply_fn(w, x):
     ...     return jnp.tanh(x @ w["hidden"]) @ w["head"] + w["bias"]
     >>> print(explain_linearity(apply_fn, q, jnp.ones((5, 4))))
-    leaf       | shape  | outputs    | why
-    -----------|--------|------------|-----------------------------------
-    ['bias']   | (2,)   | linear     | where the others are deterministic
-    ['head']   | (3, 2) | linear     | where the others are deterministic
-    ['hidden'] | (4, 3) | not linear | tanh: not linear in it
+    leaf   | shape  | outputs    | why
+    -------|--------|------------|-----------------------------------
+    bias   | (2,)   | linear     | where the others are deterministic
+    head   | (3, 2) | linear     | where the others are deterministic
+    hidden | (4, 3) | not linear | tanh: not linear in it
     """
     key = jax.random.key(0) if needs_key else None
     check_callable("explain_linearity", "apply_fn", apply_fn)

@@ -36,7 +36,7 @@ class LinearModel(NamedTuple):
     @staticmethod
     def of(caller: str, f: Callable[[PyTree], tuple[PyTree, PyTree]], q: PyTree, x: PyTree) -> "LinearModel":
         """Of f(w) -> (outputs, aux); refuses one that is not linear, and posteriors that are not Gaussian."""
-        paths, nodes, tree = Weights.of(q)
+        paths, _, nodes, tree = Weights.of(q)
         for path, node in zip(paths, nodes, strict=True):
             _check_gaussian(caller, path, node)
         means = [node.mean for node in nodes]
@@ -108,7 +108,7 @@ class LeafLinearity(NamedTuple):
 
 def linearity(apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None) -> list[LeafLinearity]:
     """What becomes of each posterior node; no numbers are computed."""
-    paths, nodes, tree = Weights.of(q)
+    _, names, nodes, tree = Weights.of(q)
     keys = [] if key is None else [key]
 
     def outputs(*weights: PyTree) -> list[jax.Array]:
@@ -131,13 +131,13 @@ def linearity(apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array
         if index not in used:
             return "not used"
         if breaks:
-            return _reason(index, paths, breaks) or "where the others are deterministic"
+            return _reason(index, names, breaks) or "where the others are deterministic"
         if index in direct[0]:
             return "its variance takes one product"
         return f"its variance takes {math.prod(nodes[index].noise_shape)} passes of the linear part"
 
     def leaf(index: int) -> LeafLinearity:
-        is_linear = _reason(index, paths, breaks) is None
-        return LeafLinearity(paths[index], shape_of(nodes[index]), is_linear, why(index))
+        is_linear = _reason(index, names, breaks) is None
+        return LeafLinearity(names[index], shape_of(nodes[index]), is_linear, why(index))
 
     return [leaf(index) for index in range(len(nodes))]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from illia_fn._base.sharding import mesh_of, type_of_rows
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.trees import PyTree, path_of
 from illia_fn.coupling._joint import Factor
 from illia_fn.engine._randomness import HINT, random_shapes
 from illia_fn.posteriors.posterior import Posterior, is_posterior
@@ -20,7 +20,7 @@ class Model(NamedTuple):
     Attributes:
         jaxpr: of the weights, the arrays of each posterior node, the leaves of x, and the key if apply_fn takes one.
         outputs: the structure of what apply_fn returns.
-        paths: of the posterior nodes, or of the leaves that they stand for.
+        names: of the posterior nodes, or of the leaves that they stand for: their paths, as tables show them.
         nodes: the posterior nodes.
         batch_size: that of x.
         takes_max: whether it reduces anything to its maximum, as max-pooling does.
@@ -29,7 +29,7 @@ class Model(NamedTuple):
 
     jaxpr: Any
     outputs: Any
-    paths: list[str]
+    names: list[str]
     nodes: list[Posterior]
     batch_size: int
     takes_max: bool
@@ -40,31 +40,34 @@ class Weights(NamedTuple):
     """The posterior nodes of a tree.
 
     Attributes:
-        paths: of the nodes, or of the leaves that they stand for.
+        paths: of the nodes, or of the leaves that they stand for, as errors write them.
+        names: the same, as tables show them.
         nodes: themselves.
         tree: from what takes their places to the tree.
     """
 
     paths: list[str]
+    names: list[str]
     nodes: list[Posterior]
     tree: Callable[[Sequence[PyTree]], PyTree]
 
     @staticmethod
     def of(q: PyTree) -> "Weights":
         leaves, structure = jax.tree.flatten(q, is_leaf=is_posterior)
-        paths = [_paths(path, leaf) for path, leaf in leaves_with_path(q, is_posterior) if is_posterior(leaf)]
+        ways = [way for way in jax.tree_util.tree_leaves_with_path(q, is_leaf=is_posterior) if is_posterior(way[1])]
+        paths, names = ([_listed(*way, spelling) for way in ways] for spelling in (jax.tree_util.keystr, path_of))
 
         def tree(weights: Sequence[PyTree]) -> PyTree:
             remaining = iter(weights)
             return structure.unflatten([next(remaining) if is_posterior(leaf) else leaf for leaf in leaves])
 
-        return Weights(paths, [leaf for leaf in leaves if is_posterior(leaf)], tree)
+        return Weights(paths, names, [leaf for leaf in leaves if is_posterior(leaf)], tree)
 
 
 def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: jax.Array | None) -> Model:
     """The model of one example; refuses one whose outputs for a batch are not those of its examples, stacked."""
     batch_size = _batch_size(caller, x)
-    paths, nodes, tree = Weights.of(q)
+    _, names, nodes, tree = Weights.of(q)
 
     def apply(weights: Sequence[PyTree], x: PyTree, *key: jax.Array) -> Any:
         return apply_fn(tree(weights), x, *key)
@@ -92,7 +95,7 @@ def trace(caller: str, apply_fn: Callable[..., Any], q: PyTree, x: PyTree, key: 
             f"example would get the same ones. {HINT}"
         )
     takes_max = "reduce_max" in {eqn.primitive.name for eqn in _equations(jaxpr.jaxpr)}
-    return Model(jaxpr, jax.tree.structure(outputs), paths, nodes, batch_size, takes_max)
+    return Model(jaxpr, jax.tree.structure(outputs), names, nodes, batch_size, takes_max)
 
 
 _ADVICE = (
@@ -101,8 +104,8 @@ _ADVICE = (
 )
 
 
-def _paths(path: str, node: Posterior) -> str:
-    return ", ".join(path + name for name, _ in leaves_with_path(node.like, lambda _: False))
+def _listed(keys: Any, node: Posterior, spelling: Callable[[Any], str]) -> str:
+    return ", ".join(spelling((*keys, *inner)) for inner, _ in jax.tree_util.tree_leaves_with_path(node.like))
 
 
 def _batch_size(caller: str, x: PyTree) -> int:

@@ -75,7 +75,7 @@ def make_plan(model: Model, coupling: Coupling) -> Plan:
             break
     leaves = [
         LeafPlan(path, shape_of(node), *found.leaves[index])
-        for index, (path, node) in enumerate(zip(model.paths, model.nodes, strict=True))
+        for index, (path, node) in enumerate(zip(model.names, model.nodes, strict=True))
     ]
     plan = Plan(leaves, wholes, found.hindrances, _noise(model, found))
     for whole in wholes.values():

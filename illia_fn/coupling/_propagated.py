@@ -54,7 +54,7 @@ class PropagatedModel(NamedTuple):
         caller: str, f: Callable[[PyTree], tuple[PyTree, PyTree]], q: PyTree, x: PyTree, num_points: int
     ) -> "PropagatedModel":
         """Of f(w) -> (outputs, aux); refuses operations without a rule, and numbers that are not independent."""
-        paths, nodes, tree = Weights.of(q)
+        paths, _, nodes, tree = Weights.of(q)
         for path, node in zip(paths, nodes, strict=True):
             if not (node.elementwise or isinstance(node, KTied)):
                 raise ValueError(

@@ -11,9 +11,10 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_draws, check_required_num_data
 from illia_fn._base.numerics import at_least_float32
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.trees import PyTree, leaves_by_path
 from illia_fn.coupling import Coupling
 from illia_fn.diagnostics.table import Summary, aligned, summary
+from illia_fn.engine._eager import compiled_once
 from illia_fn.kl.loss import hyperpriors, kl_pairs
 from illia_fn.objectives._data import LossFn
 from illia_fn.objectives.elbo import elbo_loss
@@ -134,21 +135,20 @@ def diagnose(
         one_draw = partial(elbo_loss, apply_fn, coupling=coupling, **call)
         return alone(jax.grad(one_draw, has_aux=has_aux, allow_int=True)(q, x, y, key))
 
-    @jax.jit
     def numbers(q: PyTree) -> Any:
         _, log_weights = iwae_loss(apply_fn, q, x, y, of_weights, num_samples, return_log_weights=True, **call)
         _, terms = elbo_loss(apply_fn, q, x, y, of_terms, num_samples, return_terms=True, **call)
         signal = _signal(partial(gradient, q), jax.random.split(of_gradient, num_samples))
         return alone(log_weights), alone(terms), signal
 
-    log_weights, terms, signal = numbers(params)
+    log_weights, terms, signal = compiled_once(numbers, params)
     nll, kl = float(terms.nll), float(terms.kl) / num_data
     return Diagnosis(
         nll,
         kl,
         nll + kl,
         summary(params, prior, key=of_kl, num_samples=num_samples),
-        {path: float(value) for path, value in leaves_with_path(signal, lambda _: False)},
+        {path: float(value) for path, value in leaves_by_path(signal, lambda _: False)},
         np.asarray(log_weights, np.float64),
         *_gap_and_size(np.asarray(log_weights, np.float64)),
     )

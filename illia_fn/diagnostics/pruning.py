@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_draws, check_required_num_data, describe
 from illia_fn._base.trees import PyTree
+from illia_fn.engine._eager import compiled
 from illia_fn.engine.monte_carlo import expectation
 from illia_fn.kl.loss import kl_pairs
 from illia_fn.objectives._data import DataTerm, LossFn
@@ -108,7 +109,6 @@ def pruning_curve(
     masks = _flat_mask(caller, params, shares)
     of_each = _kl_of_each(caller, params, prior)
 
-    @jax.jit
     def nll(q: PyTree, keep: PyTree) -> jax.Array:
         def of_draw(w: PyTree) -> jax.Array:
             w = jax.tree.map(lambda w, keep: w if keep is True else jnp.where(keep, w, 0), w, keep)
@@ -116,7 +116,8 @@ def pruning_curve(
 
         return expectation(of_draw, q, key, num_samples)
 
-    losses = [float(nll(params, mask)) for mask in masks]
+    run = compiled(nll, params, masks[0])
+    losses = [float(run(params, mask)) for mask in masks]
     kept = [[np.asarray(keep) for keep in jax.tree.leaves(mask) if keep is not True] for mask in masks]
     kl = [sum(float(np.sum(each[keep])) for each, keep in zip(of_each, some, strict=True)) / num_data for some in kept]
     return PruningCurve(np.asarray(shares, float), np.asarray(losses), np.asarray(kl))
@@ -166,7 +167,7 @@ def _kl_of_each(caller: str, params: PyTree, prior: PyTree) -> list[np.ndarray]:
         each = pair.kl_of_each()
         if each is None:
             raise ValueError(
-                f"{caller}: params{', '.join(pair.paths)} has no KL for each weight, as {type(pair.q).__name__} under "
+                f"{pair.name}: there is no KL for each weight, as {type(pair.q).__name__} under "
                 f"{type(pair.p).__name__} is not element-wise. Take a mean field, or look at the data term of prune."
             )
         if pair.hyperpriors:

@@ -206,7 +206,7 @@ def _of_a_step(loss: Callable[[PyTree], Any], params: PyTree, *, has_aux: bool) 
         finite = jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), floats)
         return (value[0] if has_aux else value), finite, optax.apply_updates(q, floats)
 
-    result, refused = _tried(lambda: jax.jit(step)(params))
+    result, refused = _tried(lambda: compiled_once(step, params))
     if refused:
         return refused
     value, finite, after = result

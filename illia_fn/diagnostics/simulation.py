@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from illia_fn._base.checks import check_callable, check_count, check_key
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.trees import PyTree, leaves_by_path
 from illia_fn.diagnostics.table import aligned
 from illia_fn.posteriors.posterior import sample
 
@@ -36,7 +36,7 @@ class SBC(NamedTuple):
 
     def __str__(self) -> str:
         rows = [("worst of each", "p", "mean rank", "spread")]
-        for (path, ranks), p in zip(leaves_with_path(self.ranks), jax.tree.leaves(self.p_values), strict=True):
+        for (path, ranks), p in zip(leaves_by_path(self.ranks), jax.tree.leaves(self.p_values), strict=True):
             worst = int(np.argmin(p))  # of the numbers of an array, which may be wrong in ways that cancel
             unit = (ranks.reshape(len(ranks), -1)[:, worst] + 0.5) / (self.num_draws + 1)
             spread = float(np.std(unit)) * np.sqrt(12.0)

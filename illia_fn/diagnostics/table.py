@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.trees import PyTree, leaves_by_path
 from illia_fn.engine._eager import compiled_once
 from illia_fn.kl.loss import Pair, kl_pairs
 from illia_fn.posteriors.posterior import is_posterior
@@ -21,7 +21,7 @@ class LeafSummary(NamedTuple):
     """One row: a posterior node, or a deterministic leaf, whose last five numbers are nan.
 
     Attributes:
-        path: of the arrays that the node stands for.
+        path: of the arrays that the node stands for, as in `by_path`.
         shape: of its parameters; of a node over a subtree, (P,).
         family: the name of its class, or "deterministic".
         mean_abs: mean |E_q[w]|.
@@ -112,13 +112,13 @@ def summary(
     >>> from illia_fn import mean_field
     >>> print(summary({"w": mean_field(jnp.array([0.0, 2.0]), scale=1.0), "b": jnp.ones(3)}))
     path   shape  family         mean |w|  scale  KL (nats)  KL/weight  |w|/scale  at prior
-    ['b']  3      deterministic         1
-    ['w']  2      Gaussian              1      1          2          1          1      50 %
+    b      3      deterministic         1
+    w      2      Gaussian              1      1          2          1          1      50 %
     total  2                                              2          1
     """
     pairs = iter(kl_pairs("summary", params, prior, key))
     rows = []
-    for path, node in leaves_with_path(params, is_posterior):
+    for path, node in leaves_by_path(params, is_posterior):
         if is_posterior(node):
             rows.append(_of_pair(next(pairs), num_samples))
         elif isinstance(node, (float, np.ndarray, jax.Array)) and jnp.issubdtype(jnp.result_type(node), jnp.inexact):
@@ -155,7 +155,7 @@ def _of_pair(pair: Pair, num_samples: int) -> LeafSummary:
     shape = np.shape(leaves[0]) if len(leaves) == 1 else (means.size,)
     ratio = np.abs(means) / np.maximum(scales, np.finfo(np.float64).tiny)
     size, scale, snr = float(np.mean(np.abs(means))), float(np.mean(scales)), float(np.median(ratio))
-    family, path = type(pair.q).__name__, ", ".join(pair.paths)
+    family, path = type(pair.q).__name__, pair.path
     return LeafSummary(path, shape, family, size, scale, kl, kl / means.size, snr, _share_at_prior(pair), pair.is_exact)
 
 

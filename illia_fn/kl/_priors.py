@@ -8,7 +8,7 @@ import numpy as np
 
 from illia_fn._base.checks import describe
 from illia_fn._base.numerics import at_least_float32, total
-from illia_fn._base.trees import PyTree, leaves_with_path
+from illia_fn._base.trees import PyTree, leaves_by_path, leaves_with_path
 from illia_fn.posteriors.posterior import is_posterior
 from illia_fn.priors._foreign import has_density
 from illia_fn.priors.empirical import EmpiricalBayes
@@ -43,7 +43,7 @@ def blocks_of(p: PyTree, tree: PyTree, caller: str = "kl_divergence") -> list[Bl
     arrays, structure = leaves_with_path(tree), jax.tree.structure(tree)
     priors = [p] * len(arrays) if is_prior(p) else structure.flatten_up_to(p)
     if is_joint(p) and jax.tree.structure(p.like) != structure:
-        _refuse(caller, p, jax.tree.structure(p.like), structure)
+        _refuse(caller, p, *map(_arrays_of, (p.like, tree)))
     blocks, start = [], 0
     while start < len(arrays):
         prior = priors[start]
@@ -66,8 +66,16 @@ def is_joint(p: Any) -> bool:
 def _refuse(caller: str, p: Any, its: Any, ours: Any) -> None:
     raise ValueError(
         f"{caller}: the prior, of type {type(p).__name__}, must stand for what the posterior stands for: it is "
-        f"over {its}, and the posterior over {ours}. Convert one of them: illia_fn.moment_match(q, {{...}})."
+        f"over {its}, and the posterior over {ours}. Give each array a prior of its own, such as of "
+        'illia_fn.moment_match(prior, {".*": illia_fn.mean_field}), or convert the posterior likewise.'
     )
+
+
+def _arrays_of(tree: PyTree) -> str:
+    paths = [path for path, _ in leaves_by_path(tree)]
+    if paths in ([], [""]):
+        return "one array" if paths else "nothing"
+    return ", ".join(map(repr, paths[:4])) + (f" and {len(paths) - 4} more arrays" if len(paths) > 4 else "")
 
 
 def check_fits(caller: str, p: PyTree, tree: PyTree) -> None:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_key
 from illia_fn._base.numerics import total
-from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_with_path
+from illia_fn._base.trees import PyTree, broadcast_prefix, leaves_by_path, leaves_with_path
 from illia_fn.engine.monte_carlo import expectation
 from illia_fn.kl._priors import check_fits, fitted, is_prior, log_prior_of_node
 from illia_fn.kl.gaussian import kl_normal_normal
@@ -77,16 +77,16 @@ def kl_tree(
 ) -> dict[str, jax.Array]:
     """KL(q_l || p_l) of every posterior node l, by its path: where the information sits, in nats.
 
-    A node over a subtree has one KL, under the paths of all arrays that it stands for, separated by commas. Args and
-    errors are those of `kl_loss`.
+    Paths are those of `by_path`. A node over a subtree has one KL, under the paths of all arrays that it stands for,
+    separated by commas. Args and errors are those of `kl_loss`.
 
     >>> from illia_fn import mean_field
     >>> q = mean_field({"b": jnp.zeros(3), "w": jnp.ones((2, 3))}, scale=1.0)
     >>> print({path: round(float(kl), 3) for path, kl in kl_tree(q, Normal(0.0, 1.0)).items()})
-    {"['b']": 0.0, "['w']": 3.0}
+    {'b': 0.0, 'w': 3.0}
     """
     pairs = kl_pairs("kl_tree", params, prior, key)
-    return {", ".join(pair.paths): pair.kl(num_samples) for pair in pairs}
+    return {pair.path: pair.kl(num_samples) for pair in pairs}
 
 
 def kl_is_exact(params: PyTree, prior: PyTree = Normal(0.0, 1.0)) -> dict[str, bool]:
@@ -99,12 +99,12 @@ def kl_is_exact(params: PyTree, prior: PyTree = Normal(0.0, 1.0)) -> dict[str, b
     >>> from illia_fn import low_rank, matrix_normal
     >>> q = {"a": low_rank(jnp.ones((2, 3)), rank=1, key=jax.random.key(0))}
     >>> print(kl_is_exact(q), kl_is_exact(q, {"a": matrix_normal(jnp.ones((2, 3)))}))
-    {"['a']": True} {"['a']": False}
+    {'a': True} {'a': False}
     """
     pairs = kl_pairs("kl_is_exact", params, prior, None)
     for pair in pairs:
         check_fits(pair.name, pair.p, pair.q.like)
-    return {", ".join(pair.paths): pair.is_exact for pair in pairs}
+    return {pair.path: pair.is_exact for pair in pairs}
 
 
 class Pair(NamedTuple):
@@ -112,7 +112,7 @@ class Pair(NamedTuple):
 
     Attributes:
         name: how errors name it.
-        paths: of the arrays that it stands for.
+        path: of the array that it stands for, or of all of them, separated by commas.
         q: the node.
         p: its prior; for a node over a subtree, one for all of it or a tree of priors.
         key: to sample with, once `index` is folded in.
@@ -121,7 +121,7 @@ class Pair(NamedTuple):
     """
 
     name: str
-    paths: list[str]
+    path: str
     q: Any
     p: PyTree
     key: jax.Array | None
@@ -178,7 +178,7 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
     priors, of_priors = jax.tree.flatten(prior, is_leaf=_is_prior_leaf)
     numbered = of_priors.unflatten(range(len(priors)))
     numbers = iter(broadcast_prefix(caller, "prior", numbered, arrays, None, _is_prior_leaf))
-    paths = iter(path for path, _ in leaves_with_path(arrays))
+    paths = iter(path for path, _ in leaves_by_path(arrays))
     pairs = []
     for index, (path, q) in enumerate(leaves_with_path(params, is_posterior)):
         structure = jax.tree.structure(q.like if is_posterior(q) else q)
@@ -187,7 +187,7 @@ def kl_pairs(caller: str, params: PyTree, prior: PyTree, key: jax.Array | None) 
             own_paths, own = map(list, zip(*mine, strict=True))
             p = priors[own[0]] if len(set(own)) == 1 else structure.unflatten([priors[number] for number in own])
             p, of_scales = fitted(q, p)
-            pairs.append(Pair(f"{caller} at params{path}", own_paths, q, p, key, index, of_scales))
+            pairs.append(Pair(f"{caller} at params{path}", ", ".join(own_paths), q, p, key, index, of_scales))
     return pairs
 
 

@@ -73,9 +73,8 @@ def named_once(ax: Axes, name: str) -> str | None:
 
 
 def short_path(path: str) -> str:
-    """A path with slashes, as in `by_path`; of a long one the end."""
-    names = ", ".join("/".join(re.findall(r"[^\[\]'.]+", part)) for part in path.split(", ")) or "params"
-    return names if len(names) <= 28 else f"\N{HORIZONTAL ELLIPSIS}{names[-27:]}"
+    """A path, of a long one the end."""
+    return (path or "params") if len(path) <= 28 else f"\N{HORIZONTAL ELLIPSIS}{path[-27:]}"
 
 
 def some_marks(length: int) -> int:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from scipy.special import bdtr  # of the library that JAX is built on
 
 from illia_fn._base.checks import check_count, describe
-from illia_fn._base.trees import leaves_with_path
+from illia_fn._base.trees import leaves_by_path
 from illia_fn.diagnostics import SBC
 from illia_fn.objectives.elbo import ELBOTerms
 from illia_fn.plots._axes import (
@@ -157,7 +157,7 @@ def sbc_ranks(
 def _columns(sbc: SBC) -> dict[str, np.ndarray]:
     """The ranks of each number, by its path and index."""
     columns = {}
-    for path, leaf in leaves_with_path(jax.tree.map(np.asarray, sbc.ranks)):
+    for path, leaf in leaves_by_path(jax.tree.map(np.asarray, sbc.ranks)):
         for index in np.ndindex(leaf.shape[1:]):
             columns[short_path(path) + "".join(f"[{i}]" for i in index)] = leaf[(slice(None), *index)]
     return columns

@@ -4,15 +4,16 @@ from collections.abc import Callable
 
 import jax
 
-from illia_fn._base.trees import PyTree
-from illia_fn.posteriors.patterns import compiled, path_of, refuse_unmatched
+from illia_fn._base.trees import PyTree, path_of
+from illia_fn.posteriors.patterns import compiled, refuse_unmatched
 
 
 def by_path(pattern: str) -> Callable[[PyTree], PyTree]:
     """A mask for `mean_field`: the leaves whose whole path matches a regular expression.
 
-    A path is the names on the way to the leaf, with slashes in between, as of `jax.tree_util.keystr(path, simple=True,
-    separator="/")`: "head/kernel" in linen, "head/kernel/value" in flax.nnx, "layers/2/weight" in equinox.
+    A path is the names on the way to the leaf, with slashes in between, as in the tables of this library and of
+    `jax.tree_util.keystr(path, simple=True, separator="/")`: "head/kernel" in linen, "head/kernel/value" in flax.nnx,
+    "layers/2/weight" in equinox.
 
     Args:
         pattern: a regular expression, such as "head/.*" or ".*(kernel|weight).*".

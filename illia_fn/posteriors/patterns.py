@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from illia_fn._base.checks import describe
-from illia_fn._base.trees import PyTree, is_floating
+from illia_fn._base.trees import PyTree, is_floating, path_of
 from illia_fn.posteriors._leaves import copied, refuse_statistic, statistics_of
 from illia_fn.posteriors.posterior import is_posterior, like
 
@@ -75,16 +75,15 @@ def family_tree(caller: str, params: PyTree, families: Mapping[str, Constructor]
     return structure.unflatten(made)
 
 
-def path_of(keys: Any) -> str:
-    """The names on the way, with slashes in between."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
 def refuse_unmatched(caller: str, pattern: str, paths: list[str]) -> None:
-    """The error of a pattern that matches no path, with those that are near."""
+    """The error of a pattern that matches none of the paths, with those that are near."""
     near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3)
     shown = ", ".join(map(repr, list(dict.fromkeys([*near, *paths]))[:8])) + (", ..." if len(paths) > 8 else "")
-    raise ValueError(f"{caller}: the pattern {pattern!r} matches no path of params as a whole. There are {shown}.")
+    of_subtree = any(re.fullmatch(pattern, path[: end.start()]) for path in paths for end in re.finditer("/", path))
+    hint = " It names a subtree: for the leaves of that it ends in '/.*'." if of_subtree else ""
+    raise ValueError(
+        f"{caller}: the pattern {pattern!r} matches no path of params as a whole. There are {shown}.{hint}"
+    )
 
 
 def compiled(caller: str, pattern: Any) -> re.Pattern[str]:

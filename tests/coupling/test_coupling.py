@@ -118,7 +118,7 @@ def test_other_posteriors_are_shared_and_an_explanation_prints():
     assert [leaf.strategy for leaf in explanation.leaves] == ["shared", "local_reparam"]
     lines = str(explanation).splitlines()
     assert len(lines) == 4
-    assert lines[2] == "['a'] | (4, 2) | shared        | a Skewed posterior, whose draws are not linear in their noise"
+    assert lines[2] == "a    | (4, 2) | shared        | a Skewed posterior, whose draws are not linear in their noise"
 
 
 @frozen_pytree
@@ -178,7 +178,7 @@ def test_a_posterior_over_a_subtree():
     grads = jax.jit(jax.grad(lambda q: jnp.sum(illia_fn.decorrelate(two_layers)(q, x, KEY))))(q)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
     (row,) = (line for line in str(explain_coupling(two_layers, q, x)).splitlines() if "layer" in line)
-    path = "['layer']['bias'], ['layer']['kernel']"
+    path = "layer/bias, layer/kernel"
     assert row == f"{path} | (5,), (4, 5) | flipout  | linear in every use; one sign for all of it"
 
 

@@ -79,7 +79,7 @@ class Joint:
         (lambda: prune({"w": jnp.ones(3)}, 0.5), "prune: params has no posterior node"),
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, shares=[-0.1]), "pruning_curve: a share must be"),
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=-5), "pruning_curve: num_data must be the number"),
-        (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=Joint()), "has no KL for each weight"),
+        (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=Joint()), "there is no KL for each weight"),
         (
             lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=Normal(jnp.zeros(3), 1.0)),
             r"pruning_curve at params\['a'\]: a prior parameter of shape \(3,\) does not go with",

@@ -61,6 +61,9 @@ CALLS = {
     "decorrelate": lambda q, factor: illia_fn.decorrelate(model(factor))(q, X, KEY).sum(),
     "pac_bayes_loss": lambda q, factor: illia_fn.pac_bayes_loss(model(factor), q, X, Y, KEY, 2, num_data=4, prior=Q),
     "kl_inverse": lambda q, factor: pac_bayes.kl_inverse(0.1 * factor, 0.1),
+    "diagnose": lambda q, factor: loss(illia_fn.diagnose)(q, factor).nll,
+    "pruning_curve": lambda q, factor: loss(illia_fn.pruning_curve)(q, factor).nll.sum(),
+    "check_setup": lambda q, factor: loss(lambda *args, **call: illia_fn.check_setup(*args[:5], **call))(q, factor).nll,
     "sample": lambda q, factor: illia_fn.sample(KEY, q)["w"].sum() * factor,
 }
 GRADIENTS = {

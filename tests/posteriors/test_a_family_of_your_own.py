@@ -106,7 +106,7 @@ def test_the_kl_is_sampled_from_the_joint_draw(node, name):
     assert abs(mean - exact) < 5 * standard_error
     assert standard_error < 0.05 * exact
     (path,) = jax.eval_shape(lambda q: kl_tree(q, {"deep": prior}, key=KEY), {"deep": node})
-    assert path == "['deep']['b'], ['deep']['w']['k']"
+    assert path == "deep/b, deep/w/k"
 
 
 def test_the_kl_to_itself_is_exactly_zero_and_to_another_unbiased(node, family):

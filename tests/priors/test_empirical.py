@@ -66,8 +66,8 @@ def test_value_and_gradient_of_each_group():
     np.testing.assert_allclose(value, right, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, slopes)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), alone, slopes["a"])
-    np.testing.assert_allclose([tree["['a']"], tree["['b']"]], others, rtol=1e-6)
-    np.testing.assert_allclose(kl, tree["['a']"], rtol=1e-6)
+    np.testing.assert_allclose([tree["a"], tree["b"]], others, rtol=1e-6)
+    np.testing.assert_allclose(kl, tree["a"], rtol=1e-6)
 
 
 X, Y = np.linspace(-1.0, 1.0, 15, dtype=np.float32).reshape(5, 3), np.array([0, 1, 2, 3, 0])
@@ -162,7 +162,7 @@ def test_groups_are_those_of_the_tree_of_priors():
 
 
 def test_what_looks_at_q_takes_it():
-    assert illia_fn.summary(Q, PRIOR).leaves[0].kl == pytest.approx(float(kl_tree(Q, PRIOR)["['a']"]), rel=1e-5)
+    assert illia_fn.summary(Q, PRIOR).leaves[0].kl == pytest.approx(float(kl_tree(Q, PRIOR)["a"]), rel=1e-5)
     report = illia_fn.check_setup(*ARGS, num_data=50, prior=PRIOR)
     assert not any("must" in finding.problem for finding in report.findings)
 
