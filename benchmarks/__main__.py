@@ -20,6 +20,7 @@ NAMES = (
     "coupling",
     "coupling_time",
     "memory",
+    "large",
     "prediction_memory",
     "kl_bandwidth",
     "families",

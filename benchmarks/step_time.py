@@ -76,8 +76,11 @@ def deterministic(apply: Callable, params: Params, x: np.ndarray, y: np.ndarray,
     return passes
 
 
-def straightforward(apply: Callable, params: Params, x: np.ndarray, y: np.ndarray, n: int) -> Step:
-    """What one writes without a library."""
+def straightforward(
+    apply: Callable, params: Params, x: np.ndarray, y: np.ndarray, n: int, over: Callable | None = None
+) -> Step:
+    """What one writes without a library, with all networks at once or `over` them one after another."""
+    losses_at = (lambda nll, keys: jax.vmap(nll)(keys)) if over is None else over
 
     def loss(q: tuple[Params, Params], x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         locs, structure = jax.tree.flatten(q[0])
@@ -92,7 +95,7 @@ def straightforward(apply: Callable, params: Params, x: np.ndarray, y: np.ndarra
             scale = jax.nn.softplus(rho)
             return jnp.sum(jnp.log(PRIOR_SCALE / scale) + (scale**2 + loc**2) / (2 * PRIOR_SCALE**2) - 0.5)
 
-        return jax.vmap(nll)(jax.random.split(key, n)).mean() + sum(map(kl, locs, rhos)) / NUM_DATA
+        return losses_at(nll, jax.random.split(key, n)).mean() + sum(map(kl, locs, rhos)) / NUM_DATA
 
     q = params, jax.tree.map(lambda leaf: jnp.full_like(leaf, RHO), params)
     return partial(jax.jit(jax.value_and_grad(loss)), q, *map(jnp.asarray, (x, y)), KEY)

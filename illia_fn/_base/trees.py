@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
@@ -111,8 +112,13 @@ def path_of(keys: Any) -> str:
 
 
 def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
-    """The leaves of `tree`, each with its path as tables show it and as patterns match it."""
-    return [(path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
+    """The leaves of `tree`, each with its path as tables show it and as patterns match it.
+
+    Paths that are alike, as of {"a/b": ..., "a": {"b": ...}}, are written as in error messages, which tell them apart.
+    """
+    ways = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    count = Counter(path_of(keys) for keys, _ in ways)
+    return [(path_of(keys) if count[path_of(keys)] == 1 else jax.tree_util.keystr(keys), leaf) for keys, leaf in ways]
 
 
 def broadcast_prefix(

@@ -105,6 +105,8 @@ def pruning_curve(
     caller = "pruning_curve"
     check_draws(caller, key, num_samples, 1, antithetic=False)
     check_required_num_data(caller, num_data)
+    if not len(shares):
+        raise ValueError(f"{caller}: shares must name at least one share of the weights, got {describe(shares)}.")
     data = DataTerm(caller, apply_fn, x, y, loss_fn=loss_fn, weights=weights)
     masks = _flat_mask(caller, params, shares)
     of_each = _kl_of_each(caller, params, prior)

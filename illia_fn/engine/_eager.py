@@ -37,8 +37,7 @@ def compiled_once(f: Callable[..., PyTree], *args: PyTree) -> PyTree:
 
 def compiled(f: Callable[..., PyTree], *like: PyTree) -> Callable[..., PyTree]:
     """f, for arguments of these structures and types, by one compilation for all that compute the same."""
-    leaves, structure = jax.tree.flatten(like)
-    closed, shapes = jax.make_jaxpr(lambda *leaves: f(*structure.unflatten(leaves)), return_shape=True)(*leaves)
+    closed, shapes = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*like)  # f itself JAX would trace once
     closes_over_tracers = _has_tracers(closed.consts)
     run = functools.partial(_evaluate, closed.jaxpr) if closes_over_tracers else _evaluation(closed.jaxpr)
 

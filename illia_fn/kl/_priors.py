@@ -43,7 +43,8 @@ def blocks_of(p: PyTree, tree: PyTree, caller: str = "kl_divergence") -> list[Bl
     arrays, structure = leaves_with_path(tree), jax.tree.structure(tree)
     priors = [p] * len(arrays) if is_prior(p) else structure.flatten_up_to(p)
     if is_joint(p) and jax.tree.structure(p.like) != structure:
-        _refuse(caller, p, *map(_arrays_of, (p.like, tree)))
+        texts = [_arrays_of(each) for each in (p.like, tree)]
+        _refuse(caller, p, *texts if texts[0] != texts[1] else (jax.tree.structure(p.like), structure))
     blocks, start = [], 0
     while start < len(arrays):
         prior = priors[start]
@@ -66,8 +67,8 @@ def is_joint(p: Any) -> bool:
 def _refuse(caller: str, p: Any, its: Any, ours: Any) -> None:
     raise ValueError(
         f"{caller}: the prior, of type {type(p).__name__}, must stand for what the posterior stands for: it is "
-        f"over {its}, and the posterior over {ours}. Give each array a prior of its own, such as of "
-        'illia_fn.moment_match(prior, {".*": illia_fn.mean_field}), or convert the posterior likewise.'
+        f"over {its}, and the posterior over {ours}. Of the same arrays, a prior for each alone is "
+        'illia_fn.moment_match(prior, {".*": illia_fn.mean_field}).'
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from illia_fn._base.trees import PyTree, leaves_by_path
+from illia_fn._base.trees import PyTree, leaves_by_path, leaves_with_path
 from illia_fn.diagnostics import PruningCurve, Summary
 from illia_fn.plots._axes import axes_of, check_record, legend, name_axes, next_style, short_path
 from illia_fn.posteriors.posterior import check_nodes, is_posterior
@@ -40,14 +40,15 @@ def posterior_by_layer(params: PyTree, *, ax: Axes | None = None, label: str | N
     """
     caller = "plots.posterior_by_layer"
     check_nodes(caller, params)
-    nodes = {path: node for path, node in leaves_by_path(params, is_posterior) if is_posterior(node)}
+    paths = [path for path, node in leaves_by_path(params, is_posterior) if is_posterior(node)]
+    nodes = {path: node for path, node in leaves_with_path(params, is_posterior) if is_posterior(node)}
     if not nodes:
         raise ValueError(f"{caller}: params has no posterior node. Pass the posterior tree itself, not its mean.")
     means, scales = ([_flat(getattr(node, field)) for node in nodes.values()] for field in ("mean", "stddev"))
     for path, values in zip([*nodes, *nodes], [*means, *scales], strict=True):
         if not np.all(np.isfinite(values)):
-            raise ValueError(f"{caller}: {path!r} of params must be finite, got {values[~np.isfinite(values)][0]}.")
-    ax = _rows(caller, ax, list(nodes))
+            raise ValueError(f"{caller}: params{path} must be finite, got {values[~np.isfinite(values)][0]}.")
+    ax = _rows(caller, ax, paths)
     for name, values, shift in (("|mean|", np.abs, -0.14), ("scale", np.asarray, 0.14)):
         style = next_style(ax, color)
         numbers = means if name == "|mean|" else scales

@@ -78,6 +78,7 @@ class Joint:
         (lambda: prune(Q, 1.5), r"prune: a share must be a number in \[0, 1\], got 1.5"),
         (lambda: prune({"w": jnp.ones(3)}, 0.5), "prune: params has no posterior node"),
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, shares=[-0.1]), "pruning_curve: a share must be"),
+        (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, shares=[]), "shares must name at least one share"),
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=-5), "pruning_curve: num_data must be the number"),
         (lambda: pruning_curve(apply_fn, Q, X, Y, KEY, num_data=20, prior=Joint()), "there is no KL for each weight"),
         (

@@ -337,6 +337,14 @@ def test_deterministic_leaves_add_nothing():
     assert list(kl_tree(q)) == ["a"]
 
 
+def test_paths_that_are_alike_are_told_apart():
+    node = Gaussian(array(np.ones(3)), array(np.ones(3)))
+    q = {"a/b": node, "a": {"b": node}, "c": {"d": node}}
+    tree = kl_tree(q)
+    assert list(tree) == ["['a']['b']", "['a/b']", "c/d"]
+    np.testing.assert_allclose(sum(map(float, tree.values())), kl_loss(q, reduction="sum"), rtol=1e-6)
+
+
 def test_a_tree_without_posteriors():
     assert kl_loss({"w": array(np.ones(3))}, reduction="sum") == 0.0
     assert kl_tree({"w": array(np.ones(3))}) == {}

@@ -113,7 +113,7 @@ REFUSED = {
     "params": (lambda: plots.posterior_by_layer(WEIGHTS), "posterior_by_layer: params has no posterior node"),
     "nan": (
         lambda: plots.posterior_by_layer({"w": Gaussian(jnp.array([jnp.nan]), jnp.zeros(1))}),
-        "posterior_by_layer: 'w' of params must be finite, got nan",
+        r"posterior_by_layer: params\['w'\] must be finite, got nan",
     ),
     "q": (lambda: plots.kl_by_leaf(Q), "kl_by_leaf: summary must be the Summary of illia_fn.summary"),
     "no node": (lambda: plots.kl_by_leaf(TABLE._replace(leaves=TABLE.leaves[-1:])), "kl_by_leaf: summary has no post"),
