@@ -351,6 +351,11 @@ REFUSED = {
         "of type LowRank, must stand for what the posterior stands for: it is over one array, and the posterior over "
         "'a', 'b', 'c/d', 'c/e'",
     ),
+    "over another container of arrays at the same paths": (
+        LowRank([normal(0, 2), normal(0, 2)], normal(0, 4), normal(1, 4, 1)),
+        LowRank((normal(0, 2), normal(0, 2)), normal(0, 4), normal(1, 4, 1)),
+        r"is over PyTreeDef\(\(\*, \*\)\), and the posterior over PyTreeDef\(\[\*, \*\]\)",
+    ),
     "a block over other arrays": (
         joint(0)["LowRank"],
         {"a": Normal(0.0, 1.0), "b": Normal(0.0, 1.0), "c": LowRank(normal(0, 4), normal(0, 4), normal(1, 4, 1))},
