@@ -1,6 +1,6 @@
 """Claim: a step of the ELBO takes at most 3 times as long to compile as the deterministic step, for 300 leaves.
 
-And where there are few leaves: with noise of each example's own, less time than a step by hand with shared noise.
+And where there are few leaves: with noise of each example's own, at most 1.1 times a step by hand with shared noise.
 
 python -m benchmarks.compile_time
 

@@ -15,21 +15,18 @@ one their gradients; XLA's plan, which has no work space of its libraries, is be
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import illia_fn
+from benchmarks._memory import in_a_fresh_process, raised_peak
 from benchmarks._report import Claim, interleaved, report
 from benchmarks.large import OPTIONS
-from benchmarks.memory import status
 from illia_fn import Normal
 
 KEY = jax.random.key(0)
@@ -113,9 +110,9 @@ def small() -> list[list[Any]]:
             plan = step.memory_analysis()
             plans.setdefault(name, plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
         draws[name] = partial(jax.jit(illia_fn.sample), KEY, q)
-    base, large = "mean field", "full covariance"
+    base, full = "mean field", "full covariance"
     of_step = {}
-    for others in ({large}, trees.keys() - {base, large}):  # after the factors of a large matrix small ones take longer
+    for others in ({full}, trees.keys() - {base, full}):  # after the factors of a large matrix small ones take longer
         times = interleaved({key: step for key, step in steps.items() if key[0] in {base, *others}}, ROUNDS)
         of_step |= {key: seconds / times[base, "shared"] for key, seconds in times.items()}
     of_draw = interleaved(draws, ROUNDS)
@@ -147,27 +144,19 @@ def large(name: str) -> list[float]:
 
     args = jax.block_until_ready((q, jnp.ones((16, size)), KEY))
     compiled = jax.jit(jax.value_and_grad(step), compiler_options=OPTIONS).lower(*args).compile()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
-    before = status("VmRSS")
-    jax.block_until_ready(compiled(*args))
+    peak, _ = raised_peak(partial(compiled, *args))
     own, plan = sum(leaf.nbytes for leaf in jax.tree.leaves(q)), compiled.memory_analysis()
     planned = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
-    return [(own + status("VmHWM") - before) / own, planned / own]
-
-
-def in_a_fresh_process(name: str) -> list[float]:
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
-    command = [sys.executable, "-m", "benchmarks.families", name]
-    return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
+    return [(own + peak) / own, planned / own]
 
 
 def main() -> None:
     columns = ["family", "numbers / P", "draw", "KL to a Normal", "KL to its own kind", "coupling"]
     columns += ["memory of a step", "time of a step", "time, decorrelated"]
-    base, _ = in_a_fresh_process("mean_field")
+    base, _ = in_a_fresh_process("families", "mean_field")
     claims = []
     for text, name in LARGE.items():
-        peak, planned = in_a_fresh_process(name)
+        peak, planned = in_a_fresh_process("families", name)
         text = (
             f"{text}: peak {peak:.1f} times its parameters (planned {planned:.1f}) / {base:.1f} times, a mean field's"
         )

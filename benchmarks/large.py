@@ -10,12 +10,9 @@ by how much of it can run at once; the other rows have the order that is made fo
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,8 +21,8 @@ import numpy as np
 import optax
 
 import illia_fn
+from benchmarks._memory import in_a_fresh_process, raised_peak
 from benchmarks._report import Claim, report
-from benchmarks.memory import status
 
 OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 WIDTH, HEADS, LAYERS, TOKENS = 768, 12, 12, 32_000
@@ -107,15 +104,12 @@ def measure(case: str) -> list[dict[str, float]]:
     found = []
     for run in steps:
         q, state, _ = run(q, state, *args)
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
-        before = status("VmRSS")
-        q, state, value = run(q, state, *args)
+        peak, (q, state, value) = raised_peak(partial(run, q, state, *args))
         assert jnp.isfinite(value)
         plan = run.memory_analysis()
         arguments = plan.argument_size_in_bytes
         planned = arguments + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-        resident = arguments + status("VmHWM") - before
-        found.append({"kept": kept / 1e9, "planned": planned / 1e9, "resident": resident / 1e9})
+        found.append({"kept": kept / 1e9, "planned": planned / 1e9, "resident": (arguments + peak) / 1e9})
     times: list[list[float]] = [[], []]
     for _ in range(ROUNDS):
         for run, seconds in zip(steps, times, strict=True):
@@ -125,16 +119,10 @@ def measure(case: str) -> list[dict[str, float]]:
     return [sizes | {"seconds": float(np.median(each))} for sizes, each in zip(found, times, strict=True)]
 
 
-def in_a_fresh_process(case: str) -> list[dict[str, float]]:
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
-    command = [sys.executable, "-m", "benchmarks.large", case]
-    return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
-
-
 def main() -> None:
     rows, claims = [], []
     for case in CASES:
-        for order, found in zip(("XLA's own", "for memory"), in_a_fresh_process(case), strict=True):
+        for order, found in zip(("XLA's own", "for memory"), in_a_fresh_process("large", case), strict=True):
             ratios = {figure: found[figure] / found["kept"] for figure in ("planned", "resident")}
             row = [case, order, found["kept"]]
             rows.append([*row, *[f"{found[figure]:.3g} ({ratios[figure]:.2f})" for figure in ratios], found["seconds"]])

@@ -16,12 +16,9 @@ as the parameters. With one sample none of them has to exist at the peak. "Floor
 import ast
 import itertools
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +28,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.infer import TraceMeanField_ELBO
 
+from benchmarks._memory import in_a_fresh_process, raised_peak
 from benchmarks._report import Claim, report
 from illia_fn import Normal, elbo_loss, mean_field, num_params
 
@@ -85,12 +83,6 @@ def make_step(kind: str, n: int, option: Any) -> tuple[Callable[..., Any], Any]:
     return lambda q, x, y, key: elbo_loss(apply_fn, q, x, y, key, n, **options), q
 
 
-def status(field: str) -> int:
-    """Bytes, from /proc/self/status."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
-    return 1024 * int(line.split()[1])
-
-
 def measure(kind: str, n: int, option: Any) -> dict[str, float]:
     """Both figures of one case, in MB; to be run in a process of its own."""
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003
@@ -100,25 +92,20 @@ def measure(kind: str, n: int, option: Any) -> dict[str, float]:
     args = jax.block_until_ready((q, x, y, jax.random.key(3)))
     compiled = jax.jit(jax.value_and_grad(loss)).lower(*args).compile()
     jax.block_until_ready(compiled(*args))
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
-    before = status("VmRSS")
-    for _ in range(STEPS):
-        jax.block_until_ready(compiled(*args))
-    peak = status("VmHWM") - before
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            jax.block_until_ready(compiled(*args))
+
+    peak, _ = raised_peak(steps)
     plan = compiled.memory_analysis()
     arguments = plan.argument_size_in_bytes
     planned = arguments + plan.output_size_in_bytes + plan.temp_size_in_bytes
     return {"planned": planned / 1e6, "resident": (arguments + peak) / 1e6}
 
 
-def in_a_fresh_process(case: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", *case.split()]
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
-    return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
-
-
 def main() -> None:
-    sizes = {case: in_a_fresh_process(case) for cases in CASES.values() for case in cases}
+    sizes = {case: in_a_fresh_process("memory", *case.split()) for cases in CASES.values() for case in cases}
 
     def ratio(figure: str, case: str, base: str) -> float:
         return sizes[case][figure] / sizes[base][figure]

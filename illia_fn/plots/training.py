@@ -140,11 +140,11 @@ def sbc_ranks(
     low, high = _binomial_interval(trials, 1.0 / num_bins)
     ax.axhspan(low, high, color="0.9", zorder=0.3, label=named_once(ax, f"{100 * BAND:.0f} % of uniform counts"))
     ax.axhline(trials / num_bins, **REFERENCE)
-    for path, ranks in columns.items():
+    for place, ranks in columns.items():
         style = next_style(ax, color)
         counts = np.bincount(ranks * num_bins // (sbc.num_draws + 1), minlength=num_bins)
-        name = (label or path) if len(columns) <= 6 or label else None
-        shown = name if path == next(iter(columns)) or label is None else None
+        name = (label or short_path(place[0]) + place[1]) if len(columns) <= 6 or label else None
+        shown = name if place == next(iter(columns)) or label is None else None
         width = 1.5 if len(columns) <= 6 else 0.6
         ax.stairs(counts, edges, label=shown, baseline=None, linewidth=width, **style.line())
     ax.set_xlim(edges[0], edges[-1])
@@ -154,12 +154,12 @@ def sbc_ranks(
     return ax
 
 
-def _columns(sbc: SBC) -> dict[str, np.ndarray]:
+def _columns(sbc: SBC) -> dict[tuple[str, str], np.ndarray]:
     """The ranks of each number, by its path and index."""
     columns = {}
     for path, leaf in leaves_by_path(jax.tree.map(np.asarray, sbc.ranks)):
         for index in np.ndindex(leaf.shape[1:]):
-            columns[short_path(path) + "".join(f"[{i}]" for i in index)] = leaf[(slice(None), *index)]
+            columns[path, "".join(f"[{i}]" for i in index)] = leaf[(slice(None), *index)]
     return columns
 
 

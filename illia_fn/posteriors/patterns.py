@@ -80,7 +80,7 @@ def refuse_unmatched(caller: str, pattern: str, paths: list[str]) -> None:
     near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3)
     shown = ", ".join(map(repr, list(dict.fromkeys([*near, *paths]))[:8])) + (", ..." if len(paths) > 8 else "")
     of_subtree = any(re.fullmatch(pattern, path[: end.start()]) for path in paths for end in re.finditer("/", path))
-    hint = " It names a subtree: for the leaves of that it ends in '/.*'." if of_subtree else ""
+    hint = " It names a subtree, whose leaves a pattern names that ends in '/.*'." if of_subtree else ""
     raise ValueError(
         f"{caller}: the pattern {pattern!r} matches no path of params as a whole. There are {shown}.{hint}"
     )

@@ -109,6 +109,12 @@ def test_many_ranks_are_not_named():
     assert len(ax.get_legend().get_texts()) == 1
 
 
+def test_ranks_of_long_paths_that_end_alike_are_all_drawn():
+    names = [f"{name}/the_same_name_of_a_layer/kernel" for name in ("first", "second")]
+    sbc = SBC(dict.fromkeys(names, RANKS), 63, dict.fromkeys(names, np.ones(2)))
+    assert len(plots.sbc_ranks(sbc).patches) == 1 + 4
+
+
 REFUSED = {
     "params": (lambda: plots.posterior_by_layer(WEIGHTS), "posterior_by_layer: params has no posterior node"),
     "nan": (

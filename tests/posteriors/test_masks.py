@@ -68,7 +68,11 @@ def test_paths_of_the_frameworks(params, pattern):
             ValueError,
             "matches no path of params as a whole. There are 'head/kernel', 'body/kernel', 'body/head_bias'",
         ),
-        ("body|head", ValueError, r"There are .*\. It names a subtree: for the leaves of that it ends in '/\.\*'\.$"),
+        (
+            "body|head",
+            ValueError,
+            r"It names a subtree, whose leaves a pattern names that ends in '/\.\*'\.$",
+        ),
         ("head/(", ValueError, r"must be a regular expression, got 'head/\(': missing \)"),
         (3, TypeError, "must be a string, got 3 of type int"),
     ],
