@@ -29,7 +29,11 @@ for name, value in CACHE.items():
 # XLA spends little on what is run only once, and keeps it in one piece: to split it up for several threads costs a
 # quarter more, and the workers have the cores. What `optimised` marks looks at what XLA makes of the code for users.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-OF_SOME_VERSIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+OF_SOME_VERSIONS = {
+    "xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 def pytest_addoption(parser):

@@ -7,8 +7,9 @@ import jax
 import jaxlib._jax  # private, as mlir is: without what is changed here, all is as it was, but slower
 from jax._src.interpreters import mlir
 
-# Tracing makes many objects that live on: to look through them all as often as Python does takes a fifth of the time.
-gc.set_threshold(200_000, 50, 1000)
+# Tracing makes many objects that live on, and few that only a search finds: to look through them all as often as Python
+# does takes a fifth of the time. A test of what is let go of searches by itself.
+gc.disable()
 
 # Of which call an operation is, which nobody reads in a program.
 jax.config.update("jax_traceback_in_locations_limit", 0)
