@@ -12,6 +12,7 @@ from illia_fn.kl._priors import blocks_of, is_prior
 from illia_fn.kl.gaussian import kl_normal_normal
 from illia_fn.kl.table import register_kl
 from illia_fn.posteriors._factors import Marginals
+from illia_fn.posteriors._flat import wide
 from illia_fn.posteriors.eigen import Eigenbasis
 from illia_fn.posteriors.full import FullCovariance
 from illia_fn.posteriors.gaussian import Gaussian
@@ -27,10 +28,13 @@ INDEPENDENT = (Normal, Gaussian, KTied)
 def kl_to_independent(q: LowRank | FullCovariance | MatrixNormal | Eigenbasis, p: PyTree) -> jax.Array:
     """KL(q || p) = sum_i KL(q_i || p_i) + KL(q || prod_i q_i), q_i the law of one number: no term is negative.
 
-    p is a prior for all that q stands for, or a tree of them.
+    p is a prior for all that q stands for, or a tree of them. To one Normal for all numbers it is the same in any
+    basis, so that of an `Eigenbasis` is taken along its own, where its numbers are independent.
     """
-    marginals = q.marginals()
     is_one = isinstance(p, Normal) and np.shape(p.loc) == np.shape(p.scale) == ()
+    if is_one and isinstance(q, Eigenbasis):  # the sum of the terms of means, and that of scales, each in its basis
+        return kl_normal_normal(Marginals(wide(q.loc).reshape(q.matrix_shape), q.scale, q.log_scale), p)
+    marginals = q.marginals()
     prior = p if is_one else marginals_of(p, q.mean, marginals.loc.dtype).in_shape(marginals.loc.shape)
     return kl_normal_normal(marginals, prior) + q.total_correlation()
 

@@ -121,6 +121,16 @@ def test_scales_of_many_sizes_in_bases():
     np.testing.assert_allclose(found["full"], found["diagonal"], rtol=1e-6)
 
 
+def test_one_normal_for_all_numbers_is_the_same_seen_from_any_basis():
+    """As an array it goes through the marginals, whose products it does not take."""
+    q = nodes()["Eigenbasis"]
+    every = Normal(np.full(families.SHAPE, 0.5, np.float32), 2.0)
+    found, expected = jax.jit(lambda q: [jax.value_and_grad(kl_divergence)(q, p) for p in (PRIOR, every)])(q)
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
+    assert "dot_general" not in str(jax.make_jaxpr(kl_divergence)(q, PRIOR))
+    assert "dot_general" in str(jax.make_jaxpr(kl_divergence)(q, every))
+
+
 @pytest.mark.parametrize("small", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_small_scales_in_bases_that_are_turned_among_themselves(small):
     """As of a kernel two inputs of which are dead, with scales of the prior: others must not read the rounding of 1."""
