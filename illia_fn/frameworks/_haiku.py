@@ -7,7 +7,8 @@ import jax
 
 from illia_fn._base.checks import describe
 from illia_fn._base.trees import PyTree
-from illia_fn.frameworks.functional import FunctionalModel, call_keywords, check_floating
+from illia_fn.frameworks._checks import call_keywords, check_floating
+from illia_fn.frameworks.functional import FunctionalModel
 
 
 def from_haiku(

@@ -1,16 +1,16 @@
 """A model of any framework as functions of its parameters and of its state."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from illia_fn._base.checks import check_callable, describe, split_aux
-from illia_fn._base.trees import PyTree, is_floating, leaves_with_path
+from illia_fn._base.checks import check_callable, split_aux
+from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.engine.state import average_state
+from illia_fn.frameworks._checks import check_floating, check_like, check_options, short
 
 
 class _Carried(NamedTuple):
@@ -88,10 +88,42 @@ class FunctionalModel:
         expected, given = jax.tree.structure(self.params), jax.tree.structure(params)
         if expected != given:
             raise ValueError(
-                f"FunctionalModel.to_model: params must have the structure of the model's, {_short(expected)}, got "
-                f"{_short(given)}. Of a posterior pass illia_fn.mean(q), or one draw, illia_fn.sample(key, q)."
+                f"FunctionalModel.to_model: params must have the structure of the model's, {short(expected)}, got "
+                f"{short(given)}. Of a posterior pass illia_fn.mean(q), or one draw, illia_fn.sample(key, q)."
             )
         return self.rebuild(params, self._checked("FunctionalModel.to_model", state))
+
+    def reparameterise(self, params: PyTree, to_params: Callable[[PyTree], PyTree]) -> "FunctionalModel":
+        """The same model as a function of other parameters, which have prior and posterior in the place of its own.
+
+        Those may be the latent ones of a hierarchical prior (`priors.horseshoe`) or of a bounded parameter
+        (`priors.constrained`), or low-rank changes to a network that stays as it is (LoRA: Hu et al. 2021,
+        https://arxiv.org/abs/2106.09685).
+
+        Args:
+            params: the other parameters, floating-point arrays.
+            to_params: from a tree like them to one like the model's `params`.
+
+        Raises:
+            ValueError: if `to_params(params)` has another structure or other shapes than the model's parameters.
+
+        >>> model = from_functions(lambda w, x, key: x @ w, lambda w, x: x @ w, jnp.ones((3, 2)))
+        >>> scaled = model.reparameterise({"log_scale": jnp.zeros(2)}, lambda p: model.params * jnp.exp(p["log_scale"]))
+        >>> scaled.eval_fn()({"log_scale": jnp.log(jnp.array([1.0, 2.0]))}, jnp.ones((1, 3)))
+        Array([[3., 6.]], dtype=float32)
+        """
+        caller = "FunctionalModel.reparameterise"
+        check_callable(caller, "to_params", to_params)
+        check_floating(caller, "params", params)
+        remedy = "Return a tree like the model's attribute `params`."
+        check_like(f"{caller}: to_params(params)", self.params, jax.eval_shape(to_params, params), remedy)
+        return FunctionalModel(
+            params,
+            self.state,
+            lambda params, state, x, key: self.train(to_params(params), state, x, key),
+            lambda params, state, x: self.evaluate(to_params(params), state, x),
+            lambda params, state: self.rebuild(to_params(params), state),
+        )
 
     def loss(self, objective: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """The loss of a training step, in training mode.
@@ -115,11 +147,11 @@ class FunctionalModel:
         """
         check_callable("FunctionalModel.loss", "objective", objective)
         fixed = getattr(objective, "keywords", {})  # of a functools.partial
-        _check_options(objective, options)
+        check_options(objective, options)
         has_aux = self.has_state and options.pop("has_aux", fixed.get("has_aux", False))
 
         def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
-            _check_options(objective, more)
+            check_options(objective, more)
             return objective(self.train_fn(), q, x, y, key, needs_key=True, **{**options, **more})
 
         def loss_and_state(q: PyTree, state: PyTree, x: Any, y: Any, key: jax.Array | None = None, **more: Any) -> Any:
@@ -129,7 +161,7 @@ class FunctionalModel:
                     "loss(q, state, x, y, key), and gives (value, new_state): differentiate it with "
                     "jax.value_and_grad(loss, has_aux=True). The first state is the model's attribute `state`."
                 )
-            _check_options(objective, more)
+            check_options(objective, more)
             self._refuse_coupling({**fixed, **options, **more})
             train = self.train_fn(state)
 
@@ -164,18 +196,8 @@ class FunctionalModel:
                 f"{caller}: the model has a state (state{path}), and none was given. Pass the one that training "
                 "returned last, or that of the untrained model, its attribute `state`."
             )
-        _check_like(f"{caller}: state", self.state, state, "Pass what the loss returned, or the attribute `state`.")
+        check_like(f"{caller}: state", self.state, state, "Pass what the loss returned, or the attribute `state`.")
         return state
-
-
-def _check_options(objective: Callable[..., Any], options: dict[str, Any]) -> None:
-    known = inspect.signature(objective, follow_wrapped=False).parameters.values()  # a wrapper may take more
-    names = [one.name for one in known if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    if len(names) == len(known) and (unknown := [name for name in options if name not in names]):
-        name = getattr(getattr(objective, "func", objective), "__name__", repr(objective))  # of a functools.partial
-        raise TypeError(
-            f"FunctionalModel.loss: {name} does not take {', '.join(unknown)}. It takes {', '.join(names[1:])}."
-        )
 
 
 def _array(leaf: Any) -> jax.Array:
@@ -189,25 +211,8 @@ def _is_key(leaf: Any) -> bool:
 def _like(state: PyTree, new: PyTree) -> PyTree:
     """The new state in the dtypes of the old one."""
     remedy = "Leave out of the state what grows from call to call, such as what linen's sow keeps."
-    _check_like("FunctionalModel.train_fn: the state that the model returns", state, new, remedy)
+    check_like("FunctionalModel.train_fn: the state that the model returns", state, new, remedy)
     return jax.tree.map(lambda like, leaf: leaf if _is_key(leaf) else jnp.asarray(leaf, like.dtype), state, new)
-
-
-def _check_like(what: str, expected: PyTree, state: PyTree, remedy: str) -> None:
-    """Refuse another structure and other shapes."""
-    structures = jax.tree.structure(expected), jax.tree.structure(state)
-    if structures[0] != structures[1]:
-        expected_text, text = map(_short, structures)
-        raise ValueError(f"{what} must have the structure {expected_text}, got {text}. {remedy}")
-    for (path, like), leaf in zip(leaves_with_path(expected), jax.tree.leaves(state), strict=True):
-        if jnp.shape(like) != jnp.shape(leaf):
-            raise ValueError(f"{what} must have shape {jnp.shape(like)} at {path}, got {jnp.shape(leaf)}. {remedy}")
-
-
-def _short(structure: Any) -> str:
-    """The beginning of a structure: that of a large model fills pages."""
-    text = str(structure)
-    return text if len(text) <= 160 else f"{text[:160]} ..."
 
 
 def from_functions(
@@ -243,30 +248,3 @@ def from_functions(
         lambda params, _, x: evaluate(params, x),
         lambda params, _: params,
     )
-
-
-def check_floating(caller: str, name: str, params: PyTree) -> None:
-    """Parameters are floating-point arrays, and at least one."""
-    leaves = leaves_with_path(params)
-    if not leaves:
-        raise ValueError(
-            f"{caller}: {name} has no leaves, got {params!r}. Pass the parameters of an initialised model."
-        )
-    for path, leaf in leaves:
-        if not is_floating(leaf):
-            kind = getattr(leaf, "dtype", type(leaf).__name__)
-            raise ValueError(
-                f"{caller}: {name}{path} is of type {kind}, and parameters must be floating-point arrays. Keep all "
-                "else in the model or in its state."
-            )
-
-
-def call_keywords(caller: str, train: Any, evaluate: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keyword arguments of a model's call, for training and for evaluation."""
-    for name, keywords in (("train", train), ("evaluate", evaluate)):
-        if keywords is not None and not isinstance(keywords, dict):
-            raise TypeError(
-                f"{caller}: {name} must be a dict of keyword arguments of the model's call, such as "
-                f'{{"deterministic": False}}, got {describe(keywords)}.'
-            )
-    return train or {}, evaluate or {}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from illia_fn._base.checks import check_scale, describe
+from illia_fn._base.checks import check_callable, check_scale, describe
 from illia_fn._base.numerics import at_least_float32
 from illia_fn._base.trees import PyTree, is_floating
 from illia_fn.priors._transformed import LogHalfCauchy
@@ -32,7 +32,11 @@ class Hierarchy(NamedTuple):
     to_params: Callable[[PyTree], PyTree]
 
     def wrap(self, apply_fn: Callable[..., Any]) -> Callable[..., Any]:
-        """apply_fn as a function of the latent parameters: wrap(apply_fn)(latent, x)."""
+        """apply_fn as a function of the latent parameters: wrap(apply_fn)(latent, x).
+
+        Of a `FunctionalModel` it is model.reparameterise(hierarchy.params, hierarchy.to_params).
+        """
+        check_callable("Hierarchy.wrap", "apply_fn", apply_fn)
         return lambda latent, *inputs: apply_fn(self.to_params(latent), *inputs)
 
 

@@ -353,6 +353,50 @@ def test_options_of_the_step():
     np.testing.assert_allclose(values[1], (values[0] + values[2]) / 2, rtol=1e-6)
 
 
+# --- other parameters ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_state_as_a_function_of_the_latent_parameters_of_its_prior():
+    """The program is that of the model at `to_params`, in training and in evaluation, and of `wrap`."""
+    latent = illia_fn.priors.horseshoe(MODEL.params, scale=0.1)
+    model, q = MODEL.reparameterise(latent.params, latent.to_params), mean_field(latent.params, scale=0.1)
+    options = {"num_samples": 2, "num_data": 8, "prior": latent.prior}
+
+    def by_hand(q, state):
+        wrapped = latent.wrap(MODEL.train_fn(state))
+        value, states = elbo_loss(wrapped, q, ROWS, LABELS, KEY, needs_key=True, has_aux=True, **SQUARES, **options)
+        return value, average_state(states)
+
+    def of_the_model(q, state):
+        return model.loss(OBJECTIVES["elbo"], **options)(q, state, ROWS, LABELS, KEY)
+
+    assert str(jax.make_jaxpr(of_the_model)(q, STATE)) == str(jax.make_jaxpr(by_hand)(q, STATE))
+    found = model.eval_fn(STATE)(latent.params, ROWS), model.to_model(latent.params, STATE)
+    params = latent.to_params(latent.params)
+    chex.assert_trees_all_equal(found, (MODEL.eval_fn(STATE)(params, ROWS), (params, STATE)))
+
+
+def test_a_low_rank_change_to_a_network_that_stays():
+    """Its mean, as the framework's own model, is the network with the change in it."""
+    network = Normed(0.0)
+    model = from_nnx(network)
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 2), (2, 3)))
+    chosen = illia_fn.by_path("last/kernel/value")(model.params)
+    changes = jax.tree.map(lambda here: {"a": a, "b": b} if here else None, chosen)
+
+    def to_params(changes):
+        changed = lambda w, change: w if change is None else w + change["a"] @ change["b"]  # noqa: E731
+        return jax.tree.map(changed, model.params, changes)
+
+    adapted = model.reparameterise(changes, to_params)
+    q = mean_field(adapted.params, scale=0.1, mask=illia_fn.by_path(".*/a"))
+    assert illia_fn.num_params(q) == a.size
+    found = adapted.to_model(illia_fn.mean(q))
+    np.testing.assert_allclose(found.last.kernel[...], network.last.kernel[...] + a @ b, rtol=1e-5)
+    np.testing.assert_array_equal(found.first.kernel[...], network.first.kernel[...])
+
+
 # --- couplings ----------------------------------------------------------------------------------------------------
 
 
