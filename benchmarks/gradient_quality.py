@@ -55,18 +55,16 @@ def variances(gradient, q, x, y, num_keys: int) -> dict[str, float]:
     """The variance of the gradient, summed over all parameters."""
 
     @jax.jit
-    def moments(keys):
-        def add(totals, key):
-            grads = gradient(q, x, y, key)
-            return jax.tree.map(lambda total, g: (total[0] + g, total[1] + g * g), totals, grads, is_leaf=is_pair), None
-
-        zeros = jax.tree.map(lambda leaf: (jnp.zeros_like(leaf), jnp.zeros_like(leaf)), q)
-        return jax.lax.scan(add, zeros, keys)[0]
+    def add(totals, key):
+        grads = gradient(q, x, y, key)
+        return jax.tree.map(lambda total, g: (total[0] + g, total[1] + g * g), totals, grads, is_leaf=is_pair)
 
     def is_pair(node):
         return isinstance(node, tuple)
 
-    totals = moments(jax.random.split(jax.random.key(99), num_keys))
+    totals = jax.tree.map(lambda leaf: (jnp.zeros_like(leaf), jnp.zeros_like(leaf)), q)
+    for key in jax.random.split(jax.random.key(99), num_keys):  # in a loop of XLA convolutions are slow
+        totals = add(totals, key)
     sums = {"loc": 0.0, "rho": 0.0}
     for path, (total, squares) in jax.tree_util.tree_leaves_with_path(totals, is_leaf=is_pair):
         variance = (np.asarray(squares, np.float64) - np.asarray(total, np.float64) ** 2 / num_keys) / (num_keys - 1)

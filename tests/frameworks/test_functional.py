@@ -376,6 +376,31 @@ def test_a_model_with_state_as_a_function_of_the_latent_parameters_of_its_prior(
     chex.assert_trees_all_equal(found, (MODEL.eval_fn(STATE)(params, ROWS), (params, STATE)))
 
 
+LINEAR, TRANSFORMED = nn.Dense(3), hk.transform(lambda x: hk.Linear(3)(x))
+LINEARS = {
+    "nnx": lambda: from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0))),
+    "linen": lambda: from_linen(LINEAR, LINEAR.init(KEY, ROWS)),
+    "equinox": lambda: from_equinox(eqx.nn.Linear(4, 3, key=KEY)),
+    "haiku": lambda: from_haiku(TRANSFORMED, TRANSFORMED.init(KEY, ROWS)),
+}
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_latent_parameters_in_the_containers_of_every_framework(name):
+    model = LINEARS[name]()
+    latent = illia_fn.priors.horseshoe(model.params, scale=0.1)
+    sparse = model.reparameterise(latent.params, latent.to_params)
+    q = mean_field(latent.params, scale=0.1)
+    loss = sparse.loss(elbo_loss, num_samples=2, num_data=8, prior=latent.prior)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(jax.grad(loss), q, ROWS, LABELS, KEY), q)
+    predict = partial(illia_fn.predict, sparse.eval_fn(), num_samples=4)
+    assert jax.eval_shape(predict, q, ROWS, KEY).shape == (4, 8, 3)
+    made, expected = sparse.to_model(latent.params), model.to_model(model.params)
+    assert type(made) is type(expected)
+    pairs = zip(*[jax.tree.leaves(eqx.filter(tree, eqx.is_array)) for tree in (made, expected)], strict=True)
+    assert all(np.allclose(*pair, rtol=1e-5) for pair in pairs)
+
+
 def test_a_low_rank_change_to_a_network_that_stays():
     """Its mean, as the framework's own model, is the network with the change in it."""
     network = Normed(0.0)
