@@ -40,6 +40,12 @@ def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="compile quickly, as the whole suite does, what is named")
 
 
+def pytest_xdist_auto_num_workers():
+    """The cores that this process may run on, which are not all where others have some, and no more than eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 8)
+
+
 def pytest_configure(config):
     """The whole suite is compiled quickly, by its worker processes; single files are as XLA makes them for users."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS

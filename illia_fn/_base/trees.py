@@ -54,6 +54,11 @@ def frozen_pytree(cls: type[T]) -> type[T]:
     return cls
 
 
+def is_node(leaf: Any) -> bool:
+    """Whether it is of a class that `frozen_pytree` made: a posterior node or a prior, and no module of a framework."""
+    return isinstance(leaf, tuple(NODES))
+
+
 def unchecked(cls: type[T], fields: dict[str, Any]) -> T:
     """A node that may hold anything in its fields, such as a part of an optimizer's state."""
     node = object.__new__(cls)

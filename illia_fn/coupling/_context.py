@@ -43,6 +43,8 @@ class Use:
             them first: see `_linear`.
         is_row: whether all axes of the output are axes of the weight that only go to it, as of one row of data that
             meets a matrix.
+        meets_example: for an operation that is linear in it, whether what it meets depends on the example; a product
+            with other weights does not.
     """
 
     primitive: str
@@ -59,6 +61,7 @@ class Use:
     separable: Mapping[int, int] = field(default_factory=dict)
     is_row: bool = False
     rounds: int = 1
+    meets_example: bool = True
 
     @property
     def varying(self) -> frozenset[Any]:

@@ -138,13 +138,14 @@ def _laid_out(eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
 def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[Any] | None:
     """A weight meets data in an operation that is linear in it."""
     name, view = eqn.primitive.name, operands[position]
-    known = arrays(concrete(ctx, [None if index == position else value for index, value in enumerate(operands)]))
-    linear = LINEAR[name](view, position, known, eqn)
+    others = concrete(ctx, [None if index == position else value for index, value in enumerate(operands)])
+    linear = LINEAR[name](view, position, arrays(others), eqn)
     if linear is None:
         return None
     linear = linear._replace(data=_fenced(linear.data)) if ctx.fenced else linear
     if ctx.uses is not None:
         use: dict[str, Any] = {"reads": view.copies * linear.reads, "movable": frozenset(movable(linear, view))}
+        use["meets_example"] = any(isinstance(value, PerExample) for value in others)
         use["is_row"] = eqn.outvars[0].aval.size == math.prod(view.shape[axis] for axis in linear.free)
         ctx.note(position, view, name, draws_output=True, is_linear=True, separable=separable(linear, view), **use)
         return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]

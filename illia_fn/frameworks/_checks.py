@@ -17,7 +17,8 @@ def check_floating(caller: str, name: str, params: PyTree) -> None:
     leaves = leaves_with_path(params, is_posterior)
     if not leaves:
         raise ValueError(
-            f"{caller}: {name} has no leaves, got {params!r}. Pass the parameters of an initialised model."
+            f"{caller}: {name} has no leaves, got {params!r}. Pass floating-point arrays, such as the parameters of an "
+            "initialised model."
         )
     for path, leaf in leaves:
         if is_posterior(leaf):
@@ -54,15 +55,31 @@ def check_options(objective: Callable[..., Any], options: dict[str, Any]) -> Non
         )
 
 
-def check_like(what: str, expected: PyTree, state: PyTree, remedy: str) -> None:
-    """Refuse another structure and other shapes."""
+def check_like(what: str, expected: PyTree, state: PyTree, remedy: str, *, dtypes: bool = False) -> None:
+    """Refuse another structure, other shapes and, if asked to, other dtypes."""
     structures = jax.tree.structure(expected), jax.tree.structure(state)
     if structures[0] != structures[1]:
         expected_text, text = map(short, structures)
-        raise ValueError(f"{what} must have the structure {expected_text}, got {text}. {remedy}")
+        where = _difference(expected, state)
+        raise ValueError(f"{what} must have the structure {expected_text}, got {text}{where}. {remedy}")
     for (path, like), leaf in zip(leaves_with_path(expected), jax.tree.leaves(state), strict=True):
         if jnp.shape(like) != jnp.shape(leaf):
             raise ValueError(f"{what} must have shape {jnp.shape(like)} at {path}, got {jnp.shape(leaf)}. {remedy}")
+        types = [jnp.result_type(each) for each in (like, leaf)] if dtypes else ["", ""]
+        if types[0] != types[1]:
+            raise ValueError(f"{what} must be of dtype {types[0]} at {path}, got {types[1]}. {remedy}")
+
+
+def _difference(expected: PyTree, given: PyTree) -> str:
+    """The first path that only one of them has."""
+    ours, theirs = ([path for path, _ in leaves_with_path(tree)] for tree in (expected, given))
+    missing, more = (
+        next((path for path in some if path not in others), None)
+        for some, others in ((ours, set(theirs)), (theirs, set(ours)))
+    )
+    if missing is not None:
+        return f", which has nothing at {missing or 'its root'}"
+    return f", which has more at {more or 'its root'}" if more is not None else ""
 
 
 def short(structure: Any) -> str:

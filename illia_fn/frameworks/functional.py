@@ -104,8 +104,14 @@ class FunctionalModel:
             params: the other parameters, floating-point arrays.
             to_params: from a tree like them to one like the model's `params`.
 
+        What `to_params` closes over is a constant of what is compiled. Of a large network, pass its parameters to the
+        step as an argument and call this within, as the page of frameworks shows.
+
         Raises:
-            ValueError: if `to_params(params)` has another structure or other shapes than the model's parameters.
+            ValueError: if `to_params(params)` has another structure, other shapes or other dtypes than the model's
+                parameters; if `params` are not floating-point arrays, or have a posterior already. From a call of what
+                the model gives, if it is about other parameters than `params`.
+            TypeError: if `to_params` is not a function.
 
         >>> model = from_functions(lambda w, x, key: x @ w, lambda w, x: x @ w, jnp.ones((3, 2)))
         >>> scaled = model.reparameterise({"log_scale": jnp.zeros(2)}, lambda p: model.params * jnp.exp(p["log_scale"]))
@@ -115,14 +121,20 @@ class FunctionalModel:
         caller = "FunctionalModel.reparameterise"
         check_callable(caller, "to_params", to_params)
         check_floating(caller, "params", params)
-        remedy = "Return a tree like the model's attribute `params`."
-        check_like(f"{caller}: to_params(params)", self.params, jax.eval_shape(to_params, params), remedy)
+        remedy = "Return a tree like the model's attribute `params`, in its dtypes: changed.astype(w.dtype)."
+        check_like(f"{caller}: to_params(params)", self.params, jax.eval_shape(to_params, params), remedy, dtypes=True)
+
+        def own(given: PyTree) -> PyTree:
+            remedy = "Pass parameters, or a posterior, that are like the `params` that it was called with."
+            check_like(f"{caller}: the parameters of the new model", params, given, remedy)
+            return to_params(given)
+
         return FunctionalModel(
             params,
             self.state,
-            lambda params, state, x, key: self.train(to_params(params), state, x, key),
-            lambda params, state, x: self.evaluate(to_params(params), state, x),
-            lambda params, state: self.rebuild(to_params(params), state),
+            lambda given, state, x, key: self.train(own(given), state, x, key),
+            lambda given, state, x: self.evaluate(own(given), state, x),
+            lambda given, state: self.rebuild(own(given), state),
         )
 
     def loss(self, objective: Callable[..., Any], **options: Any) -> Callable[..., Any]:

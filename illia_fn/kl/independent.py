@@ -28,12 +28,13 @@ INDEPENDENT = (Normal, Gaussian, KTied)
 def kl_to_independent(q: LowRank | FullCovariance | MatrixNormal | Eigenbasis, p: PyTree) -> jax.Array:
     """KL(q || p) = sum_i KL(q_i || p_i) + KL(q || prod_i q_i), q_i the law of one number: no term is negative.
 
-    p is a prior for all that q stands for, or a tree of them. To one Normal for all numbers it is the same in any
-    basis, so that of an `Eigenbasis` is taken along its own, where its numbers are independent.
+    p is a prior for all that q stands for, or a tree of them. Where that is a Normal with one scale for all numbers, it
+    is the same in any basis, so that of an `Eigenbasis` is taken along its own, where its numbers are independent.
     """
+    if isinstance(q, Eigenbasis) and isinstance(p, Normal) and np.size(p.scale) == 1:
+        # the sum of the terms of means, and that of the terms of scales, each in its own basis
+        return kl_normal_normal(Marginals(wide(q.loc), *(x.reshape(q.loc.shape) for x in (q.scale, q.log_scale))), p)
     is_one = isinstance(p, Normal) and np.shape(p.loc) == np.shape(p.scale) == ()
-    if is_one and isinstance(q, Eigenbasis):  # the sum of the terms of means, and that of scales, each in its basis
-        return kl_normal_normal(Marginals(wide(q.loc).reshape(q.matrix_shape), q.scale, q.log_scale), p)
     marginals = q.marginals()
     prior = p if is_one else marginals_of(p, q.mean, marginals.loc.dtype).in_shape(marginals.loc.shape)
     return kl_normal_normal(marginals, prior) + q.total_correlation()

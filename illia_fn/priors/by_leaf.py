@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from illia_fn._base.checks import check_factor, check_scale, describe
 from illia_fn._base.numerics import at_least_float32
-from illia_fn._base.trees import PyTree, is_floating
+from illia_fn._base.trees import PyTree, is_floating, is_node
 from illia_fn.priors.normal import Normal
 
 
@@ -83,14 +83,14 @@ def centred(params: PyTree, scale: ArrayLike, *, relative: ArrayLike = 0.0) -> P
     check_factor("centred", "relative", relative)
 
     def prior(leaf: Any) -> Normal:
-        if hasattr(type(leaf), "log_prob"):
+        if is_node(leaf):
             raise TypeError(f"centred: params must be plain parameters, got {describe(leaf)}. Pass illia_fn.mean(q).")
         if not _is_number(leaf):
             return Normal(0.0, 1.0)
         w = jax.lax.stop_gradient(at_least_float32(jnp.asarray(leaf)))
         return Normal(w, jnp.maximum(jnp.asarray(scale, w.dtype), jnp.asarray(relative, w.dtype) * jnp.abs(w)))
 
-    return jax.tree.map(prior, params, is_leaf=lambda leaf: hasattr(type(leaf), "log_prob"))
+    return jax.tree.map(prior, params, is_leaf=is_node)
 
 
 def _is_number(leaf: Any) -> bool:

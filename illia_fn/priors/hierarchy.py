@@ -9,7 +9,7 @@ import numpy as np
 
 from illia_fn._base.checks import check_callable, check_scale, describe
 from illia_fn._base.numerics import at_least_float32
-from illia_fn._base.trees import PyTree, is_floating
+from illia_fn._base.trees import PyTree, is_floating, is_node
 from illia_fn.priors._transformed import LogHalfCauchy
 from illia_fn.priors.bijections import Constrained
 from illia_fn.priors.normal import Normal
@@ -93,8 +93,8 @@ def _hierarchy(caller: str, params: PyTree, scale: Any, *, has_local: bool) -> H
         scale = LogHalfCauchy(jnp.log(at_least_float32(scale)))
     elif scale.to != "positive":
         raise ValueError(f'{caller}: a prior of the scale must be constrained to "positive", got {scale.to!r}.')
-    leaves, structure = jax.tree.flatten(params, is_leaf=_is_node)
-    if any(map(_is_node, leaves)):
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_node)
+    if any(map(is_node, leaves)):
         raise TypeError(f"{caller}: params must be plain parameters, without posterior nodes. Pass illia_fn.mean(q).")
     if not any(map(is_floating, leaves)):
         raise ValueError(f"{caller}: params has no floating-point array, got {describe(params)}.")
@@ -130,7 +130,3 @@ def _log_size(w: jax.Array) -> jax.Array:
 def _times(w: jax.Array, log_scale: jax.Array) -> jax.Array:
     """w exp(log_scale), in the dtype of w."""
     return (at_least_float32(w) * jnp.exp(log_scale)).astype(w.dtype)
-
-
-def _is_node(leaf: Any) -> bool:
-    return hasattr(type(leaf), "log_prob")

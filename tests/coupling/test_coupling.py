@@ -200,6 +200,18 @@ def test_a_kernel_that_meets_one_patch_reaches_one_output(size, expected):
     assert strategies(apply_fn, q, coupling_cases.array(5, size, size, 2)) == {"a": expected}
 
 
+@pytest.mark.parametrize("coupling", ["decorrelated", "flipout", "local_reparam"])
+def test_a_product_of_weights_is_not_drawn_as_if_its_numbers_were_independent(coupling):
+    """As a low-rank change to a kernel: of equal columns the outputs are equal."""
+    columns, x = np.ones((2, 4), np.float32), coupling_cases.array(5, 3)
+    apply_fn = lambda w, x: x @ (1.0 + w["a"] @ columns)  # noqa: E731
+    q = mean_field({"a": coupling_cases.array(3, 2)}, scale=0.5)
+    assert strategies(apply_fn, q, x, coupling=coupling) == {"a": "flipout"}
+    outputs = np.asarray(jax.jit(illia_fn.decorrelate(apply_fn, coupling=coupling))(q, x, KEY))
+    np.testing.assert_allclose(outputs, np.repeat(outputs[:, :1], 4, axis=1), rtol=1e-4)
+    assert len(np.unique(outputs[:, 0])) == 5
+
+
 def test_one_concatenation_made_twice_is_one_weight():
     def twice(w, x):
         one, other = (jnp.concatenate([w["a"].T, w["b"]], axis=1) for _ in range(2))

@@ -376,11 +376,19 @@ def test_a_model_with_state_as_a_function_of_the_latent_parameters_of_its_prior(
     chex.assert_trees_all_equal(found, (MODEL.eval_fn(STATE)(params, ROWS), (params, STATE)))
 
 
+class Density(eqx.nn.Linear):
+    """It has the method of a prior, and is none."""
+
+    def log_prob(self, x):
+        return -jnp.square(self(x)).sum()
+
+
 LINEAR, TRANSFORMED = nn.Dense(3), hk.transform(lambda x: hk.Linear(3)(x))
 LINEARS = {
     "nnx": lambda: from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0))),
     "linen": lambda: from_linen(LINEAR, LINEAR.init(KEY, ROWS)),
     "equinox": lambda: from_equinox(eqx.nn.Linear(4, 3, key=KEY)),
+    "equinox with a density": lambda: from_equinox(Density(4, 3, key=KEY)),
     "haiku": lambda: from_haiku(TRANSFORMED, TRANSFORMED.init(KEY, ROWS)),
 }
 
@@ -397,6 +405,7 @@ def test_latent_parameters_in_the_containers_of_every_framework(name):
     assert jax.eval_shape(predict, q, ROWS, KEY).shape == (4, 8, 3)
     made, expected = sparse.to_model(latent.params), model.to_model(model.params)
     assert type(made) is type(expected)
+    assert type(illia_fn.priors.centred(model.params, 0.1)) is type(model.params)
     pairs = zip(*[jax.tree.leaves(eqx.filter(tree, eqx.is_array)) for tree in (made, expected)], strict=True)
     assert all(np.allclose(*pair, rtol=1e-5) for pair in pairs)
 

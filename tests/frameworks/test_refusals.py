@@ -41,6 +41,11 @@ STATELESS = from_functions(plain, plain, PARAMS)
 STATEFUL = from_functions(lambda params, state, x, key: (x @ params, state), lambda params, state, x: x, PARAMS, STATE)
 
 
+LATENT = STATELESS.reparameterise(
+    {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 3))}, lambda change: change["a"] @ change["b"]
+)
+
+
 def norms(*axis_names):
     return eqx.nn.make_with_state(eqx.nn.Sequential)(
         [eqx.nn.BatchNorm(4, axis_name=name, mode="batch") for name in axis_names]
@@ -61,6 +66,11 @@ CASES = {
     "reparameterise: another structure": (lambda: STATELESS.reparameterise(PARAMS, lambda w: {"w": w}), ValueError, r"FunctionalModel.reparameterise: to_params\(params\) must have the structure .*attribute `params`"),
     "reparameterise: a posterior": (lambda: STATELESS.reparameterise(illia_fn.mean_field(PARAMS), lambda w: w), ValueError, r"FunctionalModel.reparameterise: params is a posterior node \(Gaussian\).*illia_fn.mean\(q\)"),
     "reparameterise: no function": (lambda: STATELESS.reparameterise(PARAMS, PARAMS), TypeError, "FunctionalModel.reparameterise: to_params must be a function"),
+    "reparameterise: another dtype": (lambda: STATELESS.reparameterise(PARAMS, lambda w: w.astype(jnp.bfloat16)), ValueError, r"FunctionalModel.reparameterise: to_params\(params\) must be of dtype float32 at .*, got bfloat16. .*astype"),
+    "reparameterise: nothing": (lambda: STATELESS.reparameterise({}, lambda w: PARAMS), ValueError, r"FunctionalModel.reparameterise: params has no leaves, got {}. Pass floating-point arrays"),
+    "a draw of other shapes": (lambda: LATENT.to_model({"a": jnp.ones((1, 2)), "b": jnp.ones((2, 3))}), ValueError, r"FunctionalModel.reparameterise: the parameters of the new model must have shape \(4, 2\) at \['a'\], got \(1, 2\). Pass parameters, or a posterior, that are like"),
+    "a posterior of the model before": (lambda: LATENT.loss(elbo_loss, num_data=8)(illia_fn.mean_field(PARAMS), ROWS, LABELS, KEY), ValueError, r"the parameters of the new model must have the structure .*, which has nothing at \['a'\]. Pass"),
+    "the same in prediction": (lambda: illia_fn.predict(LATENT.eval_fn(), illia_fn.mean_field(PARAMS), ROWS, KEY, 2), ValueError, r"the parameters of the new model must have the structure .*, which has nothing at \['a'\]. Pass"),
     "functions: a posterior": (lambda: from_functions(plain, plain, {"w": illia_fn.mean_field(PARAMS)}), ValueError, r"from_functions: params\['w'\] is a posterior node"),
     "a hierarchy around a model": (lambda: illia_fn.priors.horseshoe(PARAMS, 0.1).wrap(STATELESS), TypeError, r"Hierarchy.wrap: apply_fn must be a function, got .*train_fn\(\) or eval_fn\(\)"),
     "nnx: a class": (lambda: from_nnx(nnx.Linear), TypeError, r"from_nnx: model must be an instance of flax.nnx.Module, got .*Linear.* Make one"),

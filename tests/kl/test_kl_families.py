@@ -44,6 +44,7 @@ PRIOR = Normal(0.5, 2.0)
 FORMS = [(name, name) for name in nodes()] + [
     *[(name, "FullCovariance") for name in ("Gaussian", "LowRank", "MatrixNormal", "Eigenbasis")],
     ("KTied", "LowRank"),
+    ("Eigenbasis", "Gaussian"),
     ("Gaussian", "Eigenbasis"),
     ("MatrixNormal", "Eigenbasis"),
 ]
@@ -121,14 +122,22 @@ def test_scales_of_many_sizes_in_bases():
     np.testing.assert_allclose(found["full"], found["diagonal"], rtol=1e-6)
 
 
-def test_one_normal_for_all_numbers_is_the_same_seen_from_any_basis():
-    """As an array it goes through the marginals, whose products it does not take."""
+def test_a_normal_of_one_scale_is_the_same_seen_from_any_basis():
+    """Scales that are an array go through the marginals, whose products one scale does not take."""
     q = nodes()["Eigenbasis"]
-    every = Normal(np.full(families.SHAPE, 0.5, np.float32), 2.0)
-    found, expected = jax.jit(lambda q: [jax.value_and_grad(kl_divergence)(q, p) for p in (PRIOR, every)])(q)
-    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
-    assert "dot_general" not in str(jax.make_jaxpr(kl_divergence)(q, PRIOR))
-    assert "dot_general" in str(jax.make_jaxpr(kl_divergence)(q, every))
+    loc = families.array(np.linspace(-1.0, 1.0, 12).reshape(families.SHAPE))
+
+    @jax.jit
+    def kls(q, scale):
+        priors = [Normal(loc, jnp.broadcast_to(scale, shape)) for shape in ((), (1, 1), families.SHAPE)]
+        of = lambda q, scale, p: kl_divergence(q, Normal(p.loc, p.scale * scale))  # noqa: E731
+        return [jax.value_and_grad(of, (0, 1))(q, 1.0, p) for p in priors]
+
+    *found, expected = kls(q, 2.0)
+    for one in found:
+        chex.assert_trees_all_close(one, expected, rtol=2e-5, atol=1e-6)
+    products = ["dot_general" in str(jax.make_jaxpr(kl_divergence)(q, p)) for p in (PRIOR, Normal(loc, loc + 2.0))]
+    assert products == [False, True]
 
 
 @pytest.mark.parametrize("small", [1e-1, 1e-2, 1e-3, 1e-4])
