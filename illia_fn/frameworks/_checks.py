@@ -59,9 +59,9 @@ def check_like(what: str, expected: PyTree, state: PyTree, remedy: str, *, dtype
     """Refuse another structure, other shapes and, if asked to, other dtypes."""
     structures = jax.tree.structure(expected), jax.tree.structure(state)
     if structures[0] != structures[1]:
-        expected_text, text = map(short, structures)
+        expected_text, text = map(_short, structures)
         where = _difference(expected, state)
-        raise ValueError(f"{what} must have the structure {expected_text}, got {text}{where}. {remedy}")
+        raise ValueError(f"{what} {where}must have the structure {expected_text}, got {text}. {remedy}")
     for (path, like), leaf in zip(leaves_with_path(expected), jax.tree.leaves(state), strict=True):
         if jnp.shape(like) != jnp.shape(leaf):
             raise ValueError(f"{what} must have shape {jnp.shape(like)} at {path}, got {jnp.shape(leaf)}. {remedy}")
@@ -71,18 +71,18 @@ def check_like(what: str, expected: PyTree, state: PyTree, remedy: str, *, dtype
 
 
 def _difference(expected: PyTree, given: PyTree) -> str:
-    """The first path that only one of them has."""
+    """The first path that only one of them has, as the beginning of a sentence."""
     ours, theirs = ([path for path, _ in leaves_with_path(tree)] for tree in (expected, given))
     missing, more = (
         next((path for path in some if path not in others), None)
         for some, others in ((ours, set(theirs)), (theirs, set(ours)))
     )
     if missing is not None:
-        return f", which has nothing at {missing or 'its root'}"
-    return f", which has more at {more or 'its root'}" if more is not None else ""
+        return f"has nothing at {missing or 'its root'}: it "
+    return f"has something at {more or 'its root'}: it " if more is not None else ""
 
 
-def short(structure: Any) -> str:
+def _short(structure: Any) -> str:
     """The beginning of a structure: that of a large model fills pages."""
     text = str(structure)
     return text if len(text) <= 160 else f"{text[:160]} ..."

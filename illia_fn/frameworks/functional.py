@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from illia_fn._base.checks import check_callable, split_aux
 from illia_fn._base.trees import PyTree, leaves_with_path
 from illia_fn.engine.state import average_state
-from illia_fn.frameworks._checks import check_floating, check_like, check_options, short
+from illia_fn.frameworks._checks import check_floating, check_like, check_options
 
 
 class _Carried(NamedTuple):
@@ -69,6 +69,7 @@ class FunctionalModel:
         state = self._checked("FunctionalModel.train_fn", state)
 
         def apply_fn(params: PyTree, x: Any, key: jax.Array) -> Any:
+            self._check_params("FunctionalModel.train_fn", params)
             outputs, new = self.train(params, state, x, key)
             return (outputs, _like(state, new)) if self.has_state else outputs
 
@@ -77,7 +78,12 @@ class FunctionalModel:
     def eval_fn(self, state: PyTree = None) -> Callable[[PyTree, Any], Any]:
         """The model in evaluation mode, apply_fn(params, x) -> outputs, as `predict` takes it."""
         state = self._checked("FunctionalModel.eval_fn", state)
-        return lambda params, x: self.evaluate(params, state, x)
+
+        def apply_fn(params: PyTree, x: Any) -> Any:
+            self._check_params("FunctionalModel.eval_fn", params)
+            return self.evaluate(params, state, x)
+
+        return apply_fn
 
     def to_model(self, params: PyTree, state: PyTree = None) -> Any:
         """The framework's own model with these parameters, such as `mean(q)` or `sample(key, q)`, and this state.
@@ -85,12 +91,7 @@ class FunctionalModel:
         flax.nnx: a module in evaluation mode; equinox: a module in inference mode, or (module, state); linen: the
         variables; haiku and plain functions: the parameters, or (params, state).
         """
-        expected, given = jax.tree.structure(self.params), jax.tree.structure(params)
-        if expected != given:
-            raise ValueError(
-                f"FunctionalModel.to_model: params must have the structure of the model's, {short(expected)}, got "
-                f"{short(given)}. Of a posterior pass illia_fn.mean(q), or one draw, illia_fn.sample(key, q)."
-            )
+        self._check_params("FunctionalModel.to_model", params)
         return self.rebuild(params, self._checked("FunctionalModel.to_model", state))
 
     def reparameterise(self, params: PyTree, to_params: Callable[[PyTree], PyTree]) -> "FunctionalModel":
@@ -109,8 +110,7 @@ class FunctionalModel:
 
         Raises:
             ValueError: if `to_params(params)` has another structure, other shapes or other dtypes than the model's
-                parameters; if `params` are not floating-point arrays, or have a posterior already. From a call of what
-                the model gives, if it is about other parameters than `params`.
+                parameters; if `params` are not floating-point arrays, or have a posterior already.
             TypeError: if `to_params` is not a function.
 
         >>> model = from_functions(lambda w, x, key: x @ w, lambda w, x: x @ w, jnp.ones((3, 2)))
@@ -123,18 +123,12 @@ class FunctionalModel:
         check_floating(caller, "params", params)
         remedy = "Return a tree like the model's attribute `params`, in its dtypes: changed.astype(w.dtype)."
         check_like(f"{caller}: to_params(params)", self.params, jax.eval_shape(to_params, params), remedy, dtypes=True)
-
-        def own(given: PyTree) -> PyTree:
-            remedy = "Pass parameters, or a posterior, that are like the `params` that it was called with."
-            check_like(f"{caller}: the parameters of the new model", params, given, remedy)
-            return to_params(given)
-
         return FunctionalModel(
             params,
             self.state,
-            lambda given, state, x, key: self.train(own(given), state, x, key),
-            lambda given, state, x: self.evaluate(own(given), state, x),
-            lambda given, state: self.rebuild(own(given), state),
+            lambda params, state, x, key: self.train(to_params(params), state, x, key),
+            lambda params, state, x: self.evaluate(to_params(params), state, x),
+            lambda params, state: self.rebuild(to_params(params), state),
         )
 
     def loss(self, objective: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -162,7 +156,12 @@ class FunctionalModel:
         check_options(objective, options)
         has_aux = self.has_state and options.pop("has_aux", fixed.get("has_aux", False))
 
-        def loss(q: PyTree, x: Any, y: Any, key: jax.Array, **more: Any) -> Any:
+        def loss(q: PyTree, x: Any, y: Any, key: jax.Array, *others: Any, **more: Any) -> Any:
+            if others:
+                raise TypeError(
+                    "FunctionalModel.loss: the model has no state, so its loss takes four arguments, "
+                    f"loss(q, x, y, key), and gives a value, got {4 + len(others)}."
+                )
             check_options(objective, more)
             return objective(self.train_fn(), q, x, y, key, needs_key=True, **{**options, **more})
 
@@ -198,6 +197,13 @@ class FunctionalModel:
                 f'the whole batch (state{path}). Pass coupling="shared", or take a model without batch statistics, '
                 "such as one with layer or group normalisation."
             )
+
+    def _check_params(self, caller: str, params: PyTree) -> None:
+        remedy = (
+            "Pass what is like the model's attribute `params`: a posterior of these to an objective and to predict; "
+            "to_model takes illia_fn.mean(q), or one draw, illia_fn.sample(key, q)."
+        )
+        check_like(f"{caller}: params", self.params, params, remedy)
 
     def _checked(self, caller: str, state: PyTree) -> PyTree:
         if not self.has_state and not jax.tree.leaves(state):
