@@ -28,7 +28,7 @@ class Use:
 
     Attributes:
         primitive: the name of the operation.
-        reads: how many outputs an element of the leaf reaches at most.
+        reads: how many outputs an element of the leaf reaches at most; infinite where one of them may have it twice.
         positions: for every axis of the leaf, the positions along it that are used.
         movable: the axes of the leaf whose sign can be moved in front of the operation or behind it.
         draws_output: whether local reparameterisation applies.
@@ -43,8 +43,6 @@ class Use:
             them first: see `_linear`.
         is_row: whether all axes of the output are axes of the weight that only go to it, as of one row of data that
             meets a matrix.
-        meets_example: for an operation that is linear in it, whether what it meets depends on the example; a product
-            with other weights does not.
     """
 
     primitive: str
@@ -61,7 +59,6 @@ class Use:
     separable: Mapping[int, int] = field(default_factory=dict)
     is_row: bool = False
     rounds: int = 1
-    meets_example: bool = True
 
     @property
     def varying(self) -> frozenset[Any]:

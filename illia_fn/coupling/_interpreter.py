@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 
 from illia_fn._base.jaxprs import bind
@@ -144,8 +145,13 @@ def _linear(ctx: Context, eqn: Any, position: int, operands: list[Any]) -> list[
         return None
     linear = linear._replace(data=_fenced(linear.data)) if ctx.fenced else linear
     if ctx.uses is not None:
-        use: dict[str, Any] = {"reads": view.copies * linear.reads, "movable": frozenset(movable(linear, view))}
-        use["meets_example"] = any(isinstance(value, PerExample) for value in others)
+        reads = view.copies * linear.reads
+        # of an element that stands in several places, or in a product that meets data later, an output may have two
+        thin = math.prod(np.broadcast_shapes(*[at.shape for at in view.signs.values()]))
+        is_repeated = thin < math.prod(view.shape) or view.copies > ctx.rounds
+        if reads > 1 and (is_repeated or not any(isinstance(value, PerExample) for value in others)):
+            reads = math.inf
+        use: dict[str, Any] = {"reads": reads, "movable": frozenset(movable(linear, view))}
         use["is_row"] = eqn.outvars[0].aval.size == math.prod(view.shape[axis] for axis in linear.free)
         ctx.note(position, view, name, draws_output=True, is_linear=True, separable=separable(linear, view), **use)
         return [PerExample(linear.apply(linear.data, view.dense(view.mean)))]

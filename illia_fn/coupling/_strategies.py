@@ -43,8 +43,7 @@ def strategy_of(uses: Sequence[Use], size: int, coupling: Coupling, of_wholes: M
     if coupling != "flipout" and all(use.draws_output for use in uses):
         if reads <= 1:
             return Decision("local_reparam", REACHES_ONE)
-        # of a product of weights, whose numbers depend on each other as those of no output do, not even approximately
-        if coupling == "local_reparam" and reads < math.inf and all(use.meets_example for use in uses):
+        if coupling == "local_reparam" and reads < math.inf:  # else not even the variance of an output would be right
             return Decision("local_reparam", f"APPROXIMATE: an element reaches {reads:g} outputs of an example")
     if all(size <= max(1, use.meets) for use in uses):
         return Decision("per_example", SMALL)

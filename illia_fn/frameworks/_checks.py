@@ -46,6 +46,7 @@ def call_keywords(caller: str, train: Any, evaluate: Any) -> tuple[dict[str, Any
 
 
 def check_options(objective: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Refuse options that the objective does not take, where its signature tells."""
     known = inspect.signature(objective, follow_wrapped=False).parameters.values()  # a wrapper may take more
     names = [one.name for one in known if one.kind is not inspect.Parameter.VAR_KEYWORD]
     if len(names) == len(known) and (unknown := [name for name in options if name not in names]):

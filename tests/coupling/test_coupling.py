@@ -200,11 +200,22 @@ def test_a_kernel_that_meets_one_patch_reaches_one_output(size, expected):
     assert strategies(apply_fn, q, coupling_cases.array(5, size, size, 2)) == {"a": expected}
 
 
+# kernels that are made of weights, with equal columns
+MADE = {
+    "a low-rank change": lambda w: 1.0 + w["a"] @ np.ones((2, 4), np.float32),
+    "an offset of rows": lambda w: np.ones((3, 4), np.float32) + w["a"][:, :1],
+    "an offset": lambda w: np.ones((3, 4), np.float32) + w["a"][:1, :1],
+    "rows one after another": lambda w: jnp.repeat(w["a"][:, :1], 4, axis=1),
+    "columns side by side": lambda w: jnp.tile(w["a"][:, :1], (1, 4)),
+    "a scale of rows": lambda w: np.ones((3, 4), np.float32) * w["a"][:, :1],
+}
+
+
+@pytest.mark.parametrize("kernel", MADE)
 @pytest.mark.parametrize("coupling", ["decorrelated", "flipout", "local_reparam"])
-def test_a_product_of_weights_is_not_drawn_as_if_its_numbers_were_independent(coupling):
-    """As a low-rank change to a kernel: of equal columns the outputs are equal."""
-    columns, x = np.ones((2, 4), np.float32), coupling_cases.array(5, 3)
-    apply_fn = lambda w, x: x @ (1.0 + w["a"] @ columns)  # noqa: E731
+def test_a_kernel_made_of_weights_is_not_drawn_as_if_its_numbers_were_independent(coupling, kernel):
+    x = coupling_cases.array(5, 3)
+    apply_fn = lambda w, x: x @ MADE[kernel](w)  # noqa: E731
     q = mean_field({"a": coupling_cases.array(3, 2)}, scale=0.5)
     assert strategies(apply_fn, q, x, coupling=coupling) == {"a": "flipout"}
     outputs = np.asarray(jax.jit(illia_fn.decorrelate(apply_fn, coupling=coupling))(q, x, KEY))
